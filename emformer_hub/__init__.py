@@ -1,0 +1,1 @@
+"""EMformer: isotropic volumes from anisotropic electron-microscopy stacks."""

@@ -1,0 +1,197 @@
+"""How sections sample tissue: voxel sizes and the one description of section geometry.
+
+Conventions, fixed here for the whole package:
+
+* Axes are ``z, y, x``; ``z`` is the section axis. Lengths are nanometres, unless a name says otherwise.
+* ``factor`` s is the anisotropy factor, input section spacing / output plane spacing: any real number from 1 to 16.
+* Section ``i`` owns the slab ``[i*s, (i+1)*s)``, in units of output planes. A stack of ``n`` sections becomes
+  ``round(n*s)`` planes over the same physical extent; plane ``k`` covers ``[k, k+1)``, its centre is at ``k + 0.5``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from emformer_hub.errors import InputError
+
+FACTOR_MIN, FACTOR_MAX = 1.0, 16.0
+
+
+@dataclass(frozen=True)
+class VoxelSize:
+    """Edge lengths of a voxel in nanometres, in the order z, y, x.
+
+    Raises:
+        InputError: a length is not a positive, finite number.
+    """
+
+    z: float
+    y: float
+    x: float
+
+    def __post_init__(self) -> None:
+        for axis, length in zip("zyx", self.zyx, strict=True):
+            if not (math.isfinite(length) and length > 0):
+                raise InputError(
+                    f"voxel size along {axis} is {length} nm; expected a positive number, as in 40,4,4 (z,y,x)."
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> VoxelSize:
+        """``"40,4,4"`` -> ``VoxelSize(40, 4, 4)`` (nm, z,y,x)."""
+        parts = text.split(",")
+        try:
+            z, y, x = (float(part) for part in parts)
+        except ValueError:
+            raise InputError(
+                f"voxel size {text!r} is not three numbers; expected Z,Y,X in nm, as in 40,4,4."
+            ) from None
+        return cls(z, y, x)
+
+    @property
+    def zyx(self) -> tuple[float, float, float]:
+        return (self.z, self.y, self.x)
+
+    @property
+    def lateral(self) -> float:
+        """Geometric mean of y and x: the voxel edge that isotropic output takes by default (nm)."""
+        return math.sqrt(self.y * self.x)
+
+    def factor_to(self, target_z: float | None = None) -> float:
+        """Anisotropy factor between these sections and planes ``target_z`` nm apart (default: the lateral size).
+
+        Raises:
+            InputError: the factor is outside 1-16, with what that usually means.
+        """
+        target = self.lateral if target_z is None else target_z
+        if not (math.isfinite(target) and target > 0):
+            raise InputError(f"target plane spacing is {target} nm; expected a positive number.")
+        factor = self.z / target
+        if factor < FACTOR_MIN:
+            raise InputError(
+                f"z ({self.z:g} nm) is finer than the target spacing ({target:g} nm): factor {factor:.3g} is below 1. "
+                f"Voxel sizes are given as Z,Y,X; is the order right? Otherwise there is nothing to restore along z."
+            )
+        return check_factor(factor)
+
+    def with_z(self, z: float) -> VoxelSize:
+        return VoxelSize(z, self.y, self.x)
+
+    def __str__(self) -> str:
+        return f"{self.z:g},{self.y:g},{self.x:g} nm (z,y,x)"
+
+
+def check_factor(factor: float) -> float:
+    """Return ``factor`` if it is a real number from 1 to 16, else raise ``InputError``."""
+    if not (math.isfinite(factor) and FACTOR_MIN <= factor <= FACTOR_MAX):
+        raise InputError(
+            f"anisotropy factor is {factor:g}; expected {FACTOR_MIN:g} to {FACTOR_MAX:g}. "
+            f"Choose another target spacing (--target-nm) or factor (--factor)."
+        )
+    return float(factor)
+
+
+@dataclass(frozen=True)
+class SectionModel:
+    """How a stack of sections sees the isotropic signal: a sparse row-stochastic matrix, sections x planes.
+
+    Section ``i`` is the mean of the signal over ``[i*s + o, i*s + o + t*s]``, in planes.
+
+    Args:
+        factor: s, output planes per section; real, 1 to 16.
+        thickness: t, the imaged share of the section spacing, in (0, 1]. 1 is a physical section seen through its
+            whole thickness (ssTEM, array tomography); 1/s is a block face one plane deep (FIB-SEM, SBF-SEM).
+        offset: o, where the imaged part begins within the slab, in planes; ``None`` centres it, ``(1 - t) * s / 2``.
+
+    Raises:
+        InputError: a value is out of range, or the imaged part would leave the slab.
+    """
+
+    factor: float
+    thickness: float = 1.0
+    offset: float | None = None
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+        if not 0 < self.thickness <= 1:
+            raise InputError(
+                f"section thickness is {self.thickness:g}; expected a share of the section spacing in (0, 1]: "
+                f"1 for sections seen through (ssTEM), towards 1/factor for block faces (FIB-SEM, SBF-SEM)."
+            )
+        slack = (1 - self.thickness) * self.factor
+        if self.offset is None:
+            object.__setattr__(self, "offset", slack / 2)
+        elif not -1e-9 <= self.offset <= slack + 1e-9:
+            raise InputError(
+                f"section offset is {self.offset:g} planes; expected 0 to {slack:g} at factor {self.factor:g} "
+                f"and thickness {self.thickness:g}."
+            )
+
+    @property
+    def centre(self) -> float:
+        """Centre of the imaged part within the slab, in section spacings: 0.5 unless an offset was given."""
+        assert self.offset is not None
+        return self.offset / self.factor + self.thickness / 2
+
+    def num_planes(self, num_sections: int) -> int:
+        """Planes that ``num_sections`` sections become: ``round(n * s)``, halves up."""
+        return math.floor(num_sections * self.factor + 0.5 + 1e-9)
+
+    def num_sections(self, num_planes: int) -> int:
+        """The most sections that ``num_planes`` planes hold: the inverse of ``num_planes``."""
+        sections = math.floor((num_planes + 0.5) / self.factor) + 1
+        while sections > 0 and self.num_planes(sections) > num_planes:
+            sections -= 1
+        return sections
+
+    def plane_positions(self, num_planes: int, first_plane: int = 0) -> np.ndarray:
+        """Centres of output planes in section coordinates, float64 ``(planes,)``: section ``i``'s centre is at ``i``."""
+        return (np.arange(first_plane, first_plane + num_planes) + 0.5) / self.factor - self.centre
+
+    def matrix(self, num_sections: int) -> np.ndarray:
+        """The matrix A, float64 ``(sections, planes)``; rows sum to one, clipped to the extent of the planes."""
+        assert self.offset is not None
+        planes = np.arange(self.num_planes(num_sections))
+        start = np.arange(num_sections)[:, None] * self.factor + self.offset
+        stop = np.minimum(start + self.thickness * self.factor, len(planes))
+        start = np.minimum(start, len(planes) - 1e-6)
+        overlap = np.clip(np.minimum(stop, planes + 1) - np.maximum(start, planes), 0, None)
+        overlap[overlap < 1e-9] = 0
+        return overlap / overlap.sum(axis=1, keepdims=True)
+
+    def degrade(self, volume: np.ndarray) -> np.ndarray:
+        """Sections as this geometry would image them: ``(planes, ...) -> (sections, ...)``, float32.
+
+        Planes beyond the last whole section are left out. Raises ``InputError`` if not one section fits.
+        """
+        sections = self.num_sections(volume.shape[0])
+        if sections == 0:
+            raise InputError(
+                f"{volume.shape[0]} planes do not hold one section at factor {self.factor:g}; give a longer volume."
+            )
+        weights = self.matrix(sections).astype(np.float32)
+        degraded = np.empty((sections, *volume.shape[1:]), np.float32)
+        for row, weight in enumerate(weights):  # the matrix is sparse: touch only the planes of one section at a time
+            (used,) = np.nonzero(weight)
+            planes = volume[used[0] : used[-1] + 1].astype(np.float32)
+            degraded[row] = np.tensordot(weight[used[0] : used[-1] + 1], planes, axes=1)
+        return degraded
+
+    def project(self, planes: np.ndarray, sections: np.ndarray) -> np.ndarray:
+        """The nearest volume to ``planes`` whose degraded form equals ``sections``: ``x + A^+ (y - A x)``, float32.
+
+        Args:
+            planes: ``(num_planes(n), ...)``; sections: ``(n, ...)``.
+        """
+        expected = self.num_planes(sections.shape[0])
+        if planes.shape != (expected, *sections.shape[1:]):
+            raise InputError(
+                f"planes have shape {planes.shape}; {sections.shape[0]} sections at factor {self.factor:g} "
+                f"need {(expected, *sections.shape[1:])}."
+            )
+        matrix = self.matrix(sections.shape[0])
+        residual = sections.astype(np.float64) - np.tensordot(matrix, planes.astype(np.float64), axes=1)
+        return (planes + np.tensordot(np.linalg.pinv(matrix), residual, axes=1)).astype(np.float32)

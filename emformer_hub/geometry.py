@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emformer_hub.errors import InputError
+from .errors import InputError
 
 FACTOR_MIN, FACTOR_MAX = 1.0, 16.0
 

@@ -1,0 +1,77 @@
+"""Volumes on disk: one door in (``read_volume``), one door out (``write_volume``), one module per format.
+
+In: TIFF stacks (multi-page, ImageJ, OME, BigTIFF), folders of TIFF or PNG sections, OME-Zarr 0.4 and 0.5, Zarr arrays.
+Out: OME-TIFF, OME-Zarr 0.5. Axes are z, y, x; lengths are nm. Voxel sizes are read, never guessed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes import ome_zarr, slices, tiff
+from emformer_hub.volumes.checks import check_dtype, check_volume
+from emformer_hub.volumes.output import ZARR_SUFFIXES, check_output, replacing
+from emformer_hub.volumes.volume import Volume
+
+__all__ = ["Volume", "check_output", "check_volume", "read_volume", "write_volume"]
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """Read a volume and the voxel size that its file states.
+
+    The format is told by content, not by suffix. Voxels keep their dtype: uint8, uint16, int16, float16, float32 or
+    float64, in native byte order. An uncompressed, contiguous TIFF is memory-mapped read-only; anything else is loaded.
+
+    Args:
+        path: a TIFF stack, a folder of TIFF or PNG sections (natural order), an OME-Zarr image, or a Zarr array.
+
+    Returns:
+        The volume, data ``(z, y, x)``; ``voxel_size`` is ``None`` if z, y or x is missing or in an unknown unit.
+
+    Raises:
+        InputError: the path is missing, unreadable, truncated, or does not hold one grey-value stack.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; expected a TIFF stack, a folder of sections, or an OME-Zarr. Is the path right?"
+        )
+    if not path.is_dir():
+        return tiff.read(path)
+    return ome_zarr.read(path) if ome_zarr.is_zarr(path) else slices.read(path)
+
+
+def write_volume(
+    path: str | os.PathLike[str],
+    data: np.ndarray,
+    voxel_size: VoxelSize,
+    *,
+    translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    overwrite: bool = False,
+) -> None:
+    """Write a volume; it appears under ``path`` only when it is complete.
+
+    Args:
+        path: ``.ome.tif``, ``.ome.tiff``, ``.tif`` or ``.tiff``: OME-TIFF that ImageJ reads without plugins too (up to
+            4 GB); ``.ome.zarr`` or ``.zarr``: OME-Zarr 0.5.
+        data: ``(z, y, x)``; uint8, uint16, int16, float16 (float32 in TIFF), float32 or float64.
+        voxel_size: nm.
+        translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
+        overwrite: replace an existing output, once the new one is complete.
+
+    Raises:
+        InputError: as ``check_output``; the data are not 3-D or of another dtype; or the disk refuses.
+    """
+    path = Path(path)
+    check_output(path, overwrite)
+    if data.ndim != 3:
+        raise InputError(f"data for {path} have shape {data.shape}; expected (z, y, x).")
+    check_dtype(data.dtype, f"data for {path}")
+    write = ome_zarr.write if path.suffix.lower() in ZARR_SUFFIXES else tiff.write
+    with replacing(path) as partial:
+        write(partial, data, voxel_size, translation_nm)

@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything is installed into .venv, nothing elsewhere.
+PYTHON ?= python3
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+# An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
+$(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || rm -f $(STAMP))
+
+.PHONY: demo test test-slow lint types clean
+
+demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
+	$(VENV)/bin/python examples/demo.py
+
+test: $(STAMP) ## the tests, without the slow ones
+	$(VENV)/bin/python -m pytest -q
+
+test-slow: $(STAMP) ## the slow tests
+	$(VENV)/bin/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+
+types: $(STAMP)
+	$(VENV)/bin/python -m mypy
+
+clean: ## remove what make made: the environment, the demo's output, caches; never runs/
+	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamp is written last, so an interrupted installation leaves none and the next make starts from an empty folder.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
+	  f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.12")'
+	@test -e $@ || { echo "==> Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@rm -f $@
+	@echo "==> Installing PyTorch, the largest download"
+	$(PIP) install -c constraints.txt torch==2.13.0
+	@echo "==> Installing the package and its tested dependencies, a minute or more without output"
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,86 @@
+"""Interpolation along z that honours section geometry: the baseline that a reconstruction has to beat.
+
+Positions are section coordinates, in which the centre of section ``i`` is at ``i`` (``SectionModel.plane_positions``).
+Beyond the first and the last centre the edge section is replicated.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from .errors import InputError
+from .geometry import SectionModel
+
+Kind = Literal["nearest", "linear", "cubic"]
+
+KEYS_A = -0.75
+"""Free parameter of the cubic kernel, as in the bicubic modes of PyTorch and OpenCV. Keys' own choice, -0.5, is exact
+for quadratics, but on sections that average over their thickness the sharper kernel is the stronger baseline."""
+
+
+def interpolation_matrix(positions: np.ndarray, num_sections: int, kind: Kind) -> np.ndarray:
+    """The weights that make planes of sections, float32 ``(planes, sections)``; rows sum to one.
+
+    Args:
+        positions: centres of the planes in section coordinates, ``(planes,)``.
+        num_sections: sections in the stack, at least 1.
+        kind: ``nearest`` (halves up), ``linear``, or ``cubic``: the convolution kernel of R. Keys, "Cubic convolution
+            interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981, with a = ``KEYS_A``.
+
+    Raises:
+        InputError: ``kind`` is unknown, there is no section, or the positions are not a list of finite numbers.
+    """
+    taps, weights = _taps(positions, num_sections, kind)
+    matrix = np.zeros((len(taps), num_sections))
+    np.add.at(matrix, (np.arange(len(taps))[:, None], taps), weights)
+    return matrix.astype(np.float32)
+
+
+def interpolate(sections: np.ndarray, model: SectionModel, kind: Kind) -> np.ndarray:
+    """Planes interpolated between sections: ``(sections, y, x) -> (num_planes(sections), y, x)``, float32.
+
+    Values stay on the scale of the input; ``cubic`` may overshoot its range. Works plane by plane, so that beyond the
+    result only a few planes are held in memory, and ``sections`` may be a memory map.
+
+    Raises:
+        InputError: ``sections`` is not a volume of at least one section, or ``kind`` is unknown.
+    """
+    if sections.ndim != 3:
+        raise InputError(f"sections have shape {sections.shape}; expected three axes (sections, y, x).")
+    num_planes = model.num_planes(sections.shape[0])
+    all_taps, all_weights = _taps(model.plane_positions(num_planes), sections.shape[0], kind)
+    planes = np.zeros((num_planes, *sections.shape[1:]), np.float32)
+    for plane, taps, weights in zip(planes, all_taps, all_weights.astype(np.float32), strict=True):
+        for tap, weight in zip(taps, weights, strict=True):
+            plane += weight * sections[tap].astype(np.float32)
+    return planes
+
+
+def _taps(positions: np.ndarray, num_sections: int, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    """Sections that each plane draws on and their weights, int64 and float64, both ``(planes, taps)``."""
+    positions = np.asarray(positions, np.float64)
+    if num_sections < 1:
+        raise InputError(f"there are {num_sections} sections to interpolate; expected at least 1.")
+    if positions.ndim != 1 or not np.isfinite(positions).all():
+        raise InputError(f"plane positions have shape {positions.shape}; expected a list of finite numbers (planes,).")
+    left = np.floor(positions + 0.5 if kind == "nearest" else positions).astype(np.int64)
+    right_share = (positions - left)[:, None]
+    if kind == "nearest":
+        steps, weights = np.array([0]), np.ones((len(positions), 1))
+    elif kind == "linear":
+        steps, weights = np.array([0, 1]), np.concatenate([1 - right_share, right_share], axis=1)
+    elif kind == "cubic":
+        steps = np.array([-1, 0, 1, 2])
+        weights = _keys(np.abs(right_share - steps))
+    else:
+        raise InputError(f"interpolation {kind!r} is unknown; choose nearest, linear or cubic.")
+    return np.clip(left[:, None] + steps, 0, num_sections - 1), weights
+
+
+def _keys(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel (1981, eq. 4 under its continuity conditions, a free) at distances 0 to 2."""
+    near = ((KEYS_A + 2) * distance - (KEYS_A + 3)) * distance**2 + 1
+    far = KEYS_A * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)

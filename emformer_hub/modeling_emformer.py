@@ -1,0 +1,409 @@
+"""EMformer: tensors in, tensors out. Knows no file, no tile and no nanometre.
+
+A clip is ``(batch, frames, rows, columns)``: a video whose frames run along one lateral axis, whose rows are sections
+(coarse) and whose columns run along the other lateral axis. All heavy work happens on this coarse grid; a continuous
+decoder then evaluates each section's basis functions at the rows that are wanted, at any real factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_emformer import EMformerConfig
+from .errors import InputError
+from .geometry import SectionModel
+from .interpolation import interpolation_matrix
+from .pretrained import resolve_pretrained
+
+LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume
+
+
+@dataclass
+class EMformerOutput(ModelOutput):
+    """Output of :class:`EMformerModel`, in the intensity units of the input.
+
+    Attributes:
+        reconstruction: ``(batch, frames, planes, columns)``, float32.
+        scale: Laplace scale of each voxel (its expected absolute error), same shape, float32.
+        hidden_states: token grids before and after each block, ``(batch, frames, rows, columns / patch, hidden)``.
+        attentions: window attention maps of each block (eager attention only).
+    """
+
+    reconstruction: Tensor | None = None
+    scale: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def fill_masked_rows(sections: Tensor, mask: Tensor) -> Tensor:
+    """Replace masked samples by linear interpolation along rows between the nearest measured ones.
+
+    Args:
+        sections: ``(batch, frames, rows, columns)``; mask: bool, broadcastable to it, True where nothing was measured.
+
+    Samples with no measured one on either side stay as the mean, zero.
+    """
+    mask = mask.expand_as(sections)
+    rows = sections.shape[2]
+    index = torch.arange(rows, device=sections.device).view(1, 1, rows, 1)
+    below = torch.where(mask, -1, index).cummax(dim=2).values
+    above = torch.where(mask, rows, index).flip(2).cummin(dim=2).values.flip(2)
+    nowhere = (below < 0) & (above >= rows)
+    below, above = torch.where(below < 0, above, below), torch.where(above >= rows, below, above)
+    below, above = below.clamp(0, rows - 1), above.clamp(0, rows - 1)
+    weight = (index - below) / (above - below).clamp(min=1)
+    low, high = sections.gather(2, below), sections.gather(2, above)
+    return torch.where(mask, torch.where(nowhere, 0.0, low + weight * (high - low)), sections)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class EMformerEmbeddings(nn.Module):
+    """Columns unshuffled into tokens, a 3x3x3 convolution, and a learned token where nothing was measured."""
+
+    def __init__(self, config: EMformerConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.projection = nn.Conv3d(config.patch_size, config.hidden_size, kernel_size=3, padding=1)
+        self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
+
+    def forward(self, sections: Tensor, mask: Tensor | None) -> Tensor:
+        patches = rearrange(sections, "b f r (c p) -> b p f r c", p=self.patch_size)
+        tokens = self.projection(patches).permute(0, 2, 3, 4, 1)  # (batch, frames, rows, columns / p, hidden)
+        if mask is not None:
+            share = rearrange(mask.expand_as(sections), "b f r (c p) -> b f r c p", p=self.patch_size)
+            tokens = tokens + share.to(tokens.dtype).mean(-1, keepdim=True) * self.mask_token
+        return tokens
+
+
+class EMformerConditioning(nn.Module):
+    """(log2 factor, log2 frame spacing, thickness, log2 imaged depth) -> one vector that modulates every block."""
+
+    def __init__(self, config: EMformerConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(4, config.condition_size)
+        self.fc2 = nn.Linear(config.condition_size, config.condition_size)
+
+    def forward(self, factor: float, frame_spacing: float, thickness: float) -> Tensor:
+        features = [math.log2(factor) / 2 - 1, math.log2(frame_spacing) / 2, 2 * thickness - 1]
+        features.append(math.log2(factor * thickness) / 2)
+        weight = self.fc1.weight
+        return F.silu(self.fc2(F.silu(self.fc1(torch.tensor(features, dtype=weight.dtype, device=weight.device)))))
+
+
+class EMformerModulatedNorm(nn.Module):
+    """Layer norm whose gain and bias come from the conditioning (adaptive layer norm; Peebles & Xie 2023)."""
+
+    def __init__(self, config: EMformerConfig):
+        super().__init__()
+        self.modulation = nn.Linear(config.condition_size, 2 * config.hidden_size)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        gain, bias = self.modulation(condition).to(tokens.dtype).chunk(2)
+        return F.layer_norm(tokens, gain.shape, 1 + gain, bias)
+
+
+class EMformerAttention(nn.Module):
+    """Multi-head attention inside 3-D windows of tokens."""
+
+    def __init__(self, config: EMformerConfig, shifted: bool):
+        super().__init__()
+        self.config = config
+        self.window = config.window_size
+        self.shifted = shifted
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, tokens: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
+        """``(batch, frames, rows, columns, hidden)``, multiples of the window -> the same, and attention weights."""
+        sizes = tokens.shape[1:4]
+        # Shifted windows leave half a window at each border out (no wrap-around, so no mask: SDPA stays fused).
+        margins = [w // 2 if self.shifted and n > w else 0 for n, w in zip(sizes, self.window, strict=True)]
+        if any(margins):
+            mf, mr, mc = margins
+            tokens = tokens[:, mf : sizes[0] - mf, mr : sizes[1] - mr, mc : sizes[2] - mc]
+        nf, nr, nc = (n // w for n, w in zip(tokens.shape[1:4], self.window, strict=True))
+        wf, wr, wc = self.window
+        windows = rearrange(
+            tokens, "b (nf wf) (nr wr) (nc wc) d -> (b nf nr nc) (wf wr wc) d", wf=wf, wr=wr, wc=wc, nf=nf, nr=nr, nc=nc
+        )
+        query, key, value = rearrange(self.qkv(windows), "n t (k h e) -> k n h t e", k=3, h=self.num_heads).unbind(0)
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        mixed, weights = attention_interface(
+            self, query, key, value, None, scaling=self.scaling, is_causal=False, dropout=0.0, **kwargs
+        )
+        windows = self.proj(mixed.flatten(2))
+        tokens = rearrange(
+            windows, "(b nf nr nc) (wf wr wc) d -> b (nf wf) (nr wr) (nc wc) d", wf=wf, wr=wr, wc=wc, nf=nf, nr=nr, nc=nc
+        )
+        if any(margins):
+            tokens = F.pad(tokens, (0, 0, mc, mc, mr, mr, mf, mf))
+        return tokens, weights
+
+
+class EMformerFeedForward(nn.Module):
+    """A dense 3x3x3 convolution, GELU and a linear layer: local texture, and the positions that attention lacks."""
+
+    def __init__(self, config: EMformerConfig):
+        super().__init__()
+        inner = round(config.hidden_size * config.mlp_ratio)
+        self.conv = nn.Conv3d(config.hidden_size, inner, kernel_size=3, padding=1)
+        self.fc2 = nn.Linear(inner, config.hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        inner = self.conv(tokens.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)  # channels-last in memory: no copy
+        return self.fc2(F.gelu(inner, approximate="tanh"))
+
+
+class EMformerLayer(GradientCheckpointingLayer):
+    """Modulated window attention, then a modulated convolutional feed-forward layer, each with a residual."""
+
+    def __init__(self, config: EMformerConfig, shifted: bool):
+        super().__init__()
+        self.norm1 = EMformerModulatedNorm(config)
+        self.attention = EMformerAttention(config, shifted)
+        self.norm2 = EMformerModulatedNorm(config)
+        self.mlp = EMformerFeedForward(config)
+
+    def forward(self, tokens: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        tokens = tokens + self.attention(self.norm1(tokens, condition), **kwargs)[0]
+        return tokens + self.mlp(self.norm2(tokens, condition))
+
+
+def plane_slots(positions: list[float], num_rows: int) -> tuple[list[int], list[float]]:
+    """Give each plane to its nearest row, in equally many slots a row, so that decoding is one batched product.
+
+    Returns the slot of each plane (row-major) and the offset of every slot from its row's centre (0 where unused);
+    there are ``num_rows`` times as many slots as the fullest row has planes.
+    """
+    nearest = [min(max(math.floor(position + 0.5), 0), num_rows - 1) for position in positions]
+    ranks = [k - nearest.index(row) for k, row in enumerate(nearest)]
+    width = max(ranks) + 1
+    where = [row * width + rank for row, rank in zip(nearest, ranks, strict=True)]
+    offsets = [0.0] * (num_rows * width)
+    for slot, row, position in zip(where, nearest, positions, strict=True):
+        offsets[slot] = position - row
+    return where, offsets
+
+
+class EMformerDecoder(nn.Module):
+    """Continuous decoder: a token's coefficients times basis functions of the position inside its section."""
+
+    def __init__(self, config: EMformerConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.splits = [config.num_basis, config.num_scale_basis]
+        self.norm = EMformerModulatedNorm(config)
+        self.coefficients = nn.Linear(config.hidden_size, config.patch_size * sum(self.splits))
+        self.basis1 = nn.Linear(6, 64)
+        self.basis2 = nn.Linear(64, 64)
+        self.basis3 = nn.Linear(64, sum(self.splits))
+
+    def basis(self, offsets: Tensor, factor: float) -> Tensor:
+        """Basis functions at ``offsets`` (any shape, in sections from a section's centre) -> ``(..., basis)``."""
+        weight = self.basis1.weight
+        x = offsets.to(weight.dtype)
+        features = [2 * x, torch.full_like(x, 1 / factor)]
+        features += [f(k * math.pi * x) for k in (1, 2) for f in (torch.sin, torch.cos)]
+        hidden = F.silu(self.basis2(F.silu(self.basis1(torch.stack(features, -1)))))
+        return self.basis3(hidden)
+
+    def forward(
+        self, tokens: Tensor, condition: Tensor, positions: list[float], factor: float
+    ) -> tuple[Tensor, Tensor]:
+        """Residual value and log scale at row ``positions`` (in sections), each ``(b, frames, planes, columns)``."""
+        coefficients = rearrange(
+            self.coefficients(self.norm(tokens, condition)), "b f r c (p k) -> b f r (c p) k", p=self.patch_size
+        )
+        where, offsets = plane_slots(positions, tokens.shape[2])
+        basis = self.basis(torch.tensor(offsets, device=tokens.device), factor).unflatten(0, (tokens.shape[2], -1))
+        outputs = []
+        for phi, part in zip(basis.split(self.splits, -1), coefficients.split(self.splits, -1), strict=True):
+            planes = torch.matmul(phi, part.transpose(-1, -2)).flatten(2, 3)  # (b, f, rows * slots, columns)
+            if where != list(range(planes.shape[2])):  # an integer factor fills every slot, in order
+                planes = planes.index_select(2, torch.tensor(where, device=planes.device))
+            outputs.append(planes.float())
+        return outputs[0], outputs[1]
+
+
+class EMformerPreTrainedModel(PreTrainedModel):
+    config: EMformerConfig
+    base_model_prefix = "emformer"
+    main_input_name = "sections"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EMformerLayer", "EMformerEmbeddings"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_record_outputs = {
+        "hidden_states": EMformerLayer,
+        "attentions": OutputRecorder(EMformerAttention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fan-in normal weights; norms start as the identity, residual branches and the output small."""
+        if isinstance(module, nn.Linear | nn.Conv3d):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            init.zeros_(module.bias)
+        elif isinstance(module, EMformerEmbeddings):
+            init.zeros_(module.mask_token)
+        # A parent is initialised after its children, so these override the general rule above.
+        if isinstance(module, EMformerModulatedNorm):
+            init.zeros_(module.modulation.weight)
+        elif isinstance(module, EMformerLayer):
+            for last in (module.attention.proj, module.mlp.fc2):
+                init.normal_(last.weight, std=(2 * self.config.num_hidden_layers * last.in_features) ** -0.5)
+        elif isinstance(module, EMformerDecoder):
+            init.normal_(module.coefficients.weight, std=0.1 * module.coefficients.in_features**-0.5)
+
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load weights by bundled name, folder or Hub id (in this order), offline wherever the files are local.
+
+        Takes what :meth:`transformers.PreTrainedModel.from_pretrained` takes.
+
+        Raises:
+            InputError: unknown name, a damaged file, a config of another model, or weights that do not fit it.
+        """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *args, **kwargs)
+        name = str(pretrained_model_name_or_path)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("config", EMformerConfig.from_pretrained(name))
+        try:
+            model, info = super().from_pretrained(resolve_pretrained(name), *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise InputError(f"{name}: the weight file is damaged or cut short ({error}); fetch it again.") from error
+        faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        for kind, keys in faults.items():
+            if keys and not (kind == "mismatched_keys" and kwargs.get("ignore_mismatched_sizes")):
+                raise InputError(
+                    f"{name}: the weights do not fit the config: {kind.replace('_', ' ')} {', '.join(keys[:3])}"
+                    f"{' …' if len(keys) > 3 else ''}. Were config.json and model.safetensors saved together?"
+                )
+        return (model, info) if wants_info else model
+
+
+class EMformerModel(EMformerPreTrainedModel):
+    """Anisotropic clip in, isotropic clip and its uncertainty out.
+
+    ``EMformerModel.from_pretrained("emformer-small")`` loads bundled weights; a folder or a Hub id works as well.
+    """
+
+    def __init__(self, config: EMformerConfig):
+        super().__init__(config)
+        self.embeddings = EMformerEmbeddings(config)
+        self.conditioning = EMformerConditioning(config)
+        self.layers = nn.ModuleList(
+            EMformerLayer(config, shifted=bool(i % 2)) for i in range(config.num_hidden_layers)
+        )
+        self.decoder = EMformerDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.projection
+
+    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        sections: Tensor,
+        factor: float,
+        *,
+        positions: Sequence[float] | np.ndarray | None = None,
+        thickness: float = 1.0,
+        frame_spacing: float = 1.0,
+        section_mask: Tensor | None = None,
+        **kwargs,
+    ) -> EMformerOutput:
+        """Reconstruct planes between and inside sections.
+
+        Args:
+            sections: ``(batch, frames, rows, columns)``, zero mean and unit standard deviation over the volume
+                (see :class:`EMformerProcessor`); any sizes from 1 up.
+            factor: output planes per section, real, 1 to 16.
+            positions: where planes are wanted, ascending, in section coordinates: the centre of row ``i`` is at ``i``
+                (``SectionModel.plane_positions``). Default: every plane of the slabs that the rows own.
+            thickness: imaged share of the section spacing, in (0, 1].
+            frame_spacing: distance between frames over distance between columns.
+            section_mask: bool, broadcastable to ``sections``; True where nothing was measured (missing, damaged).
+
+        Returns:
+            :class:`EMformerOutput`, in the intensity units of ``sections``.
+        """
+        sections = sections.float()
+        if positions is None:
+            geometry = SectionModel(factor, thickness)
+            positions = geometry.plane_positions(geometry.num_planes(sections.shape[2]))
+        positions = [float(position) for position in positions]
+        if section_mask is not None:
+            sections = fill_masked_rows(sections, section_mask)
+        base = self._interpolate(sections, positions)
+        frames, rows, columns = sections.shape[1:]
+        padded, padded_mask = self._pad(sections), None
+        if section_mask is not None:
+            padded_mask = self._pad(section_mask.expand_as(sections).float()) > 0
+
+        condition = self.conditioning(factor, frame_spacing, thickness)
+        tokens = self.embeddings(padded, padded_mask)
+        for layer in self.layers:
+            tokens = layer(tokens, condition, **kwargs)
+        tokens = tokens[:, :frames, :rows]
+        value, log_scale = self.decoder(tokens, condition, positions, factor)
+        scale = log_scale[..., :columns].clamp(*LOG_SCALE_RANGE).exp()
+        return EMformerOutput(reconstruction=base + value[..., :columns], scale=scale)
+
+    def _pad(self, sections: Tensor) -> Tensor:
+        """Repeat the last frame, row and column up to whole windows."""
+        window = self.config.window_size
+        multiples = (window[0], window[1], window[2] * self.config.patch_size)
+        missing = [-n % m for n, m in zip(sections.shape[1:], multiples, strict=True)]
+        if not any(missing):
+            return sections
+        return F.pad(sections, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate")
+
+    @staticmethod
+    def _interpolate(sections: Tensor, positions: list[float]) -> Tensor:
+        matrix = interpolation_matrix(np.array(positions), sections.shape[2], "cubic")
+        weights = torch.tensor(matrix.tolist(), device=sections.device)
+        with torch.autocast(sections.device.type, enabled=False):
+            return torch.matmul(weights, sections)

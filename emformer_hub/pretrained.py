@@ -1,0 +1,90 @@
+"""Names to weights: the registry, and the one place that decides what a name stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """A published weight, as data.
+
+    Attributes:
+        name: what users type.
+        repo_id: where it lives on the Hub.
+        sha256: of ``model.safetensors``.
+        licence: SPDX identifier, or a short name.
+        parameters: count.
+        summary: one line.
+    """
+
+    name: str
+    repo_id: str
+    sha256: str
+    licence: str
+    parameters: int
+    summary: str
+
+    @property
+    def folder(self) -> Path:
+        """The bundled model page: inside the installed package, or beside it in a checkout."""
+        package = Path(__file__).parent
+        inside = package / "model_cards" / self.name
+        return inside if inside.exists() else package.parent / "model_cards" / self.name
+
+
+def registry() -> dict[str, PretrainedWeights]:
+    """All published weights by name, from ``pretrained.json``."""
+    records = json.loads(Path(__file__).with_suffix(".json").read_text())
+    return {record["name"]: PretrainedWeights(**record) for record in records}
+
+
+def resolve_pretrained(name_or_path: str | Path) -> str:
+    """What transformers can load for a bundled name, a folder, or a Hub id, tried in this order.
+
+    Returns:
+        A folder, or the Hub id unchanged.
+
+    Raises:
+        InputError: the name is none of these, a folder holds no model, or a bundled weight is damaged.
+    """
+    name = str(name_or_path)
+    known = registry()
+    by_repo = {weights.repo_id: weights for weights in known.values()}
+    if name in known or (name in by_repo and by_repo[name].folder.exists()):
+        weights = known.get(name) or by_repo[name]
+        check_sha256(weights)
+        return str(weights.folder)
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise InputError(f"{name} holds no config.json; expected a folder that save_pretrained or training wrote.")
+        return name
+    if HUB_ID.fullmatch(name) and not Path(name).exists():
+        return name
+    raise InputError(
+        f"model {name!r} is not known; expected one of {', '.join(known)}, a folder with config.json and "
+        f"model.safetensors, or a Hub id such as organisation/model. 'emformer-hub models' lists what there is."
+    )
+
+
+def check_sha256(weights: PretrainedWeights) -> None:
+    """Raise ``InputError`` unless the bundled file is the registered one."""
+    path = weights.folder / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path} is missing from this installation; reinstall emformer_hub.")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != weights.sha256:
+        raise InputError(
+            f"{path} is damaged: sha256 {found[:12]}…, expected {weights.sha256[:12]}…. Reinstall emformer_hub."
+        )

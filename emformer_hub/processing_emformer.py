@@ -1,0 +1,82 @@
+"""EMformerProcessor: between a microscope's intensities and the network's, and back. Travels with the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+
+from .errors import InputError
+from .pretrained import resolve_pretrained
+
+
+@dataclass(frozen=True)
+class IntensityStatistics:
+    """Brightness and contrast of one whole volume, and the dtype to return to. Measured once, never per tile.
+
+    Attributes:
+        mean, std: of the voxels, in the volume's own intensity units.
+        dtype: of the volume.
+    """
+
+    mean: float
+    std: float
+    dtype: np.dtype
+
+
+class EMformerProcessor(FeatureExtractionMixin):
+    """Intensities to zero mean and unit standard deviation over the volume, and exactly back.
+
+    Args:
+        percentiles: voxels outside these percentiles count as the percentile itself, so that hot pixels and
+            saturated debris do not set the contrast.
+        sample_size: at most about so many voxels, evenly spaced over the volume, are measured.
+    """
+
+    model_input_names = ["sections"]
+
+    def __init__(
+        self, percentiles: tuple[float, float] | list[float] = (0.5, 99.5), sample_size: int = 2**22, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.percentiles = list(percentiles)
+        self.sample_size = sample_size
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a processor by bundled name, folder or Hub id; raises ``InputError`` for an unknown name."""
+        return super().from_pretrained(resolve_pretrained(pretrained_model_name_or_path), **kwargs)
+
+    def measure(self, volume: np.ndarray) -> IntensityStatistics:
+        """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.
+
+        Raises:
+            InputError: all sampled voxels are equal, or some are not finite.
+        """
+        step = max(1, int(np.ceil((volume.size / self.sample_size) ** (1 / 2))))
+        sample = volume[:, ::step, ::step].astype(np.float64)
+        if not np.isfinite(sample).all():
+            raise InputError("the volume holds NaN or infinite voxels; replace them, or mask the sections they are in.")
+        low, high = np.percentile(sample, self.percentiles)
+        clipped = sample.clip(low, high) if high > low else sample
+        mean, std = float(clipped.mean()), float(clipped.std())
+        if not std > 0:
+            raise InputError(f"every voxel is {mean:g}; expected an image with contrast. Is this the right file?")
+        return IntensityStatistics(mean, std, volume.dtype)
+
+    def normalise(self, volume: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
+        """Intensity units -> standard deviations from the mean, float32, same shape."""
+        return (volume.astype(np.float32) - np.float32(statistics.mean)) / np.float32(statistics.std)
+
+    def restore(self, normalised: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
+        """Back to the intensity units and dtype of the volume: integers are rounded and clipped to their range."""
+        values = normalised * np.float32(statistics.std) + np.float32(statistics.mean)
+        if np.issubdtype(statistics.dtype, np.integer):
+            limits = np.iinfo(statistics.dtype)
+            values = np.rint(values).clip(limits.min, limits.max)
+        return values.astype(statistics.dtype)
+
+    def restore_scale(self, scale: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
+        """An uncertainty in standard deviations -> the volume's intensity units, float32."""
+        return (scale * statistics.std).astype(np.float32)

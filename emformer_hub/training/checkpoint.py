@@ -1,0 +1,61 @@
+"""Checkpoints of a run: safetensors and JSON only, written under a temporary name and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from emformer_hub.errors import InputError
+
+LATEST = "checkpoint"
+
+
+def save_checkpoint(
+    run: Path, model: dict[str, Tensor], average: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Replace the run's checkpoint; the former one stays whole until the new one is."""
+    partial, former = run / f".{LATEST}.partial", run / f".{LATEST}.former"
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(model, partial / "model.safetensors")
+    save_file(average, partial / "average.safetensors")
+    moments = {
+        f"{index}.{name}": value
+        for index, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    save_file(moments, partial / "optimizer.safetensors")
+    (partial / "state.json").write_text(json.dumps(state, indent=2))
+    if (run / LATEST).exists():
+        os.rename(run / LATEST, former)
+    os.rename(partial, run / LATEST)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def load_checkpoint(
+    run: Path, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Restore the optimiser in place; return model weights, averaged weights and the state.
+
+    Raises:
+        InputError: the run holds no checkpoint.
+    """
+    folder = next((run / name for name in (LATEST, f".{LATEST}.former") if (run / name / "state.json").exists()), None)
+    if folder is None:
+        raise InputError(f"{run}: no checkpoint to resume from; start the run without --resume.")
+    content = optimizer.state_dict()
+    content["state"] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        index, name = key.split(".", 1)
+        content["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(content)
+    state = json.loads((folder / "state.json").read_text())
+    return load_file(folder / "model.safetensors"), load_file(folder / "average.safetensors"), state

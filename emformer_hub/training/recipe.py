@@ -1,0 +1,138 @@
+"""A recipe: every choice of a training run, as a strict YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emformer_hub.errors import InputError
+from emformer_hub.training.sampling import SamplingRanges
+
+
+@dataclass(frozen=True)
+class VolumeEntry:
+    """One training volume. ``path`` is relative to the data root; ``voxel_size`` is Z,Y,X in nm, if the file lacks it."""
+
+    path: str
+    voxel_size: str | None = None
+    weight: float = 1.0
+    holdout: float = 0.125
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of a run; see ``finetune/recipes/*.yaml`` for the reasons.
+
+    Args:
+        volumes: what to learn from.
+        model: fields of :class:`EMformerConfig` for training from scratch; or
+        base: name, folder or Hub id of the weights to start from.
+        sampling: geometry and augmentation.
+        steps: length of the run in optimiser steps; or
+        minutes: its length in minutes of training, resumed parts included.
+        batch_size: clips per step and process.
+        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up, cosine to zero, gradient norm.
+        ema_decay: of the averaged weights, which are the ones that are validated and saved.
+        mixed_precision: auto (bf16 where the device computes in it), no, bf16 or fp16.
+        validate_every, checkpoint_every: in steps.
+        workers: processes that prepare clips; 0 prepares them between steps.
+        seed: of everything that is drawn.
+    """
+
+    volumes: tuple[VolumeEntry, ...]
+    model: dict[str, Any] | None = None
+    base: str | None = None
+    sampling: SamplingRanges = field(default_factory=SamplingRanges)
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 4
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "auto"
+    validate_every: int = 500
+    checkpoint_every: int = 250
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.volumes:
+            raise InputError("the recipe names no volumes; list at least one under 'volumes'.")
+        if (self.model is None) == (self.base is None):
+            raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (weights to start from).")
+        if (self.steps is None) == (self.minutes is None):
+            raise InputError("the run needs exactly one of 'steps' and 'minutes' (or --steps, --minutes).")
+        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
+            raise InputError(f"mixed_precision is {self.mixed_precision!r}; expected auto, no, bf16 or fp16.")
+
+    @classmethod
+    def load(cls, path: Path, **overrides: Any) -> Recipe:
+        """Read a YAML recipe; ``overrides`` that are not None win, and ``steps`` and ``minutes`` replace each other.
+
+        Raises:
+            InputError: not readable, an unknown key (the valid ones are named), a wrong type or a missing choice.
+        """
+        try:
+            content = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the recipe ({error.strerror}).") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: expected a mapping of recipe keys, found {type(content).__name__}.")
+        given = {key: value for key, value in overrides.items() if value is not None}
+        if "steps" in given or "minutes" in given:
+            content = {key: value for key, value in content.items() if key not in ("steps", "minutes")}
+        return _build(cls, {**content, **given}, str(path))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _build(cls: type, content: Any, where: str) -> Any:
+    """Turn plain YAML into a dataclass, strictly."""
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a mapping, found {content!r}.")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(content) - set(hints))
+    if unknown:
+        raise InputError(f"{where}: unknown key {unknown[0]!r}; valid keys are {', '.join(hints)}.")
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    for name in required:
+        if name not in content:
+            raise InputError(f"{where}: the key {name!r} is missing.")
+    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in content.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{where}: expected a list, found {value!r}.")
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else _build(typing.cast(type, hint), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or hint
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise InputError(f"{where}: expected {expected.__name__}, found {value!r}.")
+    return value

@@ -1,0 +1,243 @@
+"""Self-supervised training pairs: a lateral axis is degraded to sections, and the network learns to undo it.
+
+One stateless sampler serves pretraining and fine-tuning: what sample ``(step, slot)`` holds depends on the seed and
+on nothing else, so that a resumed run, or a run on more processes, sees the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.processing_emformer import IntensityStatistics
+
+ISOTROPIC_WITHIN = 1.1  # a volume whose section spacing is at most this times its lateral voxel is used in any direction
+MIN_ROWS = 4
+
+
+@dataclass(frozen=True)
+class TrainingVolume:
+    """A volume that training reads from.
+
+    Args:
+        name: what logs call it.
+        data: ``(z, y, x)``, any real dtype; may be memory-mapped.
+        voxel_size: nm.
+        statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
+        weight: relative share of training samples.
+        holdout: share of the columns at the far end of x that only validation sees.
+    """
+
+    name: str
+    data: np.ndarray
+    voxel_size: VoxelSize
+    statistics: IntensityStatistics
+    weight: float = 1.0
+    holdout: float = 0.125
+
+    @property
+    def anisotropy(self) -> float:
+        return self.voxel_size.z / self.voxel_size.lateral
+
+    @property
+    def isotropic(self) -> bool:
+        return self.anisotropy <= ISOTROPIC_WITHIN
+
+    @property
+    def holdout_columns(self) -> int:
+        return max(64, round(self.holdout * self.data.shape[2]))
+
+
+@dataclass(frozen=True)
+class SamplingRanges:
+    """What a recipe chooses: the geometry and the damage that training clips go through.
+
+    Args:
+        factor: anisotropy factors are drawn between the first and the last, around the second (log-triangular).
+        full_thickness, single_plane: shares of clips with thickness 1 and 1/factor; the rest lies between.
+        frame_stride_one: share of clips from isotropic volumes whose frames are one voxel apart.
+        frame_stride_max: the largest frame stride otherwise (log-uniform).
+        frames, rows, columns: size of a clip; rows are sections.
+        mask: share of clips in which 1-3 neighbouring sections are missing.
+        noise: share of clips with added noise, up to ``noise_max`` standard deviations of the volume.
+        contrast: share of clips with changed gain and brightness.
+        invert: share of clips with inverted contrast.
+        jump: share of clips in which single sections change in brightness and contrast.
+        jitter: share of clips in which single sections are shifted by one voxel along the columns.
+    """
+
+    factor: tuple[float, ...] = (1.2, 7.0, 16.0)
+    full_thickness: float = 0.5
+    single_plane: float = 0.25
+    frame_stride_one: float = 0.6
+    frame_stride_max: int = 12
+    frames: int = 12
+    rows: int = 12
+    columns: int = 64
+    mask: float = 0.2
+    noise: float = 0.1
+    noise_max: float = 0.3
+    contrast: float = 0.5
+    invert: float = 0.05
+    jump: float = 0.1
+    jitter: float = 0.05
+
+
+@dataclass(frozen=True)
+class ClipGeometry:
+    """What the samples of one batch share."""
+
+    volume: TrainingVolume
+    sections: SectionModel
+    axes: tuple[int, int, int]  # of the volume, in the order frames, rows, columns
+    stride: int
+    frames: int
+    rows: int
+    columns: int
+
+    @property
+    def frame_spacing(self) -> float:
+        return float(self.stride) if self.volume.isotropic else self.volume.anisotropy * self.stride
+
+
+def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np.random.Generator) -> ClipGeometry:
+    """Draw volume, orientation, section geometry and clip size for one batch."""
+    weights = np.array([volume.weight for volume in volumes], np.float64)
+    volume = volumes[rng.choice(len(volumes), p=weights / weights.sum())]
+    axes = rng.permutation(3) if volume.isotropic else np.array([0, *rng.permutation([1, 2])])
+    shape = np.array(volume.data.shape) - np.array([0, 0, volume.holdout_columns])
+    frames_extent, rows_extent, columns_extent = shape[axes]
+
+    largest = min(ranges.factor[2], rows_extent / (MIN_ROWS + 1))
+    low, mode, high = np.log(ranges.factor[0]), np.log(ranges.factor[1]), np.log(largest)
+    factor = float(np.exp(rng.triangular(low, min(max(low, mode), high), high))) if high > low else float(largest)
+    kind = rng.random()
+    if kind < ranges.full_thickness:
+        thickness = 1.0
+    elif kind < ranges.full_thickness + ranges.single_plane:
+        thickness = 1 / factor
+    else:
+        thickness = float(rng.uniform(1 / factor, 1))
+    offset = float(rng.uniform(0, (1 - thickness) * factor)) if rng.random() < 0.5 else None
+    sections = SectionModel(factor, thickness, offset)
+
+    stride = 1
+    if volume.isotropic and rng.random() >= ranges.frame_stride_one:
+        widest = max(1.0, min(ranges.frame_stride_max, frames_extent / ranges.frames))
+        stride = round(float(np.exp(rng.uniform(0, np.log(widest)))))
+    return ClipGeometry(
+        volume=volume,
+        sections=sections,
+        axes=(int(axes[0]), int(axes[1]), int(axes[2])),
+        stride=stride,
+        frames=min(ranges.frames, frames_extent // stride),
+        rows=min(ranges.rows, sections.num_sections(int(rows_extent))),
+        columns=min(ranges.columns, columns_extent),
+    )
+
+
+def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Cut, degrade and damage one clip.
+
+    Returns:
+        ``sections`` ``(frames, rows, columns)``, ``target`` ``(frames, planes, columns)``, float32, and
+        ``section_mask`` ``(1, rows, 1)``, bool.
+    """
+    volume = geometry.volume
+    planes = geometry.sections.num_planes(geometry.rows)
+    steps = (geometry.stride, 1, 1)
+    sizes = ((geometry.frames - 1) * geometry.stride + 1, planes, geometry.columns)
+    shape = list(volume.data.shape)
+    shape[2] -= volume.holdout_columns
+    index: list[slice] = [slice(0)] * 3
+    for axis, size, step in zip(geometry.axes, sizes, steps, strict=True):
+        start = int(rng.integers(0, shape[axis] - size + 1))
+        index[axis] = slice(start, start + size, step)
+    target = volume.data[tuple(index)].transpose(geometry.axes)
+    flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
+    if geometry.sections.offset != (1 - geometry.sections.thickness) * geometry.sections.factor / 2:
+        flips = (flips[0], slice(None), flips[2])  # an off-centre section is not symmetric; the draw covers both sides
+    target = (target[flips].astype(np.float32) - np.float32(volume.statistics.mean)) / np.float32(volume.statistics.std)
+
+    if rng.random() < ranges.contrast:
+        target = target * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))
+    if rng.random() < ranges.invert:
+        target = -target
+    matrix = geometry.sections.matrix(geometry.rows).astype(np.float32)
+    sections = np.einsum("rp,fpc->frc", matrix, target, optimize=True)
+
+    if rng.random() < ranges.noise:
+        sigma = rng.uniform(0, ranges.noise_max)
+        sections = sections + rng.normal(0, sigma, sections.shape).astype(np.float32)
+    if rng.random() < ranges.jump:
+        hit = rng.random(geometry.rows) < 0.2
+        sections = sections * np.exp(hit * rng.normal(0, 0.15, hit.shape)).astype(np.float32)[:, None]
+        sections = sections + (hit * rng.normal(0, 0.2, hit.shape)).astype(np.float32)[:, None]
+    if rng.random() < ranges.jitter:
+        for row in np.flatnonzero(rng.random(geometry.rows) < 0.2):
+            sections[:, row] = np.roll(sections[:, row], int(rng.choice([-1, 1])), axis=-1)
+    mask = np.zeros((1, geometry.rows, 1), bool)
+    if rng.random() < ranges.mask:
+        length = int(rng.integers(1, min(3, geometry.rows - 2) + 1))
+        start = int(rng.integers(0, geometry.rows - length + 1))
+        mask[:, start : start + length] = True
+    return {
+        "sections": np.ascontiguousarray(sections, np.float32),
+        "target": np.ascontiguousarray(target, np.float32),
+        "section_mask": mask,
+    }
+
+
+class ClipBatches(torch.utils.data.IterableDataset):
+    """The endless stream of training batches from ``start`` on; batch ``i`` is a function of the seed and ``i``.
+
+    Args:
+        volumes: what to sample from.
+        ranges: how.
+        seed: of the whole run.
+        batch_size: clips per batch and process.
+        rank, world_size: this process among all; together they draw ``world_size * batch_size`` clips a batch.
+        start: the first batch, for a resumed run.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[TrainingVolume],
+        ranges: SamplingRanges,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ):
+        self.volumes, self.ranges, self.seed, self.batch_size = list(volumes), ranges, seed, batch_size
+        self.rank, self.world_size, self.start = rank, world_size, start
+
+    def batch(self, index: int) -> dict[str, Any]:
+        """Keyword arguments of the model's forward, and ``target``."""
+        geometry = draw_geometry(self.volumes, self.ranges, np.random.default_rng([self.seed, index]))
+        slots = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        clips = [draw_clip(geometry, self.ranges, np.random.default_rng([self.seed, index, slot])) for slot in slots]
+        stacked: dict[str, Any] = {
+            key: torch.from_numpy(np.stack([clip[key] for clip in clips])) for key in clips[0]
+        }
+        stacked["factor"] = geometry.sections.factor
+        stacked["thickness"] = geometry.sections.thickness
+        stacked["frame_spacing"] = geometry.frame_spacing
+        planes = geometry.sections.num_planes(geometry.rows)
+        stacked["positions"] = geometry.sections.plane_positions(planes)
+        return stacked
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        index = self.start + first
+        while True:
+            yield self.batch(index)
+            index += step

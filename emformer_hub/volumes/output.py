@@ -1,0 +1,90 @@
+"""Outputs appear whole or not at all: written under a temporary name beside their place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emformer_hub.errors import InputError
+from emformer_hub.volumes.ome_zarr import is_zarr
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+ZARR_SUFFIXES = (".zarr",)
+
+
+def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raise, before a long computation, what would keep its result from being written to ``path``.
+
+    Raises:
+        InputError: the suffix is not one that can be written; the folder is missing or not writable; the output exists
+            and ``overwrite`` is false; or it exists and is not an image of that format, which is never destroyed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (*TIFF_SUFFIXES, *ZARR_SUFFIXES):
+        raise InputError(
+            f"output {path} has the suffix {path.suffix!r}; "
+            f"expected .ome.zarr or .zarr (OME-Zarr), .ome.tif, .ome.tiff, .tif or .tiff (OME-TIFF)."
+        )
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"output {path} cannot be written: the folder {folder} does not exist. Create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"output {path} cannot be written: no permission to write to the folder {folder}. Choose another folder."
+        )
+    if not path.exists():
+        return
+    if path.is_dir() != (path.suffix.lower() in ZARR_SUFFIXES) or (path.is_dir() and not is_zarr(path)):
+        found = "folder that is not a Zarr" if path.is_dir() else "file, not a Zarr folder"
+        raise InputError(f"output {path} exists and is a {found}; it is never replaced. Choose another name.")
+    if not overwrite:
+        raise InputError(f"output {path} exists. Choose another name, or give --overwrite to replace it.")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix; when the block ends well, that becomes ``path``.
+
+    If the block raises anything, ``KeyboardInterrupt`` included, what it wrote is removed and ``path`` is untouched.
+    A file is replaced in one step; a folder is moved aside first and deleted when the new one is in place.
+
+    Raises:
+        InputError: the operating system refused (disk full, no permission).
+    """
+    target = path.resolve()  # write through a symbolic link, not over it
+    partial = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
+    _remove(partial)
+    try:
+        yield partial
+        if target.is_dir():
+            _swap(partial, target)
+        else:
+            os.replace(partial, target)
+    except OSError as error:
+        raise InputError(
+            f"output {path} could not be written: {error.strerror or error}. Free some space or choose another folder."
+        ) from error
+    finally:
+        _remove(partial)
+
+
+def _swap(new: Path, target: Path) -> None:
+    old = target.with_name(f".{target.stem}.old-{os.getpid()}{target.suffix}")
+    try:
+        os.rename(target, old)
+        os.rename(new, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,67 @@
+"""What a reader hands over, and the conversion of length units that every format needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emformer_hub.geometry import VoxelSize
+
+# Casefolded spellings, so that Å (U+00C5, U+212B) and µ (U+00B5, U+03BC) each arrive as one letter. OME-XML writes
+# symbols, OME-Zarr UDUNITS-2 names, ImageJ what the user typed.
+_NANOMETRES_PER = {
+    spelling: nanometres
+    for nanometres, spellings in (
+        (1e-3, "pm picometer picometre"),
+        (0.1, "\u00e5 angstrom \u00e5ngstr\u00f6m"),
+        (1.0, "nm nanometer nanometre"),
+        (1e3, "\u03bcm um micron microns micrometer micrometre"),
+        (1e6, "mm millimeter millimetre"),
+        (1e7, "cm centimeter centimetre"),
+        (1e9, "m meter metre"),
+    )
+    for spelling in spellings.split()
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A stack of sections and what its file says about it.
+
+    Attributes:
+        data: ``(z, y, x)``, native byte order, the file's dtype and values; a read-only memory map where possible.
+        voxel_size: nm; ``None`` if the file does not state all three lengths in a known unit.
+        source: where ``voxel_size`` came from: "OME-XML", "ImageJ metadata", "multiscales", "flag"; "" if nowhere.
+        translation_nm: ``(z, y, x)`` position of the first voxel's centre in nm; ``None`` if the file has none.
+    """
+
+    data: np.ndarray
+    voxel_size: VoxelSize | None
+    source: str
+    translation_nm: tuple[float, float, float] | None = None
+
+
+def to_nanometres(length: float, unit: str | None) -> float | None:
+    """``(4, "µm") -> 4000.0``; ``None`` if the unit is missing, unknown, or "pixel"."""
+    # ImageJ writes the micro sign as the six characters \u00B5
+    spelling = (unit or "").strip().casefold().replace("\\u00b5", "\u03bc")
+    nanometres = _NANOMETRES_PER.get(spelling)
+    if nanometres is None:
+        return None
+    # floats such as 0.004 * 1000 carry no more digits than the file: 4.0, not 4.000000000000001
+    return float(f"{length * nanometres:.15g}")
+
+
+def zyx_nanometres(lengths: Sequence[float], units: Sequence[str | None]) -> tuple[float, float, float] | None:
+    """Three lengths z, y, x in nm; ``None`` if one of them has no known unit."""
+    z, y, x = (to_nanometres(length, unit) for length, unit in zip(lengths, units, strict=True))
+    return None if z is None or y is None or x is None else (z, y, x)
+
+
+def stated_voxel_size(lengths: Sequence[float], units: Sequence[str | None]) -> VoxelSize | None:
+    """The voxel size that three lengths z, y, x state; ``None`` if a unit is unknown or a length is not positive."""
+    zyx = zyx_nanometres(lengths, units)
+    return VoxelSize(*zyx) if zyx and all(math.isfinite(length) and length > 0 for length in zyx) else None

@@ -1,0 +1,137 @@
+"""The house itself: packaging, import direction, and documents that agree with the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "emformer_hub"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSION = PROJECT["version"]
+
+LAYERS = [
+    {"errors", "geometry"},
+    {"volumes", "interpolation", "phantom", "devices"}
+    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained"},
+    {"reconstruction", "measurement", "training"},
+    {"hub", "cli", "__main__"},
+]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+# The facade re-exports every layer, so it has none; the modules inside import from where a name is defined.
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+HEAVY = {"torch", "transformers", "huggingface_hub", "accelerate", "peft", "zarr", "skimage", "matplotlib"}
+TEXT_SUFFIXES = {".cff", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
+TEXT_FOLDERS = ["emformer_hub", "finetune", "model_cards", "benchmarks", "examples"]
+MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home)/")
+
+
+def part_of(module: Path) -> str:
+    """The part of the house that a file belongs to: the name right below the package."""
+    return module.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_parts(module: Path) -> Iterator[str]:
+    """The parts that a file imports, wherever in the file it does so."""
+    package = ["emformer_hub", *module.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            anchor = package[: len(package) - node.level + 1] if node.level else []
+            names = [".".join([*anchor, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, below = name.partition(".")
+            if top == "emformer_hub":
+                yield below.split(".")[0]
+
+
+def texts() -> list[Path]:
+    """The project's own text files, without the tests."""
+    found = [path for folder in TEXT_FOLDERS for path in (ROOT / folder).rglob("*")]
+    found += [*ROOT.iterdir(), *(ROOT / ".ci").iterdir()]
+    return [
+        path for path in found if path.is_file() and (path.suffix in TEXT_SUFFIXES or path.name in {"Makefile", "run"})
+    ]
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    """Direct requirements on other packages: the core's, and those of the extras named."""
+    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    return [requirement for requirement in map(Requirement, lines) if requirement.name != PROJECT["name"]]
+
+
+def test_installed_version_is_that_of_pyproject() -> None:
+    assert importlib.metadata.version("emformer_hub") == VERSION
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md"])
+def test_documents_name_the_current_version(document: str) -> None:
+    assert re.search(rf"(?<![\d.]){re.escape(VERSION)}(?![\d.]*\d)", (ROOT / document).read_text())
+
+
+def test_citation_is_of_the_current_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (VERSION, PROJECT["license"])
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, emformer_hub; print(*{name.partition('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert HEAVY & set(run.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(module: Path) -> None:
+    unplaced = {part_of(module), *imported_parts(module)} - LEVEL.keys()
+    assert not unplaced, "give these a layer in LAYERS and a line in CONTRIBUTING.md"
+    level = LEVEL[part_of(module)]
+    assert [part for part in imported_parts(module) if LEVEL[part] > level] == []
+
+
+def test_parts_do_not_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        graph.setdefault(part_of(module), set()).update(set(imported_parts(module)) - {part_of(module)})
+    TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    assert [path for path in MODULES if path.stem in {"utils", "util", "helpers", "common", "misc"}] == []
+
+
+def test_no_text_names_a_path_of_some_machine() -> None:
+    assert [path.relative_to(ROOT).as_posix() for path in texts() if MACHINE_PATH.search(path.read_text())] == []
+
+
+def test_every_dependency_has_a_lower_bound_only() -> None:
+    for requirement in requirements(*PROJECT["optional-dependencies"]):
+        assert [clause.operator for clause in requirement.specifier] == [">="], str(requirement)
+
+
+def test_every_dependency_is_accounted_for() -> None:
+    table = re.findall(r"^\| ([\w-]+) \| (?:core|`\w+`) \| \S", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert sorted(table) == sorted(wanted.name for wanted in requirements(*PROJECT["optional-dependencies"]))
+
+
+def test_tested_versions_satisfy_the_bounds() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert list(pins) == sorted(pins)
+    for requirement in requirements("evaluate", "images", "dev"):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)

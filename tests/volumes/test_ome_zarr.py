@@ -1,0 +1,166 @@
+"""OME-Zarr of both versions and plain arrays; ours passes the validator of the specification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes import read_volume, write_volume
+
+from .conftest import ANISOTROPIC, make_volume
+
+zarr = pytest.importorskip("zarr")
+
+
+def axes(names: str = "zyx", unit: str | None = "nanometer") -> list[dict[str, str]]:
+    kinds = {"t": "time", "c": "channel"}
+    return [
+        {"name": name, "type": kinds.get(name, "space")} | ({"unit": unit} if unit and name not in kinds else {})
+        for name in names
+    ]
+
+
+def write_image(path: Path, data: np.ndarray, multiscale: dict[str, Any], version: str = "0.5") -> None:
+    attributes: dict[str, Any] = {"multiscales": [multiscale | {"version": version}]}
+    if version == "0.5":
+        attributes = {"ome": {"version": "0.5"} | attributes}
+    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2, attributes=attributes)
+    for name, level in (("full", data), ("half", data[..., ::2, ::2])):
+        group.create_array(name, shape=level.shape, dtype=level.dtype, chunks=level.shape)[...] = level
+
+
+def level(*transformations: dict[str, Any], path: str = "full") -> dict[str, Any]:
+    return {"path": path, "coordinateTransformations": list(transformations)}
+
+
+def scale(*factors: float) -> dict[str, Any]:
+    return {"type": "scale", "scale": list(factors)}
+
+
+def translation(*offsets: float) -> dict[str, Any]:
+    return {"type": "translation", "translation": list(offsets)}
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_level_0_of_both_versions(tmp_path: Path, volume: np.ndarray, version: str) -> None:
+    path = tmp_path / "a.zarr"
+    levels = [level(scale(0.04, 0.005, 0.004)), level(scale(0.04, 0.01, 0.008), path="half")]
+    write_image(path, volume, {"axes": axes(unit="micrometer"), "datasets": levels}, version)
+    read = read_volume(path)
+    np.testing.assert_array_equal(read.data, volume)
+    assert (read.voxel_size, read.source) == (VoxelSize(40, 5, 4), "multiscales")
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_nm"), [("nanometer", 1), ("angstrom", 10), ("millimeter", 1e-6), ("meter", 1e-9)]
+)
+def test_units_become_nanometres(tmp_path: Path, volume: np.ndarray, unit: str, per_nm: float) -> None:
+    sizes = scale(40 * per_nm, 5 * per_nm, 4 * per_nm)
+    write_image(tmp_path / "a.zarr", volume, {"axes": axes(unit=unit), "datasets": [level(sizes)]})
+    assert read_volume(tmp_path / "a.zarr").voxel_size == VoxelSize(40, 5, 4)
+
+
+@pytest.mark.parametrize("unit", [None, "pixel"])
+def test_without_a_unit_nothing_is_guessed(tmp_path: Path, volume: np.ndarray, unit: str | None) -> None:
+    write_image(tmp_path / "a.zarr", volume, {"axes": axes(unit=unit), "datasets": [level(scale(40, 5, 4))]})
+    read = read_volume(tmp_path / "a.zarr")
+    assert (read.voxel_size, read.source, read.translation_nm) == (None, "", None)
+
+
+def test_transformations_of_level_and_image_are_composed(tmp_path: Path, volume: np.ndarray) -> None:
+    multiscale = {
+        "axes": axes("tczyx"),
+        "datasets": [level(scale(1, 1, 20, 5, 4), translation(0, 0, 1, 2, 3))],
+        "coordinateTransformations": [scale(0.1, 1, 2, 2, 2), translation(0, 0, 100, 0, 0)],
+    }
+    write_image(tmp_path / "a.zarr", volume[None, None], multiscale, "0.4")
+    read = read_volume(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(read.data, volume)
+    assert read.voxel_size == VoxelSize(40, 10, 8)
+    assert read.translation_nm == (102, 4, 6)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "float32"])
+def test_plain_arrays(tmp_path: Path, zarr_format: int, dtype: str) -> None:
+    data = make_volume(np.dtype(dtype).newbyteorder("=").name)
+    zarr.create_array(tmp_path / "a.zarr", data=data.astype(dtype), zarr_format=zarr_format)
+    read = read_volume(tmp_path / "a.zarr")
+    assert read.data.dtype == data.dtype and read.data.dtype.isnative
+    np.testing.assert_array_equal(read.data, data)
+    assert (read.voxel_size, read.source) == (None, "")
+
+
+def test_an_array_inside_an_image_can_be_named(tmp_path: Path, volume: np.ndarray) -> None:
+    write_volume(tmp_path / "a.zarr", volume, ANISOTROPIC)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.zarr" / "0").data, volume)
+
+
+def test_output_passes_the_validator(tmp_path: Path, volume: np.ndarray) -> None:
+    models = pytest.importorskip("ome_zarr_models.v05")
+    write_volume(tmp_path / "out.ome.zarr", volume, ANISOTROPIC, translation_nm=(-18, 0, 0))
+    image = models.Image.from_zarr(zarr.open_group(tmp_path / "out.ome.zarr", mode="r"))
+    multiscale = image.ome_attributes.multiscales[0]
+    assert [(axis.name, axis.type, axis.unit) for axis in multiscale.axes] == [(a, "space", "nanometer") for a in "zyx"]
+    found_scale, found_translation = multiscale.datasets[0].coordinateTransformations
+    assert tuple(found_scale.scale) == ANISOTROPIC.zyx
+    assert tuple(found_translation.translation) == (-18, 0, 0)
+
+
+def test_chunks_fit_small_and_large_volumes(tmp_path: Path) -> None:
+    data = np.zeros((70, 5, 300), np.uint8)
+    data[64:] = 1
+    write_volume(tmp_path / "out.zarr", data, ANISOTROPIC)
+    array = zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")
+    assert array.chunks == (64, 5, 256)
+    assert "zstd" in str(array.compressors).lower()
+    np.testing.assert_array_equal(array[:], data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "message"),
+    [
+        ((2, 6, 20, 14), "czyx", r"axes c, z, y, x and shape \(2, 6, 20, 14\)"),
+        ((20, 14), "yx", "axes y, x"),
+        ((20, 14, 6), "xyz", "axes x, y, z"),
+    ],
+)
+def test_axes_other_than_one_zyx_stack_are_refused(
+    tmp_path: Path, shape: tuple[int, ...], names: str, message: str
+) -> None:
+    datasets = [level(scale(*[1.0] * len(shape)))]
+    write_image(tmp_path / "a.zarr", np.ones(shape, np.uint8), {"axes": axes(names), "datasets": datasets})
+    with pytest.raises(InputError, match=rf"a\.zarr has {message}.*; expected"):
+        read_volume(tmp_path / "a.zarr")
+
+
+def test_groups_and_dtypes_that_are_no_volume(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    group.create_array("raw", data=np.ones((4, 4, 4), np.int64))
+    with pytest.raises(InputError, match=r"without OME-Zarr multiscales.*contains .*a\.zarr/raw"):
+        read_volume(tmp_path / "a.zarr")
+    with pytest.raises(InputError, match="int64"):
+        read_volume(tmp_path / "a.zarr" / "raw")
+
+
+def test_a_damaged_store_is_named(tmp_path: Path, volume: np.ndarray) -> None:
+    path = tmp_path / "a.zarr"
+    write_volume(path, volume, ANISOTROPIC)
+    chunk = path / "0" / "c" / "0" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:50])
+    with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
+        read_volume(path)
+    (path / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
+        read_volume(path)
+
+
+def test_metadata_that_name_a_missing_level(tmp_path: Path, volume: np.ndarray) -> None:
+    write_image(tmp_path / "a.zarr", volume, {"axes": axes(), "datasets": [level(scale(1, 1, 1), path="none")]})
+    with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
+        read_volume(tmp_path / "a.zarr")

@@ -1,10 +1,10 @@
 """EMformerConfig: the shape of the network, nothing about data or tiles."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .errors import InputError
-from .pretrained import resolve_pretrained
+from .pretrained import loading, resolve_pretrained
 
 
 @strict
@@ -67,9 +67,13 @@ class EMformerConfig(PreTrainedConfig):
         """
         name = str(pretrained_model_name_or_path)
         source = resolve_pretrained(name)
-        content, _ = cls.get_config_dict(source, **kwargs)
+        with loading(name):
+            content, _ = cls.get_config_dict(source, **kwargs)
         if content.get("model_type") != cls.model_type:
             raise InputError(
                 f"{name} is a config of model type {content.get('model_type')!r}; expected {cls.model_type!r}."
             )
         return super().from_pretrained(source, **kwargs)
+
+
+AutoConfig.register(EMformerConfig.model_type, EMformerConfig, exist_ok=True)

@@ -5,8 +5,6 @@ A clip is ``(batch, frames, rows, columns)``: a video whose frames run along one
 decoder then evaluates each section's basis functions at the rows that are wanted, at any real factor.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -29,7 +26,7 @@ from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
 from .interpolation import interpolation_matrix
-from .pretrained import resolve_pretrained
+from .pretrained import loading, resolve_pretrained
 
 LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume
 
@@ -309,10 +306,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
         name = str(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("config", EMformerConfig.from_pretrained(name))
-        try:
+        with loading(name):
             model, info = super().from_pretrained(resolve_pretrained(name), *args, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise InputError(f"{name}: the weight file is damaged or cut short ({error}); fetch it again.") from error
         faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         for kind, keys in faults.items():
             if keys and not (kind == "mismatched_keys" and kwargs.get("ignore_mismatched_sizes")):
@@ -407,3 +402,6 @@ class EMformerModel(EMformerPreTrainedModel):
         weights = torch.tensor(matrix.tolist(), device=sections.device)
         with torch.autocast(sections.device.type, enabled=False):
             return torch.matmul(weights, sections)
+
+
+AutoModel.register(EMformerConfig, EMformerModel, exist_ok=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError
+from safetensors import SafetensorError
 
-logger = logging.getLogger(__name__)
+from .errors import InputError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -88,3 +89,18 @@ def check_sha256(weights: PretrainedWeights) -> None:
         raise InputError(
             f"{path} is damaged: sha256 {found[:12]}…, expected {weights.sha256[:12]}…. Reinstall emformer_hub."
         )
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn what the libraries raise for missing, damaged or unreachable files into ``InputError``."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InputError(f"{name}: the weight file is damaged or cut short ({error}); fetch it again.") from error
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{name}: cannot be loaded: {reason} Is the name right? Without a network, give a folder, or a bundled "
+            f"name that 'emformer-hub models' lists."
+        ) from error

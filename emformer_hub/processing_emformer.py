@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
+from transformers import AutoFeatureExtractor, AutoProcessor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
+from .configuration_emformer import EMformerConfig
 from .errors import InputError
-from .pretrained import resolve_pretrained
+from .pretrained import loading, resolve_pretrained
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,16 @@ class EMformerProcessor(FeatureExtractionMixin):
     model_input_names = ["sections"]
 
     def __init__(
-        self, percentiles: tuple[float, float] | list[float] = (0.5, 99.5), sample_size: int = 2**22, **kwargs
+        self, percentiles: tuple[float, float] | list[float] = (0.5, 99.5), sample_size: int = 2**22, **kwargs: Any
     ):
         super().__init__(**kwargs)
         self.percentiles = list(percentiles)
         self.sample_size = sample_size
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> Self:
         """Load a processor by bundled name, folder or Hub id; raises ``InputError`` for an unknown name."""
-        return super().from_pretrained(resolve_pretrained(pretrained_model_name_or_path), **kwargs)
+        return super().from_pretrained(resolve_pretrained(os.fspath(pretrained_model_name_or_path)), *args, **kwargs)
 
     def measure(self, volume: np.ndarray) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.
@@ -80,3 +84,7 @@ class EMformerProcessor(FeatureExtractionMixin):
     def restore_scale(self, scale: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
         """An uncertainty in standard deviations -> the volume's intensity units, float32."""
         return (scale * statistics.std).astype(np.float32)
+
+
+AutoFeatureExtractor.register(EMformerConfig, EMformerProcessor, exist_ok=True)
+AutoProcessor.register(EMformerConfig, EMformerProcessor, exist_ok=True)

@@ -1,0 +1,5 @@
+"""From an anisotropic volume to an isotropic one: tiles, blending, the main job."""
+
+from emformer_hub.reconstruction.runner import Reconstruction, reconstruct
+
+__all__ = ["Reconstruction", "reconstruct"]

@@ -12,7 +12,7 @@ from emformer_hub.errors import InputError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="YAML file with every choice of the run.")
+@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="YAML file with all choices of the run.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run and its weights.")
 @click.option("--data-root", type=click.Path(path_type=Path), default=Path(), help="What volume paths are relative to.")
 @click.option("--minutes", type=float, help="Time budget; wins over the recipe.")

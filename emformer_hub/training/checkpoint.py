@@ -18,7 +18,11 @@ LATEST = "checkpoint"
 
 
 def save_checkpoint(
-    run: Path, model: dict[str, Tensor], average: dict[str, Tensor], optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    run: Path,
+    model: dict[str, Tensor],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
 ) -> None:
     """Replace the run's checkpoint; the former one stays whole until the new one is."""
     partial, former = run / f".{LATEST}.partial", run / f".{LATEST}.former"

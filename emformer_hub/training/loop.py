@@ -39,7 +39,7 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
         volume = read_volume(data_root / entry.path)
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
-            raise InputError(f"{entry.path}: the file states no voxel size; give 'voxel_size: Z,Y,X' (nm) in the recipe.")
+            raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
         statistics = processor.measure(volume.data)
         volumes.append(
             TrainingVolume(entry.path, volume.data, voxel_size, statistics, weight=entry.weight, holdout=entry.holdout)

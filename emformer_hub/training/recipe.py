@@ -17,7 +17,7 @@ from emformer_hub.training.sampling import SamplingRanges
 
 @dataclass(frozen=True)
 class VolumeEntry:
-    """One training volume. ``path`` is relative to the data root; ``voxel_size`` is Z,Y,X in nm, if the file lacks it."""
+    """One training volume. ``path`` is relative to the data root; ``voxel_size`` is Z,Y,X in nm, if not in the file."""
 
     path: str
     voxel_size: str | None = None
@@ -67,7 +67,7 @@ class Recipe:
         if not self.volumes:
             raise InputError("the recipe names no volumes; list at least one under 'volumes'.")
         if (self.model is None) == (self.base is None):
-            raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (weights to start from).")
+            raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (to go on from).")
         if (self.steps is None) == (self.minutes is None):
             raise InputError("the run needs exactly one of 'steps' and 'minutes' (or --steps, --minutes).")
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
@@ -129,7 +129,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where}: expected a list, found {value!r}.")
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else _build(typing.cast(type, hint), value, where)
+        return _build(typing.cast(type, hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected = origin or hint

@@ -16,7 +16,7 @@ import torch
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
 
-ISOTROPIC_WITHIN = 1.1  # a volume whose section spacing is at most this times its lateral voxel is used in any direction
+ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
 MIN_ROWS = 4
 
 
@@ -224,9 +224,7 @@ class ClipBatches(torch.utils.data.IterableDataset):
         geometry = draw_geometry(self.volumes, self.ranges, np.random.default_rng([self.seed, index]))
         slots = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         clips = [draw_clip(geometry, self.ranges, np.random.default_rng([self.seed, index, slot])) for slot in slots]
-        stacked: dict[str, Any] = {
-            key: torch.from_numpy(np.stack([clip[key] for clip in clips])) for key in clips[0]
-        }
+        stacked: dict[str, Any] = {key: torch.from_numpy(np.stack([clip[key] for clip in clips])) for key in clips[0]}
         stacked["factor"] = geometry.sections.factor
         stacked["thickness"] = geometry.sections.thickness
         stacked["frame_spacing"] = geometry.frame_spacing

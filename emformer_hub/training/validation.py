@@ -18,7 +18,7 @@ MAX_FRAMES, MAX_ROWS = 24, 16
 
 
 def validation_clips(volume: TrainingVolume, sections: SectionModel) -> tuple[np.ndarray, np.ndarray] | None:
-    """The held-out columns, degraded along y: sections ``(frames, rows, columns)`` and planes; ``None`` if too small."""
+    """The held-out columns, degraded along y: sections ``(frames, rows, columns)``, planes; ``None`` if too small."""
     depth, height, _ = volume.data.shape
     rows = min(MAX_ROWS, sections.num_sections(height))
     if rows < 4:

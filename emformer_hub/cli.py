@@ -1,0 +1,206 @@
+"""``emformer-hub``: the command line. The same words as in Python; the user's mistakes end with status 2."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize
+
+if TYPE_CHECKING:
+    from emformer_hub.volumes import Volume
+
+PATH = click.Path(path_type=Path)
+
+
+class Commands(click.Group):
+    """Prints the message of an ``InputError`` without a traceback and exits with status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            failure = click.ClickException(str(error))
+            failure.exit_code = 2
+            raise failure from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="emformer_hub")
+def main() -> None:
+    """Isotropic volumes from anisotropic electron-microscopy stacks."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+VOXEL_SIZE = click.option(
+    "--voxel-size", metavar="Z,Y,X", help="Voxel size of the input in nm, section spacing first. Wins over the file's."
+)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+
+
+@main.command()
+@click.argument("input_path", metavar="INPUT", type=PATH)
+@click.argument("output", metavar="OUTPUT", type=PATH)
+@VOXEL_SIZE
+@click.option("--target-nm", type=float, help="Plane spacing of the output in nm. Default: the lateral voxel size.")
+@click.option("--factor", type=float, help="Instead of --target-nm: output planes per section, any number from 1 to 16.")
+@click.option("--model", default="emformer-small", show_default=True, help="Bundled name, folder or Hub id.")
+@click.option(
+    "--thickness",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Imaged share of the section spacing: 1 for ssTEM, 1/factor for block faces (FIB-SEM, SBF-SEM).",
+)
+@click.option("--ensemble", type=int, default=2, show_default=True, help="Passes to average: 1, 2, 4, 8 or 16.")
+@click.option("--uncertainty", type=PATH, help="Also write the standard deviation of each voxel's error, float32.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@OVERWRITE
+def reconstruct(
+    input_path: Path,
+    output: Path,
+    voxel_size: str | None,
+    target_nm: float | None,
+    factor: float | None,
+    model: str,
+    thickness: float,
+    ensemble: int,
+    uncertainty: Path | None,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Turn an anisotropic stack into an isotropic volume.
+
+    INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, or an OME-Zarr; OUTPUT ends in .tif, .ome.tif
+    or .zarr.
+    """
+    from emformer_hub.volumes import check_output, check_volume, write_volume
+
+    if target_nm is not None and factor is not None:
+        raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
+    paths = [path for path in (input_path, output, uncertainty) if path is not None]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise click.UsageError("INPUT, OUTPUT and --uncertainty must be different paths.")
+    for path in paths[1:]:
+        check_output(path, overwrite)
+    volume, size = _read(input_path, voxel_size)
+    check_volume(volume.data, str(input_path))
+    factor = size.factor_to(target_nm) if factor is None else factor
+    planes_size = size.with_z(size.z / SectionModel(factor, thickness).factor)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from emformer_hub.reconstruction import reconstruct as run
+
+    disable_progress_bar()  # of loading weights; the reconstruction has its own
+    start = time.monotonic()
+    result = run(volume.data, factor=factor, model=model, thickness=thickness, ensemble=ensemble, device=device)
+    seconds = time.monotonic() - start
+    z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
+    where = (z + (planes_size.z - size.z) / 2, y, x)  # the first plane's centre against the first section's
+    write_volume(output, result.volume, planes_size, translation_nm=where, overwrite=overwrite)
+    if uncertainty is not None:
+        write_volume(uncertainty, result.uncertainty, planes_size, translation_nm=where, overwrite=overwrite)
+    click.echo(
+        f"{output}: {_shape(result.volume)} {result.volume.dtype}, {planes_size}, factor {factor:g}; "
+        f"{seconds:.1f} s, {result.volume.size / seconds / 1e6:.2f} Mvoxel/s ({ensemble} passes, {model})"
+    )
+
+
+@main.command()
+@click.argument("reconstruction", type=PATH)
+@click.argument("truth", type=PATH)
+@VOXEL_SIZE
+@click.option("--json", "json_path", type=PATH, help="Also write the figures to this file.")
+def evaluate(reconstruction: Path, truth: Path, voxel_size: str | None, json_path: Path | None) -> None:
+    """Compare a reconstruction with an isotropic truth: PSNR, SSIM, and resolution by Fourier shell correlation."""
+    from emformer_hub.measurement import evaluate as measure
+    from emformer_hub.volumes import read_volume
+
+    estimate = read_volume(reconstruction)
+    reference, size = _read(truth, voxel_size or (",".join(map(str, estimate.voxel_size.zyx)) if estimate.voxel_size else None))
+    planes = estimate.data.shape[0]
+    extra = reference.data.shape[0] - planes
+    if 0 < extra < 16:  # degrading leaves out planes that do not fill a section
+        click.echo(f"{truth} has {extra} planes more than {reconstruction}; comparing the first {planes}.", err=True)
+    figures = measure(estimate.data, reference.data[:planes] if 0 < extra < 16 else reference.data, size)
+    if json_path is not None:
+        json_path.write_text(json.dumps(figures, indent=2) + "\n")
+    resolution, ssim = figures["fsc"]["resolution_nm"], figures["ssim"]
+    click.echo(f"PSNR            {figures['psnr_db']:.2f} dB")
+    click.echo(f"SSIM            3-D {ssim['3d']:.4f}   xy {ssim['xy']:.4f}   xz {ssim['xz']:.4f}   yz {ssim['yz']:.4f}")
+    click.echo(
+        f"FSC resolution  z {resolution['z']:.1f} nm   lateral {resolution['lateral']:.1f} nm   "
+        f"(threshold {figures['fsc']['threshold']:g})"
+    )
+
+
+@main.command()
+@click.argument("truth", type=PATH)
+@click.argument("output", metavar="OUT", type=PATH)
+@VOXEL_SIZE
+@click.option("--factor", type=float, required=True, help="Planes per section, any number from 1 to 16.")
+@click.option("--thickness", type=float, default=1.0, show_default=True, help="Imaged share of the section spacing.")
+@OVERWRITE
+def degrade(
+    truth: Path, output: Path, voxel_size: str | None, factor: float, thickness: float, overwrite: bool
+) -> None:
+    """Simulate anisotropy: see an isotropic volume as sections would."""
+    import numpy as np
+
+    from emformer_hub.volumes import check_output, write_volume
+
+    check_output(output, overwrite)
+    volume, size = _read(truth, voxel_size)
+    sections = SectionModel(factor, thickness)
+    degraded = sections.degrade(volume.data)
+    if np.issubdtype(volume.data.dtype, np.integer):
+        degraded = np.rint(degraded)
+    degraded = degraded.astype(volume.data.dtype)
+    section_size = size.with_z(size.z * factor)
+    z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
+    where = (z + (section_size.z - size.z) / 2, y, x)
+    write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite)
+    left_out = volume.data.shape[0] - sections.num_planes(len(degraded))
+    click.echo(
+        f"{output}: {_shape(degraded)} {degraded.dtype}, {section_size}"
+        + (f"; the last {left_out} planes do not fill a section and were left out" if left_out else "")
+    )
+
+
+@main.command()
+def models() -> None:
+    """List the published models."""
+    from emformer_hub.pretrained import registry
+
+    for weights in registry().values():
+        click.echo(f"{weights.name}  {weights.parameters / 1e6:.2f} M parameters  {weights.licence}  {weights.repo_id}")
+        click.echo(f"    {weights.summary}")
+
+
+def _read(path: Path, voxel_size: str | None) -> tuple[Volume, VoxelSize]:
+    """A volume and its voxel size: the flag's, else the file's, else an error."""
+    from emformer_hub.volumes import read_volume
+
+    stated = VoxelSize.parse(voxel_size) if voxel_size else None
+    volume = read_volume(path)
+    size = stated or volume.voxel_size
+    if size is None:
+        raise InputError(f"{path} states no voxel size; give --voxel-size Z,Y,X in nm, as in --voxel-size 40,4,4.")
+    if stated and volume.voxel_size and stated != volume.voxel_size:
+        click.echo(f"{path} says {volume.voxel_size} ({volume.source}); using --voxel-size {stated}.", err=True)
+    return volume, size
+
+
+def _shape(data: Any) -> str:
+    return "x".join(map(str, data.shape))
+
+
+if __name__ == "__main__":
+    main()

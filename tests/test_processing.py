@@ -1,0 +1,145 @@
+"""EMformerProcessor: intensities in, the same intensities out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from emformer_hub.errors import InputError
+from emformer_hub.processing_emformer import EMformerProcessor
+
+INTEGERS = ["uint8", "uint16", "int16"]
+SHAPE = (4, 24, 32)
+
+
+def noise(dtype: str, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, SHAPE, dtype, endpoint=True)
+    return rng.normal(300, 20, SHAPE).astype(dtype)
+
+
+@pytest.fixture
+def processor() -> EMformerProcessor:
+    return EMformerProcessor()
+
+
+@given(st.sampled_from(INTEGERS).flatmap(lambda dtype: npst.arrays(dtype, (3, 4, 5))))
+def test_integers_come_back_exactly(volume: np.ndarray) -> None:
+    processor = EMformerProcessor()
+    if volume.min() == volume.max():
+        volume[0, 0, 0] ^= 1
+    statistics = processor.measure(volume)
+    restored = processor.restore(processor.normalise(volume, statistics), statistics)
+    assert restored.dtype == volume.dtype
+    np.testing.assert_array_equal(restored, volume)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_the_whole_range_of_integers_comes_back_exactly(processor: EMformerProcessor, dtype: str) -> None:
+    statistics = processor.measure(noise(dtype))
+    limits = np.iinfo(dtype)
+    values = np.arange(limits.min, limits.max + 1, dtype=dtype)
+    np.testing.assert_array_equal(processor.restore(processor.normalise(values, statistics), statistics), values)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-6), ("float16", 1e-3)])
+def test_floats_come_back_closely(processor: EMformerProcessor, dtype: str, tolerance: float) -> None:
+    volume = noise(dtype)
+    statistics = processor.measure(volume)
+    restored = processor.restore(processor.normalise(volume, statistics), statistics)
+    assert restored.dtype == dtype
+    np.testing.assert_allclose(restored, volume, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, "float32"])
+def test_normalised_intensities_do_not_depend_on_the_units(dtype: str) -> None:
+    processor = EMformerProcessor(percentiles=(0, 100))
+    volume = noise(dtype)
+    normalised = processor.normalise(volume, processor.measure(volume))
+    assert normalised.dtype == np.float32
+    assert normalised.mean() == pytest.approx(0, abs=1e-4)
+    assert normalised.std() == pytest.approx(1, abs=1e-4)
+    in_other_units = volume.astype(np.float64) * 0.03 - 7
+    np.testing.assert_allclose(
+        processor.normalise(in_other_units, processor.measure(in_other_units)), normalised, atol=1e-4
+    )
+
+
+def test_results_are_rounded_and_clipped_not_wrapped(processor: EMformerProcessor) -> None:
+    statistics = processor.measure(noise("uint8"))
+    wanted = np.array([-50, -0.4, 0.4, 0.6, 99.6, 254.7, 300])
+    restored = processor.restore(((wanted - statistics.mean) / statistics.std).astype(np.float32), statistics)
+    np.testing.assert_array_equal(restored, np.array([0, 0, 0, 1, 100, 255, 255], np.uint8))
+
+
+def test_hot_pixels_do_not_set_the_contrast(processor: EMformerProcessor) -> None:
+    clean = np.random.default_rng(0).normal(1000, 50, (8, 64, 64)).clip(0, None).astype(np.uint16)
+    hot = clean.copy()
+    hot.reshape(-1)[:: hot.size // 50] = 65535
+    assert hot.std() > 20 * clean.std()
+    expected, found = processor.measure(clean), processor.measure(hot)
+    assert found.mean == pytest.approx(expected.mean, abs=0.05 * expected.std)
+    assert found.std == pytest.approx(expected.std, rel=0.05)
+
+
+def test_rare_contrast_is_still_contrast(processor: EMformerProcessor) -> None:
+    volume = np.zeros(SHAPE, np.uint8)
+    volume[1, 3, 3] = 200  # fewer voxels than the percentiles leave out
+    assert processor.measure(volume).std > 0
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, "float32"])
+def test_a_constant_volume_is_refused(processor: EMformerProcessor, dtype: str) -> None:
+    with pytest.raises(InputError, match="every voxel is 7; expected an image with contrast"):
+        processor.measure(np.full(SHAPE, 7, dtype))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_not_numbers_are_refused(processor: EMformerProcessor, value: float) -> None:
+    volume = noise("float32")
+    volume[2, 5, 5] = value
+    with pytest.raises(InputError, match="NaN or infinite"):
+        processor.measure(volume)
+
+
+def test_the_scale_is_stretched_and_not_shifted(processor: EMformerProcessor) -> None:
+    statistics = processor.measure(noise("uint16"))
+    scale = processor.restore_scale(np.array([0, 1, 2.5], np.float32), statistics)
+    assert scale.dtype == np.float32
+    np.testing.assert_allclose(scale, np.array([0, 1, 2.5]) * statistics.std, rtol=1e-6)
+
+
+def test_a_volume_on_disk_measures_as_in_memory(processor: EMformerProcessor, tmp_path: Path) -> None:
+    volume = noise("uint16")
+    mapped = np.memmap(tmp_path / "volume.raw", volume.dtype, "w+", shape=volume.shape)
+    mapped[:] = volume
+    assert processor.measure(mapped) == processor.measure(volume)
+
+
+def test_a_large_volume_is_measured_by_a_sample() -> None:
+    volume = np.random.default_rng(0).normal(100, 10, (16, 128, 128)).astype(np.float32)
+    whole, sampled = EMformerProcessor().measure(volume), EMformerProcessor(sample_size=2**12).measure(volume)
+    assert sampled != whole
+    assert sampled.mean == pytest.approx(whole.mean, abs=1)
+    assert sampled.std == pytest.approx(whole.std, rel=0.1)
+
+
+def test_settings_survive_saving(tmp_path: Path) -> None:
+    EMformerProcessor(percentiles=(1, 98), sample_size=1000).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "emformer"}')  # what makes the folder a model's
+    loaded = EMformerProcessor.from_pretrained(tmp_path)
+    assert (loaded.percentiles, loaded.sample_size) == ([1, 98], 1000)
+    volume = noise("uint8")
+    assert loaded.measure(volume) == EMformerProcessor(percentiles=(1, 98), sample_size=1000).measure(volume)
+
+
+def test_unknown_name_is_refused() -> None:
+    with pytest.raises(InputError, match="'emformer-smal' is not known"):
+        EMformerProcessor.from_pretrained("emformer-smal")

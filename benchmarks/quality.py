@@ -119,8 +119,15 @@ def measure(
     truth = truth[: model.num_planes(len(sections))]
 
     def with_emformer(name: str) -> Reconstruction:
-        geometry_words = {"factor": model.factor, "thickness": model.thickness, "offset": model.offset}
-        return reconstruct(sections, **geometry_words, model=name, ensemble=ensemble, device=device)
+        return reconstruct(
+            sections,
+            factor=model.factor,
+            thickness=model.thickness,
+            offset=model.offset,
+            model=name,
+            ensemble=ensemble,
+            device=device,
+        )
 
     def row(method: str, volume: np.ndarray, seconds: float) -> dict[str, Any]:
         return {

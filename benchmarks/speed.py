@@ -54,6 +54,10 @@ COLUMNS: Columns = {
     "peak memory MB": lambda row: f"{row['peak_memory_bytes'] / 1e6:.0f}",
 }
 
+FRESH = multiprocessing.get_context("forkserver")
+"""Processes to measure memory in. Not "spawn": across exec, Linux lets a process inherit the peak of its starter."""
+FRESH.set_forkserver_preload(["emformer_hub.reconstruction.runner"])  # torch is imported once, not in each
+
 
 def _fused_cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
@@ -71,7 +75,7 @@ class Case:
         model: a name, a folder, a Hub id, or settings of an ``EMformerConfig`` for random weights.
         random: which of the two ``model`` is.
         what: ``pass`` (the network on one tile) or ``reconstruct`` (the main job, one pass over a volume in memory).
-        attention: ``eager`` or ``sdpa``; ``reconstruct`` chooses its own on a CPU.
+        attention: ``eager`` or ``sdpa``; for ``reconstruct``, what it chooses itself for a model given by name.
         shape_zyx: the volume, in sections and lateral voxels; a tile is at most as large as reconstruct's.
     """
 
@@ -106,7 +110,8 @@ class Case:
     def prepare(self) -> Callable[[], None]:
         """Load the model, make the input, and return what is to be measured."""
         torch.set_num_threads(self.threads)
-        network = self.load().to(self.device).eval()
+        network = self.load().eval()
+        network.to(device=self.device)
         network.set_attn_implementation(self.attention)
         volume = np.random.default_rng(0).integers(0, 256, self.input_zyx).astype(np.uint8)
         clip = torch.from_numpy(volume).to(self.device).float().permute(1, 0, 2)[None] / 255
@@ -116,8 +121,15 @@ class Case:
                 network(clip, self.factor)
 
         def whole() -> None:
-            words = {"precision": self.precision, "device": self.device, "ensemble": 1, "progress": False}
-            reconstruct(volume, factor=self.factor, model=network, **words)
+            reconstruct(
+                volume,
+                factor=self.factor,
+                model=network,
+                ensemble=1,
+                device=self.device,
+                precision=self.precision,
+                progress=False,
+            )
 
         return one_pass if self.what == "pass" else whole
 
@@ -186,8 +198,7 @@ def peak_memory_bytes(case: Case, job: Callable[[], None], device: torch.device)
         torch.cuda.reset_peak_memory_stats(device)
         job()
         return torch.cuda.max_memory_allocated(device) - before
-    # Not "spawn": across exec, Linux lets a process inherit the peak of the one that started it.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
+    with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
         return pool.submit(resident_peak_bytes, case).result()
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
+class BadInput(click.ClickException):
+    exit_code = 2
+
+
 class Commands(click.Group):
     """Prints the message of an ``InputError`` without a traceback and exits with status 2."""
 
@@ -26,9 +30,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
+            raise BadInput(str(error)) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,7 +51,9 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
 @click.argument("output", metavar="OUTPUT", type=PATH)
 @VOXEL_SIZE
 @click.option("--target-nm", type=float, help="Plane spacing of the output in nm. Default: the lateral voxel size.")
-@click.option("--factor", type=float, help="Instead of --target-nm: output planes per section, any number from 1 to 16.")
+@click.option(
+    "--factor", type=float, help="Instead of --target-nm: output planes per section, any number from 1 to 16."
+)
 @click.option("--model", default="emformer-small", show_default=True, help="Bundled name, folder or Hub id.")
 @click.option(
     "--thickness",
@@ -84,13 +88,17 @@ def reconstruct(
 
     if target_nm is not None and factor is not None:
         raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
-    paths = [path for path in (input_path, output, uncertainty) if path is not None]
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise click.UsageError("INPUT, OUTPUT and --uncertainty must be different paths.")
-    for path in paths[1:]:
+    outputs = [path for path in (output, uncertainty) if path is not None]
+    _check_different(input_path, *outputs)
+    for path in outputs:
         check_output(path, overwrite)
     volume, size = _read(input_path, voxel_size)
     check_volume(volume.data, str(input_path))
+    if size.z < min(size.y, size.x):
+        raise InputError(
+            f"z is finer than y and x in the voxel size {size} of {input_path}; expected sections further apart than "
+            f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
+        )
     factor = size.factor_to(target_nm) if factor is None else factor
     planes_size = size.with_z(size.z / SectionModel(factor, thickness).factor)
 
@@ -118,23 +126,37 @@ def reconstruct(
 @click.argument("truth", type=PATH)
 @VOXEL_SIZE
 @click.option("--json", "json_path", type=PATH, help="Also write the figures to this file.")
-def evaluate(reconstruction: Path, truth: Path, voxel_size: str | None, json_path: Path | None) -> None:
-    """Compare a reconstruction with an isotropic truth: PSNR, SSIM, and resolution by Fourier shell correlation."""
+@OVERWRITE
+def evaluate(
+    reconstruction: Path, truth: Path, voxel_size: str | None, json_path: Path | None, overwrite: bool
+) -> None:
+    """Compare a reconstruction with an isotropic truth: PSNR, SSIM, and resolution by Fourier shell correlation.
+
+    The voxel size is that of the truth, or where its file states none, that of the reconstruction.
+    """
     from emformer_hub.measurement import evaluate as measure
     from emformer_hub.volumes import read_volume
+    from emformer_hub.volumes.output import check_file, replacing
 
+    if json_path is not None:
+        _check_different(reconstruction, json_path)
+        _check_different(truth, json_path)
+        check_file(json_path, overwrite)
     estimate = read_volume(reconstruction)
-    reference, size = _read(truth, voxel_size or (",".join(map(str, estimate.voxel_size.zyx)) if estimate.voxel_size else None))
+    reference, size = _read(truth, voxel_size, otherwise=estimate.voxel_size)
     planes = estimate.data.shape[0]
     extra = reference.data.shape[0] - planes
     if 0 < extra < 16:  # degrading leaves out planes that do not fill a section
         click.echo(f"{truth} has {extra} planes more than {reconstruction}; comparing the first {planes}.", err=True)
     figures = measure(estimate.data, reference.data[:planes] if 0 < extra < 16 else reference.data, size)
     if json_path is not None:
-        json_path.write_text(json.dumps(figures, indent=2) + "\n")
+        with replacing(json_path) as partial:
+            partial.write_text(json.dumps(figures, indent=2) + "\n")
     resolution, ssim = figures["fsc"]["resolution_nm"], figures["ssim"]
     click.echo(f"PSNR            {figures['psnr_db']:.2f} dB")
-    click.echo(f"SSIM            3-D {ssim['3d']:.4f}   xy {ssim['xy']:.4f}   xz {ssim['xz']:.4f}   yz {ssim['yz']:.4f}")
+    click.echo(
+        f"SSIM            3-D {ssim['3d']:.4f}   xy {ssim['xy']:.4f}   xz {ssim['xz']:.4f}   yz {ssim['yz']:.4f}"
+    )
     click.echo(
         f"FSC resolution  z {resolution['z']:.1f} nm   lateral {resolution['lateral']:.1f} nm   "
         f"(threshold {figures['fsc']['threshold']:g})"
@@ -154,11 +176,13 @@ def degrade(
     """Simulate anisotropy: see an isotropic volume as sections would."""
     import numpy as np
 
-    from emformer_hub.volumes import check_output, write_volume
+    from emformer_hub.volumes import check_output, check_volume, write_volume
 
+    _check_different(truth, output)
     check_output(output, overwrite)
-    volume, size = _read(truth, voxel_size)
     sections = SectionModel(factor, thickness)
+    volume, size = _read(truth, voxel_size)
+    check_volume(volume.data, str(truth))
     degraded = sections.degrade(volume.data)
     if np.issubdtype(volume.data.dtype, np.integer):
         degraded = np.rint(degraded)
@@ -184,13 +208,18 @@ def models() -> None:
         click.echo(f"    {weights.summary}")
 
 
-def _read(path: Path, voxel_size: str | None) -> tuple[Volume, VoxelSize]:
-    """A volume and its voxel size: the flag's, else the file's, else an error."""
+def _check_different(*paths: Path) -> None:
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"{', '.join(map(str, paths))} are not all different; an output may not replace an input.")
+
+
+def _read(path: Path, voxel_size: str | None, otherwise: VoxelSize | None = None) -> tuple[Volume, VoxelSize]:
+    """A volume and its voxel size: the flag's, else the file's, else ``otherwise``, else an error."""
     from emformer_hub.volumes import read_volume
 
-    stated = VoxelSize.parse(voxel_size) if voxel_size else None
+    stated = None if voxel_size is None else VoxelSize.parse(voxel_size)
     volume = read_volume(path)
-    size = stated or volume.voxel_size
+    size = stated or volume.voxel_size or otherwise
     if size is None:
         raise InputError(f"{path} states no voxel size; give --voxel-size Z,Y,X in nm, as in --voxel-size 40,4,4.")
     if stated and volume.voxel_size and stated != volume.voxel_size:

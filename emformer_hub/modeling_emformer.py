@@ -87,6 +87,18 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+class EMformerLinear(nn.Linear):
+    """A linear layer whose weights start ``gain`` times as large as the general rule says.
+
+    Initialisation is a property of the layer itself, because transformers initialises a module outside its own package
+    only if the module holds parameters directly: a parent cannot override its children.
+    """
+
+    def __init__(self, in_features: int, out_features: int, gain: float):
+        super().__init__(in_features, out_features)
+        self.gain = gain
+
+
 class EMformerEmbeddings(nn.Module):
     """Columns unshuffled into tokens, a 3x3x3 convolution, and a learned token where nothing was measured."""
 
@@ -125,7 +137,7 @@ class EMformerModulatedNorm(nn.Module):
 
     def __init__(self, config: EMformerConfig):
         super().__init__()
-        self.modulation = nn.Linear(config.condition_size, 2 * config.hidden_size)
+        self.modulation = EMformerLinear(config.condition_size, 2 * config.hidden_size, gain=0.0)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
         gain, bias = self.modulation(condition).to(tokens.dtype).chunk(2)
@@ -144,7 +156,7 @@ class EMformerAttention(nn.Module):
         self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
         self.is_causal = False
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.proj = EMformerLinear(config.hidden_size, config.hidden_size, (2 * config.num_hidden_layers) ** -0.5)
 
     def forward(self, tokens: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
         """``(batch, frames, rows, columns, hidden)``, multiples of the window -> the same, and attention weights."""
@@ -168,7 +180,14 @@ class EMformerAttention(nn.Module):
         )
         windows = self.proj(mixed.flatten(2))
         tokens = rearrange(
-            windows, "(b nf nr nc) (wf wr wc) d -> b (nf wf) (nr wr) (nc wc) d", wf=wf, wr=wr, wc=wc, nf=nf, nr=nr, nc=nc
+            windows,
+            "(b nf nr nc) (wf wr wc) d -> b (nf wf) (nr wr) (nc wc) d",
+            wf=wf,
+            wr=wr,
+            wc=wc,
+            nf=nf,
+            nr=nr,
+            nc=nc,
         )
         if any(margins):
             tokens = F.pad(tokens, (0, 0, mc, mc, mr, mr, mf, mf))
@@ -182,7 +201,7 @@ class EMformerFeedForward(nn.Module):
         super().__init__()
         inner = round(config.hidden_size * config.mlp_ratio)
         self.conv = nn.Conv3d(config.hidden_size, inner, kernel_size=3, padding=1)
-        self.fc2 = nn.Linear(inner, config.hidden_size)
+        self.fc2 = EMformerLinear(inner, config.hidden_size, (2 * config.num_hidden_layers) ** -0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         inner = self.conv(tokens.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)  # channels-last in memory: no copy
@@ -228,7 +247,7 @@ class EMformerDecoder(nn.Module):
         self.patch_size = config.patch_size
         self.splits = [config.num_basis, config.num_scale_basis]
         self.norm = EMformerModulatedNorm(config)
-        self.coefficients = nn.Linear(config.hidden_size, config.patch_size * sum(self.splits))
+        self.coefficients = EMformerLinear(config.hidden_size, config.patch_size * sum(self.splits), gain=0.1)
         self.basis1 = nn.Linear(6, 64)
         self.basis2 = nn.Linear(64, 64)
         self.basis3 = nn.Linear(64, sum(self.splits))
@@ -278,19 +297,10 @@ class EMformerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Fan-in normal weights; norms start as the identity, residual branches and the output small."""
         if isinstance(module, nn.Linear | nn.Conv3d):
-            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            init.normal_(module.weight, std=getattr(module, "gain", 1.0) * module.weight[0].numel() ** -0.5)
             init.zeros_(module.bias)
         elif isinstance(module, EMformerEmbeddings):
             init.zeros_(module.mask_token)
-        # A parent is initialised after its children, so these override the general rule above.
-        if isinstance(module, EMformerModulatedNorm):
-            init.zeros_(module.modulation.weight)
-        elif isinstance(module, EMformerLayer):
-            for last in (module.attention.proj, module.mlp.fc2):
-                init.normal_(last.weight, std=(2 * self.config.num_hidden_layers * last.in_features) ** -0.5)
-        elif isinstance(module, EMformerDecoder):
-            init.normal_(module.coefficients.weight, std=0.1 * module.coefficients.in_features**-0.5)
-
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -305,12 +315,15 @@ class EMformerPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, *args, **kwargs)
         name = str(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
+        resize = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs.setdefault("config", EMformerConfig.from_pretrained(name))
         with loading(name):
-            model, info = super().from_pretrained(resolve_pretrained(name), *args, output_loading_info=True, **kwargs)
+            model, info = super().from_pretrained(
+                resolve_pretrained(name), *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
         faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         for kind, keys in faults.items():
-            if keys and not (kind == "mismatched_keys" and kwargs.get("ignore_mismatched_sizes")):
+            if keys and not (kind == "mismatched_keys" and resize):
                 raise InputError(
                     f"{name}: the weights do not fit the config: {kind.replace('_', ' ')} {', '.join(keys[:3])}"
                     f"{' …' if len(keys) > 3 else ''}. Were config.json and model.safetensors saved together?"
@@ -328,9 +341,7 @@ class EMformerModel(EMformerPreTrainedModel):
         super().__init__(config)
         self.embeddings = EMformerEmbeddings(config)
         self.conditioning = EMformerConditioning(config)
-        self.layers = nn.ModuleList(
-            EMformerLayer(config, shifted=bool(i % 2)) for i in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(EMformerLayer(config, shifted=bool(i % 2)) for i in range(config.num_hidden_layers))
         self.decoder = EMformerDecoder(config)
         self.post_init()
 
@@ -379,7 +390,7 @@ class EMformerModel(EMformerPreTrainedModel):
             padded_mask = self._pad(section_mask.expand_as(sections).float()) > 0
 
         condition = self.conditioning(factor, frame_spacing, thickness)
-        tokens = self.embeddings(padded, padded_mask)
+        tokens = self.embeddings(padded.to(self.dtype), padded_mask)
         for layer in self.layers:
             tokens = layer(tokens, condition, **kwargs)
         tokens = tokens[:, :frames, :rows]

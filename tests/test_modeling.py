@@ -64,6 +64,13 @@ def assert_same(found: EMformerOutput, expected: EMformerOutput, atol: float = 0
     torch.testing.assert_close(found.scale, expected.scale, atol=atol, rtol=0)
 
 
+def assert_same_weights(found: EMformerModel, expected: EMformerModel) -> None:
+    weights = found.state_dict()
+    assert weights.keys() == expected.state_dict().keys()
+    for name, weight in expected.state_dict().items():
+        torch.testing.assert_close(weights[name], weight, atol=0, rtol=0, msg=name)
+
+
 @pytest.fixture(scope="module")
 def model() -> EMformerModel:
     return build()
@@ -78,7 +85,7 @@ def no_gradients():
 # --- what a reconstruction is ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.tuples(st.integers(1, 2), *[st.integers(1, 9)] * 3), st.floats(1, 16), st.floats(0.05, 1))
 def test_any_clip_and_any_factor(shape: tuple[int, ...], factor: float, thickness: float) -> None:
     output = build()(clip(*shape), factor, thickness=thickness, frame_spacing=3.7)
@@ -127,7 +134,7 @@ def test_positions_follow_the_imaged_part(model: EMformerModel) -> None:
     positions = geometry.plane_positions(16)
     assert positions[0] == 0  # the first plane is the one that was imaged
     output = model(sections, 4, thickness=0.25, positions=positions)
-    np.testing.assert_array_equal(output.reconstruction.shape, (1, 2, 16, 8))
+    assert output.reconstruction.shape == (1, 2, 16, 8)
     assert not torch.allclose(output.reconstruction, model(sections, 4, thickness=0.25).reconstruction, atol=1e-3)
 
 
@@ -234,7 +241,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_weights(model: EMformerModel, dtype: torch.dtype) -> None:
     half, sections = build().to(dtype), clip(1, 3, 5, 11)
-    output, expected = half(sections, 6.7, section_mask=mask_rows(sections, 1)), model(sections, 6.7)
+    output = half(sections, 6.7, section_mask=mask_rows(sections, 1))
     expected = model(sections, 6.7, section_mask=mask_rows(sections, 1))
     assert output.reconstruction.dtype == output.scale.dtype == torch.float32
     assert_same(output, expected, atol=0.1)
@@ -290,17 +297,16 @@ def test_saved_equals_loaded(model: EMformerModel, tmp_path: Path) -> None:
     loaded, info = EMformerModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert not loaded.training
-    assert loaded.config.to_dict() == {**model.config.to_dict(), "dtype": "float32"} | {
-        "architectures": ["EMformerModel"]
-    }
-    assert_same(loaded(clip(1, 3, 5, 11), 6.7), model(clip(1, 3, 5, 11), 6.7))
+    assert {name: getattr(loaded.config, name) for name in TINY} == TINY
+    assert_same_weights(loaded, model)
+    assert_same(loaded(clip(1, 3, 5, 11), 6.7), model(clip(1, 3, 5, 11), 6.7), atol=1e-5)
 
 
 def test_weights_in_several_files_load_as_one(model: EMformerModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     loaded = EMformerModel.from_pretrained(tmp_path)
-    assert_same(loaded(clip(1, 3, 5, 11), 4), model(clip(1, 3, 5, 11), 4))
+    assert_same_weights(loaded, model)
 
 
 def test_weights_load_in_the_dtype_asked_for(model: EMformerModel, tmp_path: Path) -> None:
@@ -308,15 +314,17 @@ def test_weights_load_in_the_dtype_asked_for(model: EMformerModel, tmp_path: Pat
     assert EMformerModel.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_missing_weights_start_as_in_a_new_model() -> None:
+def test_missing_weights_start_as_in_a_new_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading builds on the meta device: whatever initialisation does not know comes back as garbage."""
-    torch.manual_seed(0)
-    expected = EMformerModel(tiny_config()).state_dict()
-    torch.manual_seed(0)
-    found = EMformerModel.from_pretrained(None, config=tiny_config(), state_dict={}).state_dict()
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, atol=0, rtol=0, msg=name)
+    initialise = EMformerModel._init_weights
+
+    def seeded(self: EMformerModel, module: torch.nn.Module) -> None:
+        torch.manual_seed(0)  # the two ways of building draw other random numbers in between
+        initialise(self, module)
+
+    monkeypatch.setattr(EMformerModel, "_init_weights", seeded)
+    new = EMformerModel(tiny_config())
+    assert_same_weights(EMformerModel.from_pretrained(None, config=tiny_config(), state_dict={}), new)
 
 
 def test_a_model_from_the_meta_device_works() -> None:
@@ -391,12 +399,12 @@ def test_the_auto_classes_know_the_model(model: EMformerModel, tmp_path: Path) -
     assert isinstance(AutoProcessor.from_pretrained(tmp_path), EMformerProcessor)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert isinstance(loaded, EMformerModel)
-    assert_same(loaded(clip(1, 2, 4, 8), 4), model(clip(1, 2, 4, 8), 4))
+    assert_same_weights(loaded, model)
 
 
 @pytest.mark.parametrize("imports", ["emformer_hub, transformers", "transformers, emformer_hub"])
 def test_importing_the_package_registers_the_model(model: EMformerModel, tmp_path: Path, imports: str) -> None:
     model.save_pretrained(tmp_path)
     code = f"import {imports}; print(type(transformers.AutoModel.from_pretrained({str(tmp_path)!r})).__name__)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "EMformerModel", run.stderr

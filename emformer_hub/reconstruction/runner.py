@@ -59,7 +59,8 @@ def reconstruct(
     Args:
         volume: ``(sections, y, x)``, 8-bit, 16-bit or float; may be memory-mapped. At least 4 sections.
         factor: section spacing over output plane spacing, any real number from 1 to 16.
-        model: a bundled name, a folder, a Hub id, or a loaded model.
+        model: a bundled name, a folder, a Hub id, or a loaded model, which moves to the device and
+            is used with the default processor.
         thickness: imaged share of the section spacing, in (0, 1]: 1 for physical sections (ssTEM), 1/factor for block
             faces (FIB-SEM, SBF-SEM).
         offset: where the imaged part begins within a section's slab, in output planes; default: centred.
@@ -85,9 +86,7 @@ def reconstruct(
         network, processor = model, EMformerProcessor()
     else:
         network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
-    network = network.to(chosen_device).eval()
-    if chosen_device.type == "cpu":
-        network.set_attn_implementation("eager")  # faster than fused attention on a CPU, see benchmarks/speed.py
+    network.to(device=chosen_device)
     statistics = processor.measure(volume)
     plan = _plan(volume.shape, network, tile_zyx or TILE_ZYX)
 

@@ -29,7 +29,8 @@ class AxisTiles:
     def __post_init__(self) -> None:
         if self.tile % self.multiple or self.overlap % self.multiple or not 0 < self.overlap < self.tile:
             raise ValueError(
-                f"tile {self.tile} and overlap {self.overlap} must be multiples of {self.multiple}, overlap the smaller."
+                f"tile {self.tile} and overlap {self.overlap} must be multiples of {self.multiple}, "
+                f"overlap the smaller and above 0."
             )
 
     @cached_property
@@ -45,12 +46,14 @@ class AxisTiles:
         Over all tiles they sum to one at every position of the axis.
         """
         start, stop = self.spans[index]
-        weight = np.ones(len(positions))
-        if start > 0:
-            weight = np.minimum(weight, (positions - start - self.overlap / 4) / (self.overlap / 2))
-        if stop < self.length:
-            weight = np.minimum(weight, (stop - positions - self.overlap / 4) / (self.overlap / 2))
-        return weight.clip(0, 1).astype(np.float32)
+        weight = self._ramp(start, positions) if start > 0 else np.ones(len(positions))
+        if stop < self.length:  # what the next tile takes, this one gives up: sums are one even where three overlap
+            weight = weight - self._ramp(stop - self.overlap, positions)
+        return weight.astype(np.float32)
+
+    def _ramp(self, start: int, positions: np.ndarray) -> np.ndarray:
+        """0 to 1 over the middle half of the overlap with which a tile starts."""
+        return ((positions - start - self.overlap / 4) / (self.overlap / 2)).clip(0, 1)
 
 
 def round_up(length: int, multiple: int) -> int:

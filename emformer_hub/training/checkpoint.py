@@ -26,8 +26,7 @@ def save_checkpoint(
 ) -> None:
     """Replace the run's checkpoint; the former one stays whole until the new one is."""
     partial, former = run / f".{LATEST}.partial", run / f".{LATEST}.former"
-    for leftover in (partial, former):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(model, partial / "model.safetensors")
     save_file(average, partial / "average.safetensors")
@@ -39,6 +38,7 @@ def save_checkpoint(
     save_file(moments, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps(state, indent=2))
     if (run / LATEST).exists():
+        shutil.rmtree(former, ignore_errors=True)
         os.rename(run / LATEST, former)
     os.rename(partial, run / LATEST)
     shutil.rmtree(former, ignore_errors=True)

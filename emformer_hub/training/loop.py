@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -47,6 +48,19 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
     return volumes
 
 
+def build_config(fields: dict[str, Any]) -> EMformerConfig:
+    """The recipe's ``model``; raises ``InputError`` for an unknown field or a network that cannot be built."""
+    for name in fields:
+        if name not in EMformerConfig.__annotations__:
+            raise InputError(
+                f"model: unknown field {name!r}; valid fields are {', '.join(EMformerConfig.__annotations__)}."
+            )
+    try:
+        return EMformerConfig(**fields)
+    except StrictDataclassError as error:
+        raise InputError(f"model: {error}") from error
+
+
 class Average:
     """Exponential moving average of weights, slow only after as many steps as it spans."""
 
@@ -69,7 +83,7 @@ class Average:
 
 def learning_rate_share(progress: float, step: int, warmup_steps: int) -> float:
     """Linear warm-up over steps, then a cosine to zero over the run's progress from 0 to 1."""
-    return min(1.0, (step + 1) / warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: bool = False) -> Path:
@@ -98,7 +112,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     if recipe.base is not None:
         model = EMformerModel.from_pretrained(recipe.base)
     else:
-        model = EMformerModel(EMformerConfig(**(recipe.model or {})))
+        model = EMformerModel(build_config(recipe.model or {}))
     if accelerator.device.type == "cpu":
         model.set_attn_implementation("eager")  # its backward pass is 4 times as fast as fused attention's on a CPU
     optimizer = torch.optim.AdamW(
@@ -153,6 +167,8 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
             share = float(clock)
         return share
 
+    if not resume:
+        checkpoint()  # whatever stops the run from here on, it can be resumed
     bar = tqdm(total=1000, unit="‰", disable=not accelerator.is_main_process, mininterval=5)
     stream = iter(loader)
     while (done := progress()) < 1:

@@ -70,6 +70,12 @@ class Recipe:
             raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (to go on from).")
         if (self.steps is None) == (self.minutes is None):
             raise InputError("the run needs exactly one of 'steps' and 'minutes' (or --steps, --minutes).")
+        for name in ("steps", "minutes", "batch_size", "validate_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} is {value}; expected a positive number.")
+        if len(self.sampling.factor) != 3:
+            raise InputError(f"sampling: factor is {self.sampling.factor}; expected lowest, most frequent, highest.")
         if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
             raise InputError(f"mixed_precision is {self.mixed_precision!r}; expected auto, no, bf16 or fp16.")
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
 
 ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
-MIN_ROWS = 4
+MIN_ROWS, MIN_COLUMNS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class TrainingVolume:
         voxel_size: nm.
         statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
         weight: relative share of training samples.
-        holdout: share of the columns at the far end of x that only validation sees.
+        holdout: share of the columns at the far end of x that only validation sees, at least 64.
+
+    Raises:
+        InputError: too few columns are left to train on.
     """
 
     name: str
@@ -39,6 +43,14 @@ class TrainingVolume:
     statistics: IntensityStatistics
     weight: float = 1.0
     holdout: float = 0.125
+
+    def __post_init__(self) -> None:
+        columns = self.data.shape[2]
+        if columns - self.holdout_columns < MIN_COLUMNS:
+            raise InputError(
+                f"{self.name} is {columns} voxels wide, of which {self.holdout_columns} are held out for validation; "
+                f"expected at least {MIN_COLUMNS} more to train on. Give a wider volume."
+            )
 
     @property
     def anisotropy(self) -> float:
@@ -223,7 +235,8 @@ class ClipBatches(torch.utils.data.IterableDataset):
         """Keyword arguments of the model's forward, and ``target``."""
         geometry = draw_geometry(self.volumes, self.ranges, np.random.default_rng([self.seed, index]))
         slots = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        clips = [draw_clip(geometry, self.ranges, np.random.default_rng([self.seed, index, slot])) for slot in slots]
+        streams = [np.random.default_rng([self.seed, index, 1 + slot]) for slot in slots]  # a 0 would be no new stream
+        clips = [draw_clip(geometry, self.ranges, stream) for stream in streams]
         stacked: dict[str, Any] = {key: torch.from_numpy(np.stack([clip[key] for clip in clips])) for key in clips[0]}
         stacked["factor"] = geometry.sections.factor
         stacked["thickness"] = geometry.sections.thickness

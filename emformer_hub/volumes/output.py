@@ -28,6 +28,25 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
             f"output {path} has the suffix {path.suffix!r}; "
             f"expected .ome.zarr or .zarr (OME-Zarr), .ome.tif, .ome.tiff, .tif or .tiff (OME-TIFF)."
         )
+    _check_folder(path)
+    if not path.exists():
+        return
+    if path.is_dir() != (path.suffix.lower() in ZARR_SUFFIXES) or (path.is_dir() and not is_zarr(path)):
+        found = "folder that is not a Zarr" if path.is_dir() else "file, not a Zarr folder"
+        raise InputError(f"output {path} exists and is a {found}; it is never replaced. Choose another name.")
+    _check_overwrite(path, overwrite)
+
+
+def check_file(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """The same for a file that is no volume, of any suffix; a folder is never replaced by it."""
+    path = Path(path)
+    _check_folder(path)
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; it is never replaced. Give the name of a file.")
+    _check_overwrite(path, overwrite)
+
+
+def _check_folder(path: Path) -> None:
     folder = path.resolve().parent
     if not folder.is_dir():
         raise InputError(f"output {path} cannot be written: the folder {folder} does not exist. Create it first.")
@@ -35,12 +54,10 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise InputError(
             f"output {path} cannot be written: no permission to write to the folder {folder}. Choose another folder."
         )
-    if not path.exists():
-        return
-    if path.is_dir() != (path.suffix.lower() in ZARR_SUFFIXES) or (path.is_dir() and not is_zarr(path)):
-        found = "folder that is not a Zarr" if path.is_dir() else "file, not a Zarr folder"
-        raise InputError(f"output {path} exists and is a {found}; it is never replaced. Choose another name.")
-    if not overwrite:
+
+
+def _check_overwrite(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
         raise InputError(f"output {path} exists. Choose another name, or give --overwrite to replace it.")
 
 

@@ -1,0 +1,53 @@
+"""The public names, and what importing the package does to others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emformer_hub
+from emformer_hub.configuration_emformer import EMformerConfig
+from emformer_hub.processing_emformer import EMformerProcessor
+
+
+@pytest.mark.parametrize("name", emformer_hub.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    value = getattr(emformer_hub, name)
+    assert value.__name__ == name and value.__module__.startswith("emformer_hub.")
+    assert getattr(emformer_hub, name) is value
+
+
+def test_names_are_listed_in_order_and_can_be_completed() -> None:
+    assert emformer_hub.__all__ == sorted(emformer_hub.__all__)
+    assert dir(emformer_hub) == emformer_hub.__all__
+    namespace: dict[str, object] = {}
+    exec("from emformer_hub import *", namespace)
+    assert set(emformer_hub.__all__) <= set(namespace)
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'emformer_hub' has no attribute 'restore'"):
+        _ = emformer_hub.restore
+    with pytest.raises(ImportError, match="restore"):
+        exec("from emformer_hub import restore")
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import emformer_hub\nfrom transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor",
+        "from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor\nimport emformer_hub",
+    ],
+    ids=["emformer_hub first", "transformers first"],
+)
+def test_auto_classes_know_the_config_and_the_processor(tmp_path: Path, imports: str) -> None:
+    EMformerConfig().save_pretrained(tmp_path)
+    EMformerProcessor().save_pretrained(tmp_path)
+    code = f"""{imports}
+for auto in AutoConfig, AutoFeatureExtractor, AutoProcessor:
+    print(type(auto.from_pretrained({str(tmp_path)!r})).__name__)"""
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["EMformerConfig", "EMformerProcessor", "EMformerProcessor"], run.stderr

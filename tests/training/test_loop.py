@@ -1,0 +1,375 @@
+"""The training command: what it leaves behind, how it resumes, how it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from emformer_hub.errors import InputError
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.phantom import neuropil
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.training import checkpoint, loop
+from emformer_hub.training.__main__ import command
+from emformer_hub.training.loop import learning_rate_share, train
+from emformer_hub.training.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+STEPS, CHECKPOINT_EVERY = 16, 4
+TINY: dict[str, Any] = {
+    "model": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "window_size": [2, 2, 4],
+        "num_basis": 6,
+        "num_scale_basis": 3,
+        "condition_size": 8,
+    },
+    "volumes": [{"path": "neuropil.tif", "voxel_size": "8,8,8"}],
+    "sampling": {"factor": [1.5, 4, 8], "frames": 4, "rows": 4, "columns": 16},
+    "steps": STEPS,
+    "batch_size": 2,
+    "warmup_steps": 2,
+    "checkpoint_every": CHECKPOINT_EVERY,
+    "validate_every": 1000,
+    "mixed_precision": "no",
+}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # runs are compared digit for digit
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    tifffile.imwrite(folder / "neuropil.tif", neuropil((32, 48, 128)))
+    tifffile.imwrite(folder / "narrow.tif", neuropil((32, 48, 64)))
+    return folder
+
+
+def recipe(folder: Path, **changes: Any) -> Path:
+    """The tiny recipe with keys replaced, or left out where the value is ``None``."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in {**TINY, **changes}.items() if value is not None}))
+    return path
+
+
+def launch(*launcher: str, output: Path, data_root: Path, resume: bool = False) -> subprocess.Popen[str]:
+    """The training command in a process of its own, with one thread and without the user's Accelerate settings."""
+    arguments = ["--recipe", str(recipe(output.parent)), "--data-root", str(data_root), "--output-dir", str(output)]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HOME": str(output.parent / "huggingface"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, *launcher, "finetune", *arguments, *["--resume"] * resume],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def run_here(output: Path, data_root: Path, *options: str, **changes: Any) -> Result:
+    """The command in this process, which is faster."""
+    output.parent.mkdir(exist_ok=True)
+    arguments = ["--recipe", str(recipe(output.parent, **changes)), "--data-root", str(data_root)]
+    return CliRunner().invoke(command, [*arguments, "--output-dir", str(output), *options])
+
+
+def train_here(output: Path, data_root: Path, resume: bool = False, **changes: Any) -> Path:
+    output.parent.mkdir(exist_ok=True)
+    return train(Recipe.load(recipe(output.parent, **changes)), output, data_root=data_root, resume=resume)
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def losses(output: Path) -> dict[int, set[float]]:
+    """All losses that were logged for a step: a resumed run may log the steps after its checkpoint twice."""
+    found = defaultdict(set)
+    for record in records(output):
+        if "loss" in record:
+            found[record["step"]].add(record["loss"])
+    return dict(found)
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    weights = load_file(found)
+    for name, weight in load_file(expected).items():
+        assert torch.equal(weights[name], weight), name
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """An uninterrupted run of the command as the documents give it."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    finish(launch("-m", "accelerate.commands.accelerate_cli", "launch", output=output, data_root=data_root))
+    return output
+
+
+# --- what a run leaves -------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_model_that_loads(finished: Path) -> None:
+    model = EMformerModel.from_pretrained(finished)
+    assert model.config.hidden_size == 16
+    assert not model.training
+    volume = neuropil((16, 16, 16))
+    processor = EMformerProcessor.from_pretrained(finished)
+    sections = torch.from_numpy(processor.normalise(volume, processor.measure(volume)))[None]
+    assert model(sections, 4).reconstruction.isfinite().all()
+
+
+def test_the_saved_weights_are_the_averaged_ones(finished: Path) -> None:
+    assert_same_weights(finished / "model.safetensors", finished / "checkpoint" / "average.safetensors")
+    trained = load_file(finished / "checkpoint" / "model.safetensors")
+    averaged = load_file(finished / "model.safetensors")
+    assert any(not torch.equal(weight, averaged[name]) for name, weight in trained.items())
+
+
+def test_the_log_holds_every_step_and_the_validation(finished: Path) -> None:
+    logged = losses(finished)
+    assert list(logged) == list(range(1, STEPS + 1))
+    assert all(len(values) == 1 and np.isfinite(list(values)).all() for values in logged.values())
+    steps = [record for record in records(finished) if "loss" in record]
+    assert all(1.5 <= record["factor"] <= 8 and record["gradient_norm"] >= 0 for record in steps)
+    assert np.diff([record["voxels"] for record in steps]).min() > 0
+    validation = [record for record in records(finished) if "gain_db" in record]
+    assert [(record["volume"], record["geometry"]) for record in validation] == [
+        ("neuropil.tif", geometry) for geometry in ("x4", "x8", "x8_single_plane")
+    ]
+    assert all(np.isfinite(record["gain_db"]) and record["mean_scale"] > 0 for record in validation)
+
+
+def test_the_recipe_is_kept_with_the_weights(finished: Path) -> None:
+    assert Recipe.load(finished / "recipe.yaml") == Recipe.load(recipe(finished.parent))
+
+
+def test_nothing_pickled_and_nothing_temporary_is_left(finished: Path) -> None:
+    suffixes = {path.suffix for path in finished.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".yaml"}
+    assert [path.name for path in finished.iterdir() if path.name.startswith(".")] == []
+
+
+def test_training_learns(tmp_path: Path, data_root: Path) -> None:
+    sampling = {**TINY["sampling"], "factor": [4, 4, 4], "full_thickness": 1.0}  # one task, undamaged
+    sampling |= dict.fromkeys(["mask", "noise", "contrast", "invert", "jump", "jitter"], 0.0)
+    output = train_here(
+        tmp_path / "run", data_root, sampling=sampling, steps=60, checkpoint_every=1000, learning_rate=5e-3
+    )
+    course = [record["loss"] for record in records(output) if "loss" in record]
+    assert np.mean(course[-15:]) < 0.9 * np.mean(course[:15])
+    gains = {record["geometry"]: record["gain_db"] for record in records(output) if "gain_db" in record}
+    assert gains["x4"] > 0.2  # dB over cubic interpolation, on columns that training has not seen
+
+
+def test_training_goes_on_from_given_weights(tmp_path: Path, data_root: Path, finished: Path) -> None:
+    still = {"learning_rate": 0.0, "steps": 2}
+    output = train_here(tmp_path / "run", data_root, model=None, base=str(finished), **still)
+    assert_same_weights(output / "model.safetensors", finished / "model.safetensors")
+
+
+def test_validation_does_not_disturb_training(tmp_path: Path, data_root: Path) -> None:
+    runs = [train_here(tmp_path / f"every{n}", data_root, steps=5, validate_every=n) for n in (2, 1000)]
+    assert losses(runs[0]) == losses(runs[1])
+    assert_same_weights(runs[0] / "model.safetensors", runs[1] / "model.safetensors")
+
+
+def test_workers_change_nothing(tmp_path: Path, data_root: Path) -> None:
+    runs = [train_here(tmp_path / f"workers{n}", data_root, steps=5, workers=n) for n in (0, 2)]
+    assert losses(runs[0]) == losses(runs[1])
+
+
+def test_a_run_ends_when_its_minutes_are_over(tmp_path: Path, data_root: Path) -> None:
+    output = train_here(tmp_path / "run", data_root, steps=None, minutes=0.02)
+    seconds = [record["seconds"] for record in records(output) if "seconds" in record]
+    assert seconds[-1] > 0.6 and all(before <= 1.2 for before in seconds[:-1])
+    assert EMformerModel.from_pretrained(output).config.hidden_size == 16
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    assert [learning_rate_share(0, step, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert learning_rate_share(0.5, 100, 4) == pytest.approx(0.5)
+    assert learning_rate_share(1, 100, 4) == pytest.approx(0)
+    assert learning_rate_share(1.2, 100, 4) == pytest.approx(0)
+    assert learning_rate_share(0, 0, 0) == 1  # no warm-up
+
+
+# --- interrupted and resumed -------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(tmp_path: Path, data_root: Path, finished: Path) -> None:
+    output = tmp_path / "run"
+    process = launch(output=output, data_root=data_root)
+    log = output / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > CHECKPOINT_EVERY):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    assert (output / "checkpoint" / "state.json").exists()
+    assert not (output / "model.safetensors").exists()
+
+    finish(launch(output=output, data_root=data_root, resume=True))
+    assert losses(output) == losses(finished)
+    for weights in ("model.safetensors", "checkpoint/model.safetensors", "checkpoint/optimizer.safetensors"):
+        assert_same_weights(output / weights, finished / weights)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ctrl-C in the middle of a step, counted from 1."""
+    calls, loss = iter(range(1, 10**6)), loop.reconstruction_loss
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == step:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(loop, "reconstruction_loss", interrupted)
+
+
+@pytest.mark.parametrize("step", [2, 6], ids=["before the first checkpoint", "after it"])
+def test_an_interrupted_run_resumes(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole = train_here(tmp_path / "whole", data_root, steps=8)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, step)
+        train_here(tmp_path / "run", data_root, steps=8)
+    resumed = train_here(tmp_path / "run", data_root, steps=8, resume=True)
+    assert losses(resumed) == losses(whole)
+    assert_same_weights(resumed / "model.safetensors", whole / "model.safetensors")
+
+
+def test_a_checkpoint_cut_off_while_it_was_replaced_is_not_lost(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between setting the old checkpoint aside and putting the new one in place, and then once more."""
+    run = train_here(tmp_path / "run", data_root, steps=CHECKPOINT_EVERY)
+    (run / "checkpoint").rename(run / ".checkpoint.former")
+
+    def full(*arguments: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(checkpoint, "save_file", full)
+        train_here(run, data_root, steps=2 * CHECKPOINT_EVERY, resume=True)
+    train_here(run, data_root, steps=2 * CHECKPOINT_EVERY, resume=True)
+    assert max(losses(run)) == 2 * CHECKPOINT_EVERY
+
+
+def test_there_must_be_a_checkpoint_to_resume_from(tmp_path: Path, data_root: Path) -> None:
+    result = run_here(tmp_path / "run", data_root, "--resume")
+    assert result.exit_code == 2
+    assert "no checkpoint to resume from; start the run without --resume" in result.stderr
+
+
+def test_a_second_start_loses_nothing(data_root: Path, finished: Path) -> None:
+    before = fingerprint(finished)
+    result = run_here(finished, data_root, "--steps", "3", "--seed", "7")
+    assert result.exit_code == 2
+    assert "holds another run; add --resume to go on with it, or choose another folder" in result.stderr
+    assert fingerprint(finished) == before
+
+
+# --- what cannot work --------------------------------------------------------------------------------------------
+
+
+def stopped(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_a_missing_volume_is_named(tmp_path: Path, data_root: Path) -> None:
+    error = stopped(run_here(tmp_path / "run", data_root, volumes=[{"path": "lost.tif", "voxel_size": "8,8,8"}]))
+    assert "lost.tif does not exist" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_voxel_size_is_asked_for(tmp_path: Path, data_root: Path) -> None:
+    error = stopped(run_here(tmp_path / "run", data_root, volumes=[{"path": "neuropil.tif"}]))
+    assert "neuropil.tif: the file states no voxel size" in error
+
+
+def test_a_volume_with_no_columns_left_for_training_is_refused(tmp_path: Path, data_root: Path) -> None:
+    error = stopped(run_here(tmp_path / "run", data_root, volumes=[{"path": "narrow.tif", "voxel_size": "8,8,8"}]))
+    assert "narrow.tif" in error
+
+
+@pytest.mark.parametrize("model", [{"hiden_size": 16}, {"hidden_size": "wide"}, {"hidden_size": 15}])
+def test_a_model_that_cannot_be_built_is_refused(tmp_path: Path, data_root: Path, model: dict[str, Any]) -> None:
+    error = stopped(run_here(tmp_path / "run", data_root, model=model))
+    assert next(iter(model)) in error
+
+
+def test_unknown_base_weights_are_refused(tmp_path: Path, data_root: Path) -> None:
+    assert "'nowhere' is not known" in stopped(run_here(tmp_path / "run", data_root, model=None, base="nowhere"))
+
+
+def test_steps_and_minutes_exclude_each_other(tmp_path: Path, data_root: Path) -> None:
+    assert "exclude each other" in stopped(run_here(tmp_path / "run", data_root, "--steps", "3", "--minutes", "1"))
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        command, ["--recipe", str(tmp_path / "none.yaml"), "--output-dir", str(tmp_path / "run")]
+    )
+    assert "none.yaml: cannot read the recipe" in stopped(result)
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, loss = iter(range(10**6)), loop.reconstruction_loss
+
+    def broken(reconstruction: torch.Tensor, scale: torch.Tensor, target: torch.Tensor) -> Any:
+        factor = float("nan") if next(calls) >= CHECKPOINT_EVERY + 1 else 1.0
+        return loss(factor * reconstruction, scale, target)
+
+    monkeypatch.setattr(loop, "reconstruction_loss", broken)
+    output = tmp_path / "run"
+    with pytest.raises(InputError, match=r"the loss is nan at step 5; the last checkpoint .* is good.*learning_rate"):
+        train_here(output, data_root)
+    assert json.loads((output / "checkpoint" / "state.json").read_text())["step"] == CHECKPOINT_EVERY
+    for weights in ("model", "average"):
+        kept = load_file(output / "checkpoint" / f"{weights}.safetensors")
+        assert all(weight.isfinite().all() for weight in kept.values())

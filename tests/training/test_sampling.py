@@ -1,0 +1,239 @@
+"""Training pairs: reproducible, consistent with the section model, and never from the held-out columns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.processing_emformer import IntensityStatistics
+from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume
+
+SMALL = SamplingRanges(frames=4, rows=5, columns=16)
+PLAIN = replace(SMALL, mask=0, noise=0, contrast=0, invert=0, jump=0, jitter=0)  # as cut and degraded
+ISOTROPIC, ANISOTROPIC = VoxelSize(8, 8, 8), VoxelSize(40, 8, 8)
+SHAPE = (24, 48, 112)  # of which 64 columns are held out
+SPACE = ["z", "y", "x"]
+
+
+def volume(data: np.ndarray | None = None, voxel_size: VoxelSize = ISOTROPIC, **changes: Any) -> TrainingVolume:
+    """Noise by default; intensities are used as they are."""
+    if data is None:
+        data = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    return TrainingVolume("test", data, voxel_size, IntensityStatistics(0.0, 1.0, data.dtype), **changes)
+
+
+def ramp(axis: str) -> np.ndarray:
+    """A volume whose intensity is the coordinate along one axis."""
+    return np.broadcast_to(
+        np.moveaxis(np.arange(SHAPE[SPACE.index(axis)], dtype=np.float32)[:, None, None], 0, SPACE.index(axis)), SHAPE
+    )
+
+
+def stream(volumes: list[TrainingVolume], ranges: SamplingRanges = PLAIN, **changes: Any) -> ClipBatches:
+    return ClipBatches(volumes, ranges, **{"seed": 0, "batch_size": 2, **changes})
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+BOTH = pytest.mark.parametrize("voxel_size", [ISOTROPIC, ANISOTROPIC], ids=["isotropic", "anisotropic"])
+
+
+# --- the same data, however they are fetched -------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_batch_depends_on_the_seed_and_its_number_only(voxel_size: VoxelSize) -> None:
+    first, again = (stream([volume(voxel_size=voxel_size)], SMALL) for _ in range(2))
+    third = again.batch(3)  # asked for first, and out of order
+    for index in range(3):
+        assert_same(again.batch(index), first.batch(index))
+    assert_same(third, first.batch(3))
+    assert not np.array_equal(first.batch(0)["target"][0], first.batch(0)["target"][1])
+    assert first.batch(0)["factor"] != first.batch(1)["factor"]
+    assert first.batch(0)["factor"] != stream([volume()], SMALL, seed=1).batch(0)["factor"]
+
+
+@BOTH
+def test_two_processes_draw_what_one_would(voxel_size: VoxelSize) -> None:
+    volumes = [volume(voxel_size=voxel_size)]
+    alone = stream(volumes, SMALL, batch_size=2)
+    ranks = [stream(volumes, SMALL, batch_size=1, rank=rank, world_size=2) for rank in range(2)]
+    for index in range(4):
+        parts = [rank.batch(index) for rank in ranks]
+        together = {
+            key: torch.cat([part[key] for part in parts]) if isinstance(value, torch.Tensor) else value
+            for key, value in parts[0].items()
+        }
+        assert_same(together, alone.batch(index))
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped() -> None:
+    whole = list(islice(stream([volume()], SMALL), 7))
+    resumed = list(islice(stream([volume()], SMALL, start=4), 3))
+    for found, expected in zip(resumed, whole[4:], strict=True):
+        assert_same(found, expected)
+
+
+def test_workers_keep_the_order() -> None:
+    batches = stream([volume()], SMALL, start=3)
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
+        for index, found in enumerate(islice(loader, 5)):
+            assert_same(found, batches.batch(3 + index))
+
+
+# --- pairs that fit the section model ----------------------------------------------------------------------------
+
+
+def section_model(batch: dict[str, Any]) -> SectionModel:
+    """The geometry that the network is told: the offset follows from the first position."""
+    factor, thickness = batch["factor"], batch["thickness"]
+    centre = 0.5 / factor - batch["positions"][0]
+    offset = (centre - thickness / 2) * factor
+    return SectionModel(factor, thickness, float(np.clip(offset, 0, (1 - thickness) * factor)))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "changes", [{}, {"contrast": 1.0}, {"invert": 1.0}, {"single_plane": 1.0, "full_thickness": 0}]
+)
+def test_sections_are_the_degraded_target(voxel_size: VoxelSize, changes: dict[str, float]) -> None:
+    batches = stream([volume(voxel_size=voxel_size)], replace(PLAIN, **changes))
+    for batch in islice(batches, 20):
+        model = section_model(batch)
+        for sections, target in zip(batch["sections"].numpy(), batch["target"].numpy(), strict=True):
+            degraded = model.degrade(target.transpose(1, 0, 2)).transpose(1, 0, 2)
+            np.testing.assert_allclose(sections, degraded, atol=1e-4)
+        assert len(batch["positions"]) == batch["target"].shape[2]
+        assert not batch["section_mask"].any()
+
+
+@pytest.mark.parametrize("damage", ["noise", "jump", "jitter"])
+def test_damage_changes_sections_and_never_the_target(damage: str) -> None:
+    plain, damaged = stream([volume()]), stream([volume()], replace(PLAIN, **{damage: 1.0}))
+    changed = 0
+    for index in range(10):
+        before, after = plain.batch(index), damaged.batch(index)
+        np.testing.assert_array_equal(after["target"], before["target"])
+        changed += not torch.equal(after["sections"], before["sections"])
+    assert changed > 5
+
+
+def test_masks_hide_one_to_three_neighbouring_sections() -> None:
+    lengths = set()
+    for batch in islice(stream([volume()], replace(PLAIN, mask=1.0)), 30):
+        rows = batch["sections"].shape[2]
+        assert batch["section_mask"].shape == (2, 1, rows, 1)
+        for mask in batch["section_mask"].flatten(1):
+            (hidden,) = np.nonzero(mask.numpy())
+            assert (np.diff(hidden) == 1).all() and len(hidden) <= rows - 2
+            lengths.add(len(hidden))
+    assert lengths == {1, 2, 3}
+
+
+def test_geometry_stays_in_the_recipes_ranges() -> None:
+    ranges = replace(PLAIN, factor=(1.5, 3.0, 5.0))
+    batches = list(islice(stream([volume()], ranges, batch_size=1), 100))
+    factors = np.array([batch["factor"] for batch in batches])
+    assert factors.min() >= 1.5 and factors.max() <= 48 / 5  # a short axis holds fewer sections
+    assert factors.max() <= 5 and np.ptp(factors) > 2
+    thickness = np.array([batch["thickness"] for batch in batches])
+    assert (thickness == 1).mean() == pytest.approx(0.5, abs=0.15)
+    assert np.isclose(thickness, 1 / factors).mean() == pytest.approx(0.25, abs=0.12)
+    assert (thickness >= 1 / factors - 1e-9).all()
+    for batch in batches:
+        frames, rows, columns = batch["sections"].shape[1:]
+        assert frames <= 4 and rows <= 5 and columns <= 16
+
+
+def test_intensities_are_normalised_by_the_whole_volume() -> None:
+    data = np.random.default_rng(0).integers(0, 65535, SHAPE, np.uint16)
+    batches = ClipBatches(
+        [TrainingVolume("test", data, ISOTROPIC, IntensityStatistics(30000.0, 5000.0, data.dtype))],
+        PLAIN,
+        seed=0,
+        batch_size=1,
+    )
+    target = batches.batch(0)["target"].numpy()
+    assert target.dtype == np.float32
+    voxels = target * 5000 + 30000
+    np.testing.assert_allclose(voxels, np.rint(voxels), atol=0.05)
+
+
+# --- where clips come from ---------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_held_out_columns_are_never_seen(voxel_size: VoxelSize) -> None:
+    data = np.zeros(SHAPE, np.float32)
+    training = volume(data, voxel_size)
+    data[:, :, -training.holdout_columns :] = 1e9
+    for batch in islice(stream([training], SMALL), 150):
+        assert batch["target"].max() < 1e3 and batch["sections"].max() < 1e3
+
+
+@BOTH
+@pytest.mark.parametrize("axis", SPACE)
+def test_all_the_rest_is_seen(voxel_size: VoxelSize, axis: str) -> None:
+    seen: set[int] = set()
+    for batch in islice(stream([volume(ramp(axis), voxel_size)]), 150):
+        seen.update(np.unique(batch["target"].numpy()).astype(int).tolist())
+    held_out = 64 if axis == "x" else 0
+    assert seen == set(range(SHAPE[SPACE.index(axis)] - held_out))
+
+
+def test_the_holdout_is_a_share_of_the_columns_and_at_least_64() -> None:
+    wide = np.zeros((8, 8, 1000), np.uint8)
+    assert volume(wide, holdout=0.2).holdout_columns == 200
+    assert volume(wide, holdout=0.01).holdout_columns == 64
+
+
+def test_sections_of_anisotropic_volumes_stay_frames() -> None:
+    for batch in islice(stream([volume(ramp("z"), ANISOTROPIC)]), 30):
+        target = batch["target"]
+        assert (target == target[:, :, :1, :1]).all()  # one frame is one section
+        assert (target.diff(dim=1).abs() == 1).all()  # and the next frame the next section
+        assert batch["frame_spacing"] == 5
+
+
+def test_isotropic_volumes_are_seen_from_all_sides_and_at_strides() -> None:
+    orientations, strides = set(), set()
+    for batch in islice(stream([volume(ramp("z"))], replace(PLAIN, frame_stride_one=0.3), batch_size=1), 100):
+        target = batch["target"][0]
+        steps = [int(target.diff(dim=dim).abs().max()) if target.shape[dim] > 1 else 0 for dim in range(3)]
+        orientation = int(np.argmax(steps))
+        orientations.add(orientation)
+        if orientation == 0:
+            assert steps[0] == batch["frame_spacing"]
+            strides.add(steps[0])
+    assert orientations == {0, 1, 2}
+    assert {1, 2} < strides and max(strides) <= PLAIN.frame_stride_max
+
+
+def test_volumes_are_drawn_by_weight() -> None:
+    flat = [np.full(SHAPE, value, np.float32) for value in (0, 1, 2)]
+    volumes = [volume(data, weight=weight) for data, weight in zip(flat, (3, 1, 0), strict=True)]
+    drawn = np.array([int(batch["target"].mean()) for batch in islice(stream(volumes, batch_size=1), 200)])
+    assert (drawn == 0).mean() == pytest.approx(0.75, abs=0.1)
+    assert (drawn == 2).sum() == 0
+
+
+def test_where_a_clip_lies_does_not_depend_on_which_volume_it_is_from() -> None:
+    """Batch geometry and clips draw from streams of their own."""
+    volumes = [volume(ramp("y") + offset, ANISOTROPIC) for offset in (0, 1000)]
+    ranges = replace(PLAIN, factor=(2.0, 2.0, 2.0))
+    starts: list[list[float]] = [[], []]
+    for batch in islice(stream(volumes, ranges, batch_size=1), 300):
+        which, start = divmod(float(batch["target"].min()), 1000)
+        starts[int(which)].append(start)
+    assert np.mean(starts[0]) == pytest.approx(np.mean(starts[1]), abs=4)  # of 38 places

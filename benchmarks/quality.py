@@ -20,7 +20,7 @@ import click
 import numpy as np
 from _report import Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
-from emformer_hub.devices import choose_device, default_precision
+from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
@@ -219,7 +219,7 @@ def main(
     torch_device = choose_device(device)
     run = describe_run(
         torch_device,
-        "bfloat16" if default_precision(torch_device) == "bf16" else "float32",
+        str(choose_precision("auto", torch_device)).removeprefix("torch."),
         data=describe_file(path),
         shape_zyx=list(data.shape),
         voxel_size_nm=list(size.zyx),

@@ -1,5 +1,8 @@
 """EMformerConfig: the shape of the network, nothing about data or tiles."""
 
+import os
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -37,38 +40,42 @@ class EMformerConfig(PreTrainedConfig):
     num_scale_basis: int = 8
     condition_size: int = 64
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.window_size = tuple(self.window_size)  # JSON brings back a list
         super().__post_init__(**kwargs)
 
-    def validate_heads(self):
+    def validate_heads(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
             )
 
-    def validate_window(self):
+    def validate_window(self) -> None:
         if len(self.window_size) != 3 or any(size < 2 or size % 2 for size in self.window_size):
             raise ValueError(
                 f"window_size is {self.window_size}; expected three even token counts (frames, rows, columns)."
             )
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "patch_size", "num_basis", "num_scale_basis"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(  # type: ignore[override]  # the parent names what kwargs holds
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> Any:
         """Load a config by bundled name, folder or Hub id.
 
         Raises:
             InputError: unknown name, or a config of another model.
         """
-        name = str(pretrained_model_name_or_path)
+        name = os.fspath(pretrained_model_name_or_path)
         source = resolve_pretrained(name)
         with loading(name):
             content, _ = cls.get_config_dict(source, **kwargs)
+        if not content:
+            raise InputError(f"{name} holds no config.json; expected a folder that save_pretrained or training wrote.")
         if content.get("model_type") != cls.model_type:
             raise InputError(
                 f"{name} is a config of model type {content.get('model_type')!r}; expected {cls.model_type!r}."

@@ -31,6 +31,19 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def default_precision(device: torch.device | None = None) -> str:
-    """Mixed precision in the words of Accelerate: ``"bf16"`` where the device computes in it, else ``"no"``."""
-    return "bf16" if computes_in_bfloat16(device or choose_device()) else "no"
+def check_precision(name: str) -> str:
+    """Return ``name`` if it is auto, float32 or bfloat16, else raise ``InputError``."""
+    if name not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"precision is {name!r}; expected auto, float32 or bfloat16.")
+    return name
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: ``"auto"`` takes bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        InputError: the name is not auto, float32 or bfloat16.
+    """
+    if check_precision(name) == "auto":
+        return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32

@@ -46,9 +46,7 @@ class VoxelSize:
         try:
             z, y, x = (float(part) for part in parts)
         except ValueError:
-            raise InputError(
-                f"voxel size {text!r} is not three numbers; expected Z,Y,X in nm, as in 40,4,4."
-            ) from None
+            raise InputError(f"voxel size {text!r} is not three numbers; expected Z,Y,X in nm, as in 40,4,4.") from None
         return cls(z, y, x)
 
     @property
@@ -148,7 +146,7 @@ class SectionModel:
         return sections
 
     def plane_positions(self, num_planes: int, first_plane: int = 0) -> np.ndarray:
-        """Centres of output planes in section coordinates, float64 ``(planes,)``: section ``i``'s centre is at ``i``."""
+        """Centres of planes in section coordinates (section ``i`` has its centre at ``i``), float64 ``(planes,)``."""
         return (np.arange(first_plane, first_plane + num_planes) + 0.5) / self.factor - self.centre
 
     def matrix(self, num_sections: int) -> np.ndarray:
@@ -159,7 +157,7 @@ class SectionModel:
         stop = np.minimum(start + self.thickness * self.factor, len(planes))
         start = np.minimum(start, len(planes) - 1e-6)
         overlap = np.clip(np.minimum(stop, planes + 1) - np.maximum(start, planes), 0, None)
-        overlap[overlap < 1e-9] = 0
+        overlap[overlap < 1e-9 * overlap.max(axis=1, keepdims=True)] = 0
         return overlap / overlap.sum(axis=1, keepdims=True)
 
     def degrade(self, volume: np.ndarray) -> np.ndarray:

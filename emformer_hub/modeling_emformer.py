@@ -6,8 +6,10 @@ decoder then evaluates each section's basis functions at the rows that are wante
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +40,8 @@ class EMformerOutput(ModelOutput):
     Attributes:
         reconstruction: ``(batch, frames, planes, columns)``, float32.
         scale: Laplace scale of each voxel (its expected absolute error), same shape, float32.
-        hidden_states: token grids before and after each block, ``(batch, frames, rows, columns / patch, hidden)``.
+        hidden_states: token grids before and after each block, ``(batch, frames, rows, columns / patch, hidden)``,
+            padded to whole windows.
         attentions: window attention maps of each block (eager attention only).
     """
 
@@ -77,7 +80,7 @@ def eager_attention_forward(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     weights = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
@@ -158,7 +161,7 @@ class EMformerAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = EMformerLinear(config.hidden_size, config.hidden_size, (2 * config.num_hidden_layers) ** -0.5)
 
-    def forward(self, tokens: Tensor, **kwargs) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """``(batch, frames, rows, columns, hidden)``, multiples of the window -> the same, and attention weights."""
         sizes = tokens.shape[1:4]
         # Shifted windows leave half a window at each border out (no wrap-around, so no mask: SDPA stays fused).
@@ -218,7 +221,7 @@ class EMformerLayer(GradientCheckpointingLayer):
         self.norm2 = EMformerModulatedNorm(config)
         self.mlp = EMformerFeedForward(config)
 
-    def forward(self, tokens: Tensor, condition: Tensor, **kwargs) -> Tensor:
+    def forward(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         tokens = tokens + self.attention(self.norm1(tokens, condition), **kwargs)[0]
         return tokens + self.mlp(self.norm2(tokens, condition))
 
@@ -298,12 +301,14 @@ class EMformerPreTrainedModel(PreTrainedModel):
         """Fan-in normal weights; norms start as the identity, residual branches and the output small."""
         if isinstance(module, nn.Linear | nn.Conv3d):
             init.normal_(module.weight, std=getattr(module, "gain", 1.0) * module.weight[0].numel() ** -0.5)
-            init.zeros_(module.bias)
+            init.zeros_(cast(Tensor, module.bias))
         elif isinstance(module, EMformerEmbeddings):
             init.zeros_(module.mask_token)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load weights by bundled name, folder or Hub id (in this order), offline wherever the files are local.
 
         Takes what :meth:`transformers.PreTrainedModel.from_pretrained` takes.
@@ -313,14 +318,14 @@ class EMformerPreTrainedModel(PreTrainedModel):
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *args, **kwargs)
-        name = str(pretrained_model_name_or_path)
+        name = os.fspath(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         resize = kwargs.pop("ignore_mismatched_sizes", False)
-        kwargs.setdefault("config", EMformerConfig.from_pretrained(name))
         with loading(name):
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 resolve_pretrained(name), *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
+        model, info = loaded
         faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         for kind, keys in faults.items():
             if keys and not (kind == "mismatched_keys" and resize):
@@ -359,7 +364,7 @@ class EMformerModel(EMformerPreTrainedModel):
         thickness: float = 1.0,
         frame_spacing: float = 1.0,
         section_mask: Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> EMformerOutput:
         """Reconstruct planes between and inside sections.
 

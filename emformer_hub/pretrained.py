@@ -67,9 +67,7 @@ def resolve_pretrained(name_or_path: str | Path) -> str:
         weights = known.get(name) or by_repo[name]
         check_sha256(weights)
         return str(weights.folder)
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise InputError(f"{name} holds no config.json; expected a folder that save_pretrained or training wrote.")
+    if name and Path(name).is_dir():  # the path of an empty name is the working folder
         return name
     if HUB_ID.fullmatch(name) and not Path(name).exists():
         return name

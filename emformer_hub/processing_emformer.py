@@ -50,7 +50,9 @@ class EMformerProcessor(FeatureExtractionMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> Self:
         """Load a processor by bundled name, folder or Hub id; raises ``InputError`` for an unknown name."""
-        return super().from_pretrained(resolve_pretrained(os.fspath(pretrained_model_name_or_path)), *args, **kwargs)
+        name = os.fspath(pretrained_model_name_or_path)
+        with loading(name):
+            return super().from_pretrained(resolve_pretrained(name), *args, **kwargs)
 
     def measure(self, volume: np.ndarray) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.

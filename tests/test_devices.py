@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from emformer_hub.devices import choose_device, computes_in_bfloat16, default_precision
+from emformer_hub.devices import choose_device, choose_precision, computes_in_bfloat16
 from emformer_hub.errors import InputError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -48,7 +48,7 @@ def test_gpus_compute_in_bfloat16_from_ampere_on(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     assert computes_in_bfloat16(GPU) is expected
-    assert default_precision(GPU) == ("bf16" if expected else "no")
+    assert choose_precision("auto", GPU) == (torch.bfloat16 if expected else torch.float32)
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
@@ -58,4 +58,4 @@ def test_cpus_compute_in_bfloat16_where_they_have_the_instructions(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert computes_in_bfloat16(CPU) is (avx512 or amx)
-    assert default_precision(CPU) == ("bf16" if avx512 or amx else "no")
+    assert choose_precision("auto", CPU) == (torch.bfloat16 if avx512 or amx else torch.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -20,6 +19,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import PretrainedWeights, registry, resolve_pretrained
+from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import reconstruct
 
 EVERY_WEIGHT = pytest.mark.parametrize("weights", registry().values(), ids=registry())
@@ -66,15 +66,12 @@ def test_the_licence_is_on_the_model_page(weights: PretrainedWeights) -> None:
 
 
 @EVERY_WEIGHT
-def test_the_config_is_the_models_own(weights: PretrainedWeights) -> None:
+def test_a_bundled_model_loads_ready_for_use(weights: PretrainedWeights) -> None:
     model = EMformerModel.from_pretrained(weights.name)
     assert model.num_parameters() == weights.parameters
-    written = json.loads((weights.folder / "config.json").read_text())
-    assert {key: value for key, value in model.config.to_diff_dict().items() if key in written}.items() >= {
-        "model_type": "emformer"
-    }.items()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert not model.training
+    assert EMformerProcessor.from_pretrained(weights.name).percentiles == EMformerProcessor().percentiles
 
 
 def test_bundled_models_load_without_a_network(tmp_path: Path) -> None:

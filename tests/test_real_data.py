@@ -51,14 +51,19 @@ def test_uncertainty_is_largest_where_the_error_is() -> None:
     result = reconstruct(cut(truth, SectionModel(8)), factor=8, device="cpu", progress=False)
     error = np.abs(result.volume.astype(float) - truth)
     certain = result.uncertainty < np.median(result.uncertainty)
-    assert error[~certain].mean() > 1.5 * error[certain].mean()
+    assert error[~certain].mean() > 1.2 * error[certain].mean()
     assert 0.5 < np.sqrt(np.mean(np.square(error))) / np.sqrt(np.mean(np.square(result.uncertainty))) < 2
 
 
 @pytest.mark.parametrize(
     ("shape", "factor", "tile"),
-    [((160, 40, 40), 4, (24, 999, 999)), ((48, 224, 24), 8, (999, 96, 999)), ((48, 24, 224), 8, (999, 999, 96))],
-    ids=["z", "y", "x"],
+    [
+        ((160, 40, 40), 4, (24, 999, 999)),
+        ((248, 64, 64), 8, (24, 999, 999)),
+        ((48, 224, 24), 8, (999, 96, 999)),
+        ((48, 24, 224), 8, (999, 999, 96)),
+    ],
+    ids=["z x4", "z x8", "y", "x"],
 )
 def test_tiles_leave_no_seams(shape: tuple[int, int, int], factor: int, tile: tuple[int, int, int]) -> None:
     z, y, x = shape

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from emformer_hub.devices import choose_device, default_precision
+from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.tiles import AxisTiles, round_up
 from emformer_hub.volumes.checks import check_volume
 
@@ -64,7 +63,7 @@ def reconstruct(
         thickness: imaged share of the section spacing, in (0, 1]: 1 for physical sections (ssTEM), 1/factor for block
             faces (FIB-SEM, SBF-SEM).
         offset: where the imaged part begins within a section's slab, in output planes; default: centred.
-        ensemble: passes to average: 1 (one orientation), 2 (both), 4, 8 or 16 (both, mirrored along z, columns, frames).
+        ensemble: passes to average: 1 (one orientation), 2 (both), 4, 8, 16 (and mirrored along z, columns, frames).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device; default: a GPU if there is one.
         precision: ``"auto"`` (bfloat16 products where the device computes in it), ``"float32"`` or ``"bfloat16"``.
         tile_zyx: largest tile that the network sees at once, (sections, y, x); default (24, 192, 192).
@@ -82,36 +81,29 @@ def reconstruct(
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
     chosen_device = choose_device(device)
+    dtype = choose_precision(precision, chosen_device)
     if isinstance(model, EMformerModel):
         network, processor = model, EMformerProcessor()
     else:
         network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
-    network.to(device=chosen_device)
-    statistics = processor.measure(volume)
+    network.to(device=chosen_device)  # type: ignore[call-arg]  # transformers hides the signature
+    task = _Task(volume, sections, network, processor, processor.measure(volume), ensemble)
     plan = _plan(volume.shape, network, tile_zyx or TILE_ZYX)
-
-    planes = sections.num_planes(volume.shape[0])
-    shape = (planes, *volume.shape[1:])
+    shape = (sections.num_planes(volume.shape[0]), *volume.shape[1:])
     restored, uncertainty = np.empty(shape, volume.dtype), np.empty(shape, np.float32)
     bar = tqdm(
-        total=int(np.prod([len(axis.spans) for axis in plan])),
+        total=math.prod(len(axis.spans) for axis in plan),
         desc="reconstruct",
         unit="tile",
-        disable=None if progress else True,
+        disable=None if progress else True,  # None: shown on a terminal only
     )
-    with torch.inference_mode(), _autocast(chosen_device, precision), bar:
-        for start, value, variance in _slabs(volume, sections, plan, network, processor, statistics, ensemble, bar):
-            stop = start + len(value)
-            restored[start:stop] = processor.restore(value, statistics)
-            uncertainty[start:stop] = processor.restore_scale(np.sqrt(variance), statistics)
+    autocast = torch.autocast(chosen_device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.inference_mode(), autocast, bar:
+        for first, value, variance in task.slabs(plan, bar):
+            planes = slice(first, first + len(value))
+            restored[planes] = processor.restore(value, task.statistics)
+            uncertainty[planes] = processor.restore_scale(np.sqrt(variance), task.statistics)
     return Reconstruction(restored, uncertainty, float(factor))
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise InputError(f"precision is {precision!r}; expected auto, float32 or bfloat16.")
-    enabled = precision == "bfloat16" or (precision == "auto" and default_precision(device) == "bf16")
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _plan(shape_zyx: tuple[int, ...], network: EMformerModel, tile_zyx: tuple[int, ...]) -> list[AxisTiles]:
@@ -123,58 +115,59 @@ def _plan(shape_zyx: tuple[int, ...], network: EMformerModel, tile_zyx: tuple[in
         overlap = round_up(overlap, multiple)
         if tile < overlap + multiple and tile < length:
             raise InputError(
-                f"tile_zyx {tile_zyx} is too small: tiles overlap by {OVERLAP_ZYX}; expected more than that on each axis."
+                f"tile_zyx is {tile_zyx}; tiles overlap by {OVERLAP_ZYX}, so expected more than that along each axis."
             )
         plan.append(AxisTiles(length, max(round_up(tile, multiple), overlap + multiple), overlap, multiple))
     return plan
 
 
-def _slabs(volume, sections, plan, network, processor, statistics, ensemble, bar) -> Iterator[tuple]:
-    """Yield ``(first plane, value, variance)`` of finished planes in order; holds one row of z tiles in memory."""
-    tiles_z, tiles_y, tiles_x = plan
-    total = sections.num_planes(volume.shape[0])
-    plane_centres = (np.arange(total) + 0.5) / sections.factor  # in sections, from the stack's face
-    done, carried = 0, np.zeros((2, 0, *volume.shape[1:]), np.float32)
-    for iz, (z0, z1) in enumerate(tiles_z.spans):
-        (inside,) = np.nonzero((plane_centres >= z0) & (plane_centres < z1)) if iz + 1 < len(tiles_z.spans) else (
-            np.nonzero(plane_centres >= z0)
-        )
-        first, last = int(inside[0]), int(inside[-1]) + 1
-        slab = np.zeros((2, last - first, *volume.shape[1:]), np.float32)
-        slab[:, : done + carried.shape[1] - first] = carried[:, first - done :] if carried.shape[1] else 0
-        positions = sections.plane_positions(last - first, first) - z0
-        weight_z = tiles_z.weights(iz, plane_centres[first:last])[:, None, None]
-        for (iy, (y0, y1)), (ix, (x0, x1)) in itertools.product(enumerate(tiles_y.spans), enumerate(tiles_x.spans)):
-            tile = processor.normalise(np.asarray(volume[z0:z1, y0:y1, x0:x1]), statistics)
-            value, variance = _passes(network, torch.from_numpy(tile), sections, positions, ensemble)
-            weight_y = tiles_y.weights(iy, np.arange(y0, y1) + 0.5)[:, None]
-            weight = weight_z * weight_y * tiles_x.weights(ix, np.arange(x0, x1) + 0.5)
-            slab[0, :, y0:y1, x0:x1] += weight * value
-            slab[1, :, y0:y1, x0:x1] += weight * variance
-            bar.update()
-        finished = last if iz + 1 == len(tiles_z.spans) else int(np.searchsorted(plane_centres, tiles_z.spans[iz + 1][0]))
-        yield first, slab[0, : finished - first], slab[1, : finished - first]
-        done, carried = finished, slab[:, finished - first :]
+@dataclass(frozen=True)
+class _Task:
+    volume: np.ndarray
+    sections: SectionModel
+    network: EMformerModel
+    processor: EMformerProcessor
+    statistics: IntensityStatistics
+    ensemble: int
 
+    def slabs(self, plan: list[AxisTiles], bar: tqdm) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield ``(first plane, value, variance)`` of finished planes in order; holds one row of z tiles in memory."""
+        tiles_z, tiles_y, tiles_x = plan
+        planes = self.sections.num_planes(tiles_z.length)
+        centres = (np.arange(planes) + 0.5) / self.sections.factor  # in sections, from the stack's face
+        first_plane = [int(np.searchsorted(centres, start)) for start, _ in tiles_z.spans] + [planes]
+        carried = np.zeros((2, 0, *self.volume.shape[1:]), np.float32)  # planes that the tiles before began
+        for iz, (z0, z1) in enumerate(tiles_z.spans):
+            first, finished = first_plane[iz], first_plane[iz + 1]
+            last = planes if z1 == tiles_z.length else int(np.searchsorted(centres, z1))
+            slab = np.zeros((2, last - first, *self.volume.shape[1:]), np.float32)
+            slab[:, : carried.shape[1]] = carried
+            positions = self.sections.plane_positions(last - first, first) - z0
+            weight_z = tiles_z.weights(iz, centres[first:last])[:, None, None]
+            for (iy, (y0, y1)), (ix, (x0, x1)) in itertools.product(enumerate(tiles_y.spans), enumerate(tiles_x.spans)):
+                weight_y = tiles_y.weights(iy, np.arange(y0, y1) + 0.5)[:, None]
+                weight = weight_z * weight_y * tiles_x.weights(ix, np.arange(x0, x1) + 0.5)
+                slab[:, :, y0:y1, x0:x1] += weight * self.passes(self.volume[z0:z1, y0:y1, x0:x1], positions)
+                bar.update()
+            yield first, slab[0, : finished - first], slab[1, : finished - first]
+            carried = slab[:, finished - first :].copy()
 
-def _passes(
-    network: EMformerModel, tile: Tensor, sections: SectionModel, positions: np.ndarray, ensemble: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance over the ensemble's orientations and mirrors, each ``(planes, y, x)``, float32."""
-    tile = tile.to(network.device)
-    values, variances = [], []
-    for member in range(ensemble):
-        # Bit 0: which lateral axis the frames run along; bits 1-3: mirror z, columns, frames.
-        axes = (1, 0, 2) if member & 1 == 0 else (2, 0, 1)
-        mirrored = [axis for bit, axis in ((2, 1), (4, 2), (8, 0)) if member & bit]
-        clip = tile.permute(axes).flip(mirrored)[None]
-        rows = (tile.shape[0] - 1 - positions)[::-1] if member & 2 else positions
-        out = network(clip, sections.factor, positions=rows, thickness=sections.thickness)
-        back = tuple(int(i) for i in np.argsort(axes))
-        values.append(out.reconstruction[0].flip(mirrored).permute(back))
-        variances.append(2 * out.scale[0].square().flip(mirrored).permute(back))  # of a Laplace distribution
-    mean = torch.stack(values).mean(0)
-    variance = torch.stack(variances).mean(0)
-    if ensemble > 1:
-        variance = variance + torch.stack(values).var(0, correction=0)
-    return mean.cpu().numpy(), variance.cpu().numpy()
+    def passes(self, tile: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Mean and variance over the ensemble's orientations and mirrors, ``(2, planes, y, x)``, float32."""
+        clip_zyx = torch.from_numpy(self.processor.normalise(tile, self.statistics)).to(self.network.device)
+        values, variances = [], []
+        for member in range(self.ensemble):
+            # Bit 0: which lateral axis the frames run along; bits 1-3: mirror z, columns, frames.
+            axes, back = ((1, 0, 2), (1, 0, 2)) if member & 1 == 0 else ((2, 0, 1), (1, 2, 0))
+            mirrored = [axis for bit, axis in ((2, 1), (4, 2), (8, 0)) if member & bit]
+            out = self.network(
+                clip_zyx.permute(axes).flip(mirrored)[None],
+                self.sections.factor,
+                positions=(len(tile) - 1 - positions)[::-1] if member & 2 else positions,
+                thickness=self.sections.thickness,
+            )
+            values.append(out.reconstruction[0].flip(mirrored).permute(back))
+            variances.append(2 * out.scale[0].square().flip(mirrored).permute(back))  # of a Laplace distribution
+        stacked = torch.stack(values)
+        variance = torch.stack(variances).mean(0) + stacked.var(0, correction=0)
+        return torch.stack([stacked.mean(0), variance]).cpu().numpy()

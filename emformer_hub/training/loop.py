@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from emformer_hub.configuration_emformer import EMformerConfig
-from emformer_hub.devices import default_precision
+from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
@@ -104,8 +104,8 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     """
     if not resume and (output / "log.jsonl").exists():
         raise InputError(f"{output} holds another run; add --resume to go on with it, or choose another folder.")
-    precision = default_precision() if recipe.mixed_precision == "auto" else recipe.mixed_precision
-    accelerator = Accelerator(mixed_precision=precision)
+    dtype = choose_precision(recipe.precision, choose_device())
+    accelerator = Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
     set_seed(recipe.seed)
     processor = EMformerProcessor()
     volumes = load_volumes(recipe, data_root, processor)
@@ -142,6 +142,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         output.mkdir(parents=True, exist_ok=True)
         (output / "recipe.yaml").write_text(recipe.to_yaml())
         processor.save_pretrained(output)
+        _forget_after(output / "log.jsonl", state["step"])
 
     def log(**record: Any) -> None:
         if accelerator.is_main_process:
@@ -176,8 +177,9 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
             group["lr"] = recipe.learning_rate * learning_rate_share(done, state["step"], recipe.warmup_steps)
         batch = next(stream)
         target = batch.pop("target").to(accelerator.device)
-        batch["section_mask"] = batch["section_mask"].to(accelerator.device) if batch["section_mask"].any() else None
-        out = wrapped(**{**batch, "sections": batch["sections"].to(accelerator.device)})
+        for name in ("sections", "section_mask"):
+            batch[name] = batch[name].to(accelerator.device)
+        out = wrapped(**batch)
         loss, parts = reconstruction_loss(out.reconstruction, out.scale, target)
         if not torch.isfinite(loss):
             raise InputError(
@@ -213,6 +215,13 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         model.save_pretrained(output)
     accelerator.wait_for_everyone()
     return output
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop log lines of steps that a resumed run takes again."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        log.write_text("".join(lines))
 
 
 def _validate(

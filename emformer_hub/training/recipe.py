@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from emformer_hub.devices import check_precision
 from emformer_hub.errors import InputError
 from emformer_hub.training.sampling import SamplingRanges
 
@@ -39,7 +40,7 @@ class Recipe:
         batch_size: clips per step and process.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up, cosine to zero, gradient norm.
         ema_decay: of the averaged weights, which are the ones that are validated and saved.
-        mixed_precision: auto (bf16 where the device computes in it), no, bf16 or fp16.
+        precision: of matrix products: auto (bfloat16 where the device computes in it), float32 or bfloat16.
         validate_every, checkpoint_every: in steps.
         workers: processes that prepare clips; 0 prepares them between steps.
         seed: of everything that is drawn.
@@ -57,7 +58,7 @@ class Recipe:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
-    mixed_precision: str = "auto"
+    precision: str = "auto"
     validate_every: int = 500
     checkpoint_every: int = 250
     workers: int = 0
@@ -74,10 +75,9 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; expected a positive number.")
+        check_precision(self.precision)
         if len(self.sampling.factor) != 3:
             raise InputError(f"sampling: factor is {self.sampling.factor}; expected lowest, most frequent, highest.")
-        if self.mixed_precision not in ("auto", "no", "bf16", "fp16"):
-            raise InputError(f"mixed_precision is {self.mixed_precision!r}; expected auto, no, bf16 or fp16.")
 
     @classmethod
     def load(cls, path: Path, **overrides: Any) -> Recipe:
@@ -136,8 +136,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except (TypeError, ValueError):
+            pass
     expected = origin or hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise InputError(f"{where}: expected {expected.__name__}, found {value!r}.")

@@ -172,8 +172,6 @@ def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Gen
         index[axis] = slice(start, start + size, step)
     target = volume.data[tuple(index)].transpose(geometry.axes)
     flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
-    if geometry.sections.offset != (1 - geometry.sections.thickness) * geometry.sections.factor / 2:
-        flips = (flips[0], slice(None), flips[2])  # an off-centre section is not symmetric; the draw covers both sides
     target = (target[flips].astype(np.float32) - np.float32(volume.statistics.mean)) / np.float32(volume.statistics.std)
 
     if rng.random() < ranges.contrast:

@@ -49,7 +49,7 @@ TINY: dict[str, Any] = {
     "warmup_steps": 2,
     "checkpoint_every": CHECKPOINT_EVERY,
     "validate_every": 1000,
-    "mixed_precision": "no",
+    "precision": "float32",
 }
 
 

@@ -26,6 +26,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import comparison_picture, evaluate
 from emformer_hub.pretrained import resolve_pretrained
+from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.runner import ENSEMBLES, Reconstruction, reconstruct
 from emformer_hub.volumes import read_volume
 
@@ -81,14 +82,6 @@ class Geometry:
     def record(self) -> dict[str, Any]:
         model = self.sections
         return {"name": self.name, "factor": model.factor, "thickness": model.thickness, "offset": model.offset}
-
-
-def to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Grey levels as a file of this dtype holds them: integers are rounded and clipped."""
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        values = np.rint(values).clip(limits.min, limits.max)
-    return values.astype(dtype)
 
 
 def centre_crop(volume: np.ndarray, crop_zyx: list[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,8 @@ def evaluate(
     figures = measure(estimate.data, reference.data[:planes] if 0 < extra < 16 else reference.data, size)
     if json_path is not None:
         with replacing(json_path) as partial:
-            partial.write_text(json.dumps(figures, indent=2) + "\n")
+            psnr = figures["psnr_db"] if math.isfinite(figures["psnr_db"]) else None  # JSON knows no infinity
+            partial.write_text(json.dumps({**figures, "psnr_db": psnr}, indent=2) + "\n")
     resolution, ssim = figures["fsc"]["resolution_nm"], figures["ssim"]
     click.echo(f"PSNR            {figures['psnr_db']:.2f} dB")
     click.echo(
@@ -174,8 +176,7 @@ def degrade(
     truth: Path, output: Path, voxel_size: str | None, factor: float, thickness: float, overwrite: bool
 ) -> None:
     """Simulate anisotropy: see an isotropic volume as sections would."""
-    import numpy as np
-
+    from emformer_hub.processing_emformer import to_dtype
     from emformer_hub.volumes import check_output, check_volume, write_volume
 
     _check_different(truth, output)
@@ -183,10 +184,7 @@ def degrade(
     sections = SectionModel(factor, thickness)
     volume, size = _read(truth, voxel_size)
     check_volume(volume.data, str(truth))
-    degraded = sections.degrade(volume.data)
-    if np.issubdtype(volume.data.dtype, np.integer):
-        degraded = np.rint(degraded)
-    degraded = degraded.astype(volume.data.dtype)
+    degraded = to_dtype(sections.degrade(volume.data), volume.data.dtype)
     section_size = size.with_z(size.z * factor)
     z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
     where = (z + (section_size.z - size.z) / 2, y, x)

@@ -80,7 +80,8 @@ class EMformerConfig(PreTrainedConfig):
             raise InputError(
                 f"{name} is a config of model type {content.get('model_type')!r}; expected {cls.model_type!r}."
             )
-        return super().from_pretrained(source, **kwargs)
+        with loading(name):
+            return super().from_pretrained(source, **kwargs)
 
 
 AutoConfig.register(EMformerConfig.model_type, EMformerConfig, exist_ok=True)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from .errors import InputError
@@ -96,6 +97,8 @@ def loading(name: str) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise InputError(f"{name}: the weight file is damaged or cut short ({error}); fetch it again.") from error
+    except StrictDataclassError as error:
+        raise InputError(f"{name}: config.json describes an impossible network: {error}") from error
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -29,6 +29,14 @@ class IntensityStatistics:
     dtype: np.dtype
 
 
+def to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Intensities as a volume of this dtype holds them: for integers rounded and clipped to their range."""
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        values = np.rint(values).clip(limits.min, limits.max)
+    return values.astype(dtype)
+
+
 class EMformerProcessor(FeatureExtractionMixin):
     """Intensities to zero mean and unit standard deviation over the volume, and exactly back.
 
@@ -77,11 +85,7 @@ class EMformerProcessor(FeatureExtractionMixin):
 
     def restore(self, normalised: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
         """Back to the intensity units and dtype of the volume: integers are rounded and clipped to their range."""
-        values = normalised * np.float32(statistics.std) + np.float32(statistics.mean)
-        if np.issubdtype(statistics.dtype, np.integer):
-            limits = np.iinfo(statistics.dtype)
-            values = np.rint(values).clip(limits.min, limits.max)
-        return values.astype(statistics.dtype)
+        return to_dtype(normalised * np.float32(statistics.std) + np.float32(statistics.mean), statistics.dtype)
 
     def restore_scale(self, scale: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
         """An uncertainty in standard deviations -> the volume's intensity units, float32."""

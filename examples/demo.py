@@ -5,12 +5,11 @@ Run with ``make demo``; writes to ``demo-output/``.
 
 from pathlib import Path
 
-import numpy as np
-
 from emformer_hub import SectionModel, VoxelSize, reconstruct, write_volume
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import comparison_picture, evaluate
 from emformer_hub.phantom import neuropil
+from emformer_hub.processing_emformer import to_dtype
 
 FACTOR = 8
 VOXEL_SIZE = VoxelSize(8, 8, 8)  # nm, of the isotropic truth
@@ -21,11 +20,11 @@ def main() -> None:
     OUTPUT.mkdir(exist_ok=True)
     truth = neuropil((160, 192, 192), seed=7)
     microscope = SectionModel(FACTOR)  # physical sections, seen through their whole thickness
-    stack = np.rint(microscope.degrade(truth)).astype(np.uint8)
+    stack = to_dtype(microscope.degrade(truth), truth.dtype)
     write_volume(OUTPUT / "stack.ome.tif", stack, VOXEL_SIZE.with_z(VOXEL_SIZE.z * FACTOR), overwrite=True)
 
     result = reconstruct(stack, factor=FACTOR)
-    cubic = np.rint(interpolate(stack, microscope, "cubic")).clip(0, 255).astype(np.uint8)
+    cubic = to_dtype(interpolate(stack, microscope, "cubic"), stack.dtype)
 
     write_volume(OUTPUT / "isotropic.ome.tif", result.volume, VOXEL_SIZE, overwrite=True)
     write_volume(OUTPUT / "uncertainty.ome.tif", result.uncertainty, VOXEL_SIZE, overwrite=True)

@@ -11,7 +11,7 @@ from emformer_hub.measurement import comparison_picture, evaluate
 from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import to_dtype
 
-FACTOR = 8
+FACTOR = 5
 VOXEL_SIZE = VoxelSize(8, 8, 8)  # nm, of the isotropic truth
 OUTPUT = Path("demo-output")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,13 +98,14 @@ def leave_one_out(stack: Stack, data: np.ndarray, methods: list[Method]) -> list
     for method in methods:
         if isinstance(method, EMformer):
             predictions[method.name] = partial(_by_network, data, stack.sections, method)
-    restored = [
-        timed(name, lambda predict=predict: np.stack([predict(hidden) for hidden in inner]))
-        for name, predict in predictions.items()
-    ]
+    restored = [timed(name, _of_all, predict, inner) for name, predict in predictions.items()]
     rows = compare(data[1:-1], restored, lambda volume: {}, baselines=(BASELINE, "trilinear"))
     common = {"experiment": "section left out", "data": stack.name, "shape_zyx": list(data[1:-1].shape)}
     return [{**common, **row} for row in rows]
+
+
+def _of_all(predict: Callable[[int], np.ndarray], sections: Iterable[int]) -> np.ndarray:
+    return np.stack([predict(section) for section in sections])
 
 
 def _by_neighbours(data: np.ndarray, weights: dict[int, float], hidden: int) -> np.ndarray:
@@ -130,13 +131,7 @@ def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[
         geometry = SectionModel(factor)
         rows_zx = to_dtype(geometry.degrade(data.transpose(1, 0, 2)), data.dtype)  # (rows, z, x)
         truth = data[:, : geometry.num_planes(len(rows_zx))]
-        restored = []
-        for method in methods:
-
-            def job(method: Method = method) -> np.ndarray:
-                return method.restore_in_plane(rows_zx, geometry, spacing).transpose(1, 0, 2)  # noqa: B023
-
-            restored.append(timed(method.name, job))
+        restored = [timed(method.name, _along_y, method, rows_zx, geometry, spacing) for method in methods]
 
         def detail(volume: np.ndarray, truth: np.ndarray = truth) -> dict[str, Any]:
             finest = {axis: resolution(fsc(truth, volume, voxel_size, axis=axis)) for axis in ("y", "x")}
@@ -150,3 +145,7 @@ def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[
             "shape_zyx": list(truth.shape),
         }
         yield from ({**common, **row} for row in compare(truth, restored, detail))
+
+
+def _along_y(method: Method, rows_zx: np.ndarray, geometry: SectionModel, spacing: float) -> np.ndarray:
+    return method.restore_in_plane(rows_zx, geometry, spacing).transpose(1, 0, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ class SlicedUNet:
 
     network: UNet
     name: str = UNET
-    processor: EMformerProcessor = EMformerProcessor()  # noqa: RUF009 # it is never changed
+    processor: EMformerProcessor = field(default_factory=EMformerProcessor)
 
     def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, None]:
         return self._restore(sections, geometry, (1, 2)), None
@@ -143,8 +143,8 @@ class EMformer:
         return out.reconstruction[0].float().cpu().numpy()
 
 
-def timed(method: str, job: Callable[[], np.ndarray]) -> Restored:
+def timed(method: str, job: Callable[..., np.ndarray], *arguments: Any) -> Restored:
     """Run a method and take its wall time."""
     begin = time.perf_counter()
-    volume = job()
+    volume = job(*arguments)
     return Restored(method, volume, time.perf_counter() - begin)

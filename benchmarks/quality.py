@@ -129,7 +129,7 @@ class Truth:
                 "fsc": {**fsc, "unit": unit},
             }
 
-        restored = [timed(method.name, lambda method=method: restore(method)) for method in methods]
+        restored = [timed(method.name, restore, method) for method in methods]
         volumes = {result.method: result.volume for result in restored}
         model_name = next((method.name for method in methods if isinstance(method, EMformer)), None)
         if figure and model_name:

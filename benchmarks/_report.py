@@ -55,10 +55,14 @@ def describe_file(path: Path) -> dict[str, str]:
         return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def print_report(run: dict[str, Any], columns: Columns, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Print the header and a Markdown table, each row as soon as it is measured; return the rows."""
+def print_header(run: dict[str, Any]) -> None:
+    """Print the line that says where the figures come from."""
     click.echo(f"`{run['command']}`  ")
     click.echo(" · ".join(f"{name} {_inline(value)}" for name, value in run.items() if name != "command"))
+
+
+def print_table(columns: Columns, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print a Markdown table, each row as soon as it is measured; return the rows."""
     click.echo("\n| " + " | ".join(columns) + " |")
     click.echo("|" + " --- |" * len(columns))
     finished = []
@@ -66,6 +70,12 @@ def print_report(run: dict[str, Any], columns: Columns, rows: Iterable[dict[str,
         click.echo("| " + " | ".join(cell(row) for cell in columns.values()) + " |")
         finished.append(row)
     return finished
+
+
+def print_report(run: dict[str, Any], columns: Columns, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print the header and one table; return the rows."""
+    print_header(run)
+    return print_table(columns, rows)
 
 
 def write_json(path: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -88,7 +98,7 @@ def _inline(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ",".join(map(_inline, value))
+        return ("; " if value and isinstance(value[0], dict) else ",").join(map(_inline, value))
     if isinstance(value, float):
         return f"{value:.4g}"
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

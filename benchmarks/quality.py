@@ -1,51 +1,66 @@
-"""How much better than interpolation? Degrade an isotropic truth along z, reconstruct it, compare with the truth.
+"""How much better than interpolation, and than a 2-D network? Hold something out, restore it, compare.
 
     python benchmarks/quality.py --json quality.json
 
-prints a Markdown table; benchmarks/README.md says what each column means.
+prints three Markdown tables; benchmarks/README.md says what each column means.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from _report import Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _anisotropic import (
+    HIDDEN_COLUMNS,
+    HIDDEN_CROP,
+    IN_PLANE_COLUMNS,
+    IN_PLANE_CROP,
+    STACKS,
+    in_plane,
+    leave_one_out,
+)
+from _figures import BASELINE, CUTOFF, compare, low_pass_psnr, with_interval
+from _methods import INTERPOLATIONS, UNET, EMformer, Interpolation, Method, SlicedUNet, timed
+from _report import Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
+from _unet import trained_unet
 
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.interpolation import interpolate
-from emformer_hub.measurement import comparison_picture, evaluate
+from emformer_hub.measurement import comparison_picture, evaluate, grey_range
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.reconstruction.runner import ENSEMBLES, Reconstruction, reconstruct
+from emformer_hub.reconstruction.runner import ENSEMBLES
 from emformer_hub.volumes import read_volume
 
-DATA = Path(os.environ.get("EMFORMER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-FIB25 = DATA / "eval" / "fibsem_fib25_b.tif"
-FIB25_VOXEL_SIZE = VoxelSize(8, 8, 8)
-"""Nominal, of the default truth, whose file does not state it (Takemura et al., PNAS 112(44), 2015)."""
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data"))
+TRUTHS = ("fibsem_fib25_b.tif", "fibsem_tiny.tif")
+NOMINAL = {"fibsem_fib25_b.tif": VoxelSize(8, 8, 8)}
+"""Voxel sizes that a file does not state, by its name (Takemura et al., PNAS 112(44), 2015)."""
+GEOMETRIES = ("4:1", "6.7:1", "8:1", "10:1", "4:1/4", "6.7:1/6.7", "8:1/8", "10:1/10")
+RECIPE = ROOT / "finetune" / "recipes" / "pretrain.yaml"
+RUNS = Path("runs")
 
 COLUMNS: Columns = {
+    "truth": lambda row: row["data"],
     "geometry": lambda row: row["geometry"]["name"],
     "method": lambda row: row["method"],
-    "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
-    "gain over bicubic dB": lambda row: f"{row['gain_over_bicubic_db']:+.2f}",
+    "PSNR dB (95 %)": lambda row: with_interval(row, "psnr", ".2f"),
+    "gain over bicubic dB (95 %)": lambda row: with_interval(row, "gain_over_bicubic", "+.2f"),
+    "low-pass PSNR dB": lambda row: f"{row['low_pass']['psnr_db']:.2f}",
     "SSIM 3d": lambda row: f"{row['ssim']['3d']:.4f}",
     "SSIM xy": lambda row: f"{row['ssim']['xy']:.4f}",
     "SSIM xz": lambda row: f"{row['ssim']['xz']:.4f}",
     "SSIM yz": lambda row: f"{row['ssim']['yz']:.4f}",
-    "FSC z nm": lambda row: f"{row['fsc']['resolution_nm']['z']:.1f}",
-    "FSC lateral nm": lambda row: f"{row['fsc']['resolution_nm']['lateral']:.1f}",
+    "FSC z": lambda row: f"{row['fsc']['resolution']['z']:.1f} {row['fsc']['unit']}",
+    "FSC lateral": lambda row: f"{row['fsc']['resolution']['lateral']:.1f} {row['fsc']['unit']}",
     "seconds": lambda row: f"{row['seconds']:.1f}",
 }
 
@@ -84,6 +99,61 @@ class Geometry:
         return {"name": self.name, "factor": model.factor, "thickness": model.thickness, "offset": model.offset}
 
 
+@dataclass(frozen=True)
+class Truth:
+    """An isotropic volume; ``voxel_size`` is ``None`` where nobody knows it, and lengths are then in voxels."""
+
+    name: str
+    data: np.ndarray
+    voxel_size: VoxelSize | None
+
+    def measure(self, geometry: Geometry, methods: list[Method], figure: Path | None) -> list[dict[str, Any]]:
+        """The rows of one geometry; draws the first model's picture if ``figure`` names a file."""
+        model = geometry.sections
+        sections = to_dtype(model.degrade(self.data), self.data.dtype)
+        truth = self.data[: model.num_planes(len(sections))]
+        size, unit = self.voxel_size or VoxelSize(1, 1, 1), "nm" if self.voxel_size else "voxels"
+        uncertainties: dict[str, np.ndarray | None] = {}
+
+        def restore(method: Method) -> np.ndarray:
+            volume, uncertainties[method.name] = method.restore(sections, model)
+            return volume
+
+        def detail(volume: np.ndarray) -> dict[str, Any]:
+            figures = evaluate(volume, truth, size)
+            fsc = {"resolution": figures["fsc"]["resolution_nm"], "threshold": figures["fsc"]["threshold"]}
+            low_pass = low_pass_psnr(truth, volume, grey_range(truth))
+            return {
+                "low_pass": {"psnr_db": low_pass, "cutoff_cycles_per_voxel": CUTOFF},
+                "ssim": figures["ssim"],
+                "fsc": {**fsc, "unit": unit},
+            }
+
+        restored = [timed(method.name, restore, method) for method in methods]
+        volumes = {result.method: result.volume for result in restored}
+        model_name = next((method.name for method in methods if isinstance(method, EMformer)), None)
+        if figure and model_name:
+            comparison_picture(
+                figure,
+                sections=sections,
+                interpolated=volumes[BASELINE],
+                reconstruction=volumes[model_name],
+                truth=truth,
+                uncertainty=uncertainties[model_name],
+                voxel_size=size,
+                factor=model.factor,
+                title=f"{model_name}, {geometry.name}",
+            )
+        common = {
+            "experiment": "degraded along z",
+            "data": self.name,
+            "geometry": geometry.record(),
+            "shape_zyx": list(truth.shape),
+            "voxel_size_nm": list(size.zyx) if self.voxel_size else None,
+        }
+        return [{**common, **row} for row in compare(truth, restored, detail)]
+
+
 def centre_crop(volume: np.ndarray, crop_zyx: list[int]) -> np.ndarray:
     """The middle ``crop_zyx`` voxels of a volume; an axis that is shorter is kept whole."""
     starts = [max(0, (side - wanted) // 2) for side, wanted in zip(volume.shape, crop_zyx, strict=True)]
@@ -97,76 +167,37 @@ def parse_crop(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def measure(
-    truth: np.ndarray,
-    geometry: Geometry,
-    models: tuple[str, ...],
-    ensemble: int,
-    device: str,
-    voxel_size: VoxelSize,
-    figure: Path | None,
-) -> list[dict[str, Any]]:
-    """The rows of one geometry; draws the first model's picture if ``figure`` names a file."""
-    model = geometry.sections
-    sections = to_dtype(model.degrade(truth), truth.dtype)
-    truth = truth[: model.num_planes(len(sections))]
-
-    def with_emformer(name: str) -> Reconstruction:
-        return reconstruct(
-            sections,
-            factor=model.factor,
-            thickness=model.thickness,
-            offset=model.offset,
-            model=name,
-            ensemble=ensemble,
-            device=device,
-        )
-
-    def row(method: str, volume: np.ndarray, seconds: float) -> dict[str, Any]:
-        return {
-            "geometry": geometry.record(),
-            "method": method,
-            **evaluate(volume, truth, voxel_size),
-            "seconds": seconds,
-        }
-
-    linear, linear_seconds = timed(lambda: to_dtype(interpolate(sections, model, "linear"), truth.dtype))
-    cubic, cubic_seconds = timed(lambda: to_dtype(interpolate(sections, model, "cubic"), truth.dtype))
-    bicubic_row = row("bicubic", cubic, cubic_seconds)
-    rows = [row("trilinear", linear, linear_seconds), bicubic_row]
-    for name in models:
-        restored, seconds = timed(partial(with_emformer, name))
-        rows.append(row(name, restored.volume, seconds))
-        if figure and name == models[0]:
-            comparison_picture(
-                figure,
-                sections=sections,
-                interpolated=cubic,
-                reconstruction=restored.volume,
-                truth=truth,
-                uncertainty=restored.uncertainty,
-                voxel_size=voxel_size,
-                factor=model.factor,
-                title=f"{name}, {geometry.name}",
-            )
-    for measured in rows:
-        measured["gain_over_bicubic_db"] = measured["psnr_db"] - bicubic_row["psnr_db"]
-    return rows
-
-
-def timed(job: Callable[[], Any]) -> tuple[Any, float]:
-    """What ``job`` returns, and the wall time it took in seconds."""
-    begin = time.perf_counter()
-    return job(), time.perf_counter() - begin
+def read_truth(path: Path, voxel_size: str | None, crop: str | None) -> Truth:
+    volume = read_volume(path)
+    size = VoxelSize.parse(voxel_size) if voxel_size else volume.voxel_size or NOMINAL.get(path.name)
+    return Truth(path.stem, centre_crop(volume.data, parse_crop(crop)) if crop else volume.data, size)
 
 
 @click.command()
 @click.option(
     "--truth",
+    "truth_files",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help=f"Isotropic volume.  [default: {FIB25.name}]",
+    help=f"Isotropic volume. Repeatable.  [default: {', '.join(TRUTHS)}; none if --stack is given]",
 )
-@click.option("--voxel-size", metavar="Z,Y,X", help="Of the truth, nm.  [default: what the file states]")
+@click.option("--voxel-size", metavar="Z,Y,X", help="Of the truth, nm.  [default: what the file states, else voxels]")
+@click.option(
+    "--stack",
+    "stack_names",
+    multiple=True,
+    type=click.Choice(list(STACKS)),
+    help="Real anisotropic stack. Repeatable.  [default: all; none if --truth is given]",
+)
+@click.option(
+    "--method",
+    "baselines",
+    multiple=True,
+    type=click.Choice([*INTERPOLATIONS, UNET]),
+    default=[*INTERPOLATIONS, UNET],
+    show_default=True,
+    help=f"What models stand beside; {BASELINE} always does. Repeatable.",
+)
 @click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
 @click.option(
     "--ensemble",
@@ -179,54 +210,84 @@ def timed(job: Callable[[], Any]) -> tuple[Any, float]:
     "--geometry",
     "geometries",
     multiple=True,
-    default=["8:1", "4:1", "6.7:1", "8:1/8"],
+    default=GEOMETRIES,
     show_default=True,
     metavar="FACTOR:THICKNESS",
-    help="How sections sample the truth; 1/FACTOR picks single planes. Repeatable.",
+    help="How sections sample a truth; 1/FACTOR picks single planes. Repeatable.",
 )
-@click.option("--crop", metavar="Z,Y,X", help="Only the middle of the truth, voxels: a quick look.")
+@click.option("--crop", metavar="Z,Y,X", help="Only the middle of each volume, voxels: a quick look.")
+@click.option(
+    "--unet-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help=f"Training time of the 2-D U-Net; done once, kept in {RUNS}/.  [default: the minutes of {RECIPE.name}]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
-@click.option("--figure", type=OutputFile(), help="Write a comparison picture (PNG) of the first geometry and model.")
+@click.option("--figure", type=OutputFile(), help="Write a comparison picture (PNG) of the first truth and geometry.")
 def main(
-    truth: Path | None,
+    truth_files: tuple[Path, ...],
     voxel_size: str | None,
+    stack_names: tuple[str, ...],
+    baselines: tuple[str, ...],
     models: tuple[str, ...],
     ensemble: str,
     geometries: tuple[str, ...],
     crop: str | None,
+    unet_minutes: float | None,
     device: str,
     json_path: Path | None,
     figure: Path | None,
 ) -> None:
-    """Print a table of reconstruction quality against interpolation, on a truth degraded along z."""
+    """Print tables of reconstruction quality beside interpolation and a 2-D U-Net."""
     chosen = [Geometry.parse(text) for text in geometries]
     for name in models:
         resolve_pretrained(name)  # an unknown one is reported before the work, not after it
-    path = truth or FIB25
-    volume = read_volume(path)
-    size = VoxelSize.parse(voxel_size) if voxel_size else volume.voxel_size or (None if truth else FIB25_VOXEL_SIZE)
-    if size is None:
-        raise InputError(f"{path} does not state its voxel size; give --voxel-size Z,Y,X in nm.")
-    data = centre_crop(volume.data, parse_crop(crop)) if crop else volume.data
+    if not (truth_files or stack_names):
+        truth_files, stack_names = tuple(DATA / "eval" / name for name in TRUTHS), tuple(STACKS)
+    truths = [read_truth(path, voxel_size, crop) for path in truth_files]
+    stacks = [(STACKS[name], STACKS[name].read(DATA / "eval")) for name in stack_names]
     torch_device = choose_device(device)
+
+    methods: list[Method] = [Interpolation(name) for name in INTERPOLATIONS if name in {*baselines, BASELINE}]
+    more: dict[str, Any] = {}
+    if UNET in baselines:
+        network, more[UNET] = trained_unet(RECIPE, DATA / "train", unet_minutes, RUNS, torch_device)
+        methods.append(SlicedUNet(network))
+    methods += [EMformer(name, device, int(ensemble)) for name in models]
+
+    files = [*truth_files, *(DATA / "eval" / stack.file for stack, _ in stacks)]
     run = describe_run(
         torch_device,
         str(choose_precision("auto", torch_device)).removeprefix("torch."),
-        data=describe_file(path),
-        shape_zyx=list(data.shape),
-        voxel_size_nm=list(size.zyx),
+        data=[describe_file(path) for path in files],
+        crop=crop or "none",
         ensemble=int(ensemble),
+        **more,
     )
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for geometry in chosen:
-            picture = figure if geometry is chosen[0] else None
-            yield from measure(data, geometry, models, int(ensemble), device, size, picture)
+    def degraded() -> Iterator[dict[str, Any]]:
+        for truth in truths:
+            for geometry in chosen:
+                first = truth is truths[0] and geometry is chosen[0]
+                yield from truth.measure(geometry, methods, figure if first else None)
 
-    finished = print_report(run, COLUMNS, rows())
+    def cropped(data: np.ndarray, side: int) -> np.ndarray:
+        limits = parse_crop(crop) if crop else list(data.shape)
+        return centre_crop(data, [limits[0], min(limits[1], side), min(limits[2], side)])
+
+    print_header(run)
+    rows = print_table(COLUMNS, degraded()) if truths else []
+    if stacks:
+        rows += print_table(
+            HIDDEN_COLUMNS,
+            (row for stack, data in stacks for row in leave_one_out(stack, cropped(data, HIDDEN_CROP), methods)),
+        )
+        rows += print_table(
+            IN_PLANE_COLUMNS,
+            (row for stack, data in stacks for row in in_plane(stack, cropped(data, IN_PLANE_CROP), methods)),
+        )
     if json_path:
-        write_json(json_path, run, finished)
+        write_json(json_path, run, rows)
 
 
 if __name__ == "__main__":

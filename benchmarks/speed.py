@@ -33,7 +33,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import resolve_pretrained
-from emformer_hub.reconstruction.runner import TILE_ZYX, reconstruct
+from emformer_hub.reconstruction.runner import default_tile, reconstruct
 
 MATMUL_SIDES = {"cpu": 2048, "cuda": 8192}
 """Side of the square products that measure a device's rate: large enough to keep it busy for the whole product."""
@@ -93,7 +93,7 @@ class Case:
     def input_zyx(self) -> tuple[int, int, int]:
         if self.what == "reconstruct":
             return self.shape_zyx
-        sections, rows, columns = map(min, self.shape_zyx, TILE_ZYX)
+        sections, rows, columns = map(min, self.shape_zyx, default_tile(self.shape_zyx[0]))
         return sections, rows, columns
 
     @property

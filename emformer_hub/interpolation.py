@@ -13,7 +13,7 @@ import numpy as np
 from .errors import InputError
 from .geometry import SectionModel
 
-Kind = Literal["nearest", "linear", "cubic"]
+Kind = Literal["nearest", "linear", "cubic", "lanczos"]
 
 KEYS_A = -0.75
 """Free parameter of the cubic kernel, as in the bicubic modes of PyTorch and OpenCV. Keys' own choice, -0.5, is exact
@@ -26,8 +26,9 @@ def interpolation_matrix(positions: np.ndarray, num_sections: int, kind: Kind) -
     Args:
         positions: centres of the planes in section coordinates, ``(planes,)``.
         num_sections: sections in the stack, at least 1.
-        kind: ``nearest`` (halves up), ``linear``, or ``cubic``: the convolution kernel of R. Keys, "Cubic convolution
-            interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981, with a = ``KEYS_A``.
+        kind: ``nearest`` (halves up), ``linear``; ``cubic``: the convolution kernel of R. Keys, "Cubic convolution
+            interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981, with a = ``KEYS_A``; or
+            ``lanczos``: sinc(d) sinc(d / 3) (C. E. Duchon, J. Appl. Meteorol. 18(8), 1979), weights made to sum to one.
 
     Raises:
         InputError: ``kind`` is unknown, there is no section, or the positions are not a list of finite numbers.
@@ -41,8 +42,8 @@ def interpolation_matrix(positions: np.ndarray, num_sections: int, kind: Kind) -
 def interpolate(sections: np.ndarray, model: SectionModel, kind: Kind) -> np.ndarray:
     """Planes interpolated between sections: ``(sections, y, x) -> (num_planes(sections), y, x)``, float32.
 
-    Values stay on the scale of the input; ``cubic`` may overshoot its range. Works plane by plane, so that beyond the
-    result only a few planes are held in memory, and ``sections`` may be a memory map.
+    Values stay on the scale of the input; ``cubic`` and ``lanczos`` may overshoot its range. Works plane by plane, so
+    that beyond the result only a few planes are held in memory, and ``sections`` may be a memory map.
 
     Raises:
         InputError: ``sections`` is not a volume of at least one section, or ``kind`` is unknown.
@@ -74,8 +75,12 @@ def _taps(positions: np.ndarray, num_sections: int, kind: Kind) -> tuple[np.ndar
     elif kind == "cubic":
         steps = np.array([-1, 0, 1, 2])
         weights = _keys(np.abs(right_share - steps))
+    elif kind == "lanczos":
+        steps = np.arange(-2, 4)
+        weights = np.sinc(right_share - steps) * np.sinc((right_share - steps) / 3)
+        weights /= weights.sum(axis=1, keepdims=True)
     else:
-        raise InputError(f"interpolation {kind!r} is unknown; choose nearest, linear or cubic.")
+        raise InputError(f"interpolation {kind!r} is unknown; choose nearest, linear, cubic or lanczos.")
     return np.clip(left[:, None] + steps, 0, num_sections - 1), weights
 
 

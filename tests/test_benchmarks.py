@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from _figures import low_pass_psnr, resampled_mse
+from _methods import EMformer, Interpolation, SlicedUNet
+from _unet import UNet, trained_unet
+from quality import RECIPE, Geometry, Truth
 
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, computes_in_bfloat16
@@ -21,15 +27,18 @@ from emformer_hub.measurement import psnr
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.volumes import write_volume
+from emformer_hub.training.recipe import Recipe
+from emformer_hub.volumes import read_volume, write_volume
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script in a folder whose ``train`` and ``eval`` are the data."""
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    environment = os.environ | ({"EMFORMER_DATA": str(folder)} if folder else {})
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
 
 
 @dataclass
@@ -40,8 +49,12 @@ class Outcome:
     run: dict[str, Any]
     rows: list[dict[str, Any]]
 
+    def of(self, experiment: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["experiment"] == experiment]
+
     def row(self, geometry: str, method: str) -> dict[str, Any]:
-        (found,) = (r for r in self.rows if (r["geometry"]["name"], r["method"]) == (geometry, method))
+        rows = self.of("degraded along z")
+        (found,) = (row for row in rows if (row["geometry"]["name"], row["method"]) == (geometry, method))
         return found
 
 
@@ -52,33 +65,53 @@ def finish(process: subprocess.CompletedProcess[str], folder: Path, truth: np.nd
 
 
 @pytest.fixture(scope="module")
-def quality(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    folder = tmp_path_factory.mktemp("quality")
-    truth = neuropil((34, 24, 26))
-    write_volume(folder / "truth.tif", truth, VoxelSize(8, 8, 8))
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the benchmark reads: a model, phantoms under the names of real volumes."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "train").mkdir()
+    (folder / "eval").mkdir()
+    for entry in Recipe.load(RECIPE).volumes:
+        write_volume(folder / "train" / entry.path, neuropil((20, 24, 96)), VoxelSize(8, 8, 8))
+    write_volume(folder / "eval" / "sstem_cremi.tif", neuropil((16, 34, 26)), VoxelSize(40, 4, 4))
     EMformerModel(EMformerConfig(**TINY)).save_pretrained(folder / "model")
     EMformerProcessor().save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quality(data: Path) -> Outcome:
+    truth = neuropil((34, 24, 26))
+    write_volume(data / "truth.tif", truth, VoxelSize(8, 8, 8))
     geometries = [word for text in ("4:1", "4:1/4", "6.7:1") for word in ("--geometry", text)]
-    outputs = ["--json", folder / "out.json", "--figure", folder / "picture.png"]
-    words = ["--truth", folder / "truth.tif", "--model", folder / "model", "--ensemble", "1", "--device", "cpu"]
-    return finish(run("quality.py", *words, *geometries, *outputs), folder, truth)
+    outputs = ["--json", data / "out.json", "--figure", data / "picture.png"]
+    words = ["--truth", data / "truth.tif", "--model", data / "model", "--ensemble", "1", "--device", "cpu"]
+    words += ["--stack", "sstem_cremi", "--unet-minutes", "0.02"]
+    return finish(run("quality.py", *words, *geometries, *outputs, folder=data), data, truth)
 
 
 def test_quality_measures_every_method_in_every_geometry(quality: Outcome) -> None:
-    methods = ["trilinear", "bicubic", str(quality.folder / "model")]
+    methods = ["nearest", "trilinear", "bicubic", "lanczos", "unet", str(quality.folder / "model")]
     names = ["x4 t=1", "x4 t=1/4", "x6.7 t=1"]
-    assert [(r["geometry"]["name"], r["method"]) for r in quality.rows] == [(n, m) for n in names for m in methods]
-    for row in quality.rows:
+    found = quality.of("degraded along z")
+    assert [(r["geometry"]["name"], r["method"]) for r in found] == [(n, m) for n in names for m in methods]
+    for row in found:
         assert set(row["ssim"]) == {"3d", "xy", "xz", "yz"}
-        assert row["fsc"]["resolution_nm"].keys() >= {"z", "lateral"}
+        assert row["fsc"]["resolution"].keys() >= {"z", "lateral"} and row["fsc"]["unit"] == "nm"
         assert row["seconds"] > 0
         assert row["voxel_size_nm"] == [8, 8, 8]
 
 
 def test_quality_gain_is_over_bicubic_of_the_same_geometry(quality: Outcome) -> None:
-    for row in quality.rows:
+    for row in quality.of("degraded along z"):
         baseline = quality.row(row["geometry"]["name"], "bicubic")
         assert row["gain_over_bicubic_db"] == row["psnr_db"] - baseline["psnr_db"]
+
+
+def test_quality_states_intervals_around_each_figure(quality: Outcome) -> None:
+    for row in quality.rows:
+        for figure in ("psnr", "gain_over_bicubic"):
+            low, high = row[f"{figure}_interval_db"]
+            assert low <= row[f"{figure}_db"] <= high
 
 
 def test_quality_picks_single_planes(quality: Outcome) -> None:
@@ -96,16 +129,104 @@ def test_quality_rounds_sections_as_a_file_stores_them(quality: Outcome) -> None
 
 def test_quality_says_where_its_figures_come_from(quality: Outcome) -> None:
     sha256 = hashlib.sha256((quality.folder / "truth.tif").read_bytes()).hexdigest()
-    assert quality.run["data"] == {"file": "truth.tif", "sha256": sha256}
+    assert quality.run["data"][0] == {"file": "truth.tif", "sha256": sha256}
     assert quality.run.keys() >= {"command", "commit", "torch", "device", "precision"}
+    assert quality.run["unet"]["minutes"] == 0.02 and quality.run["unet"]["steps"] > 0
     assert sha256[:12] in quality.table and quality.run["commit"] in quality.table
-    rows = [line for line in quality.table.splitlines() if line.startswith("| x")]
+    rows = [line for line in quality.table.splitlines() if line.startswith(("| truth | x", "| sstem_cremi |"))]
     assert len(rows) == len(quality.rows)
     assert f"{quality.rows[0]['psnr_db']:.2f}" in rows[0]
 
 
+def test_quality_hides_each_inner_section(quality: Outcome) -> None:
+    stack = read_volume(quality.folder / "eval" / "sstem_cremi.tif").data
+    rows = {row["method"]: row for row in quality.of("section left out")}
+    assert list(rows) == ["nearest", "trilinear", "bicubic", str(quality.folder / "model")]
+    mean = np.rint((stack[:-2].astype(float) + stack[2:]) / 2)
+    assert rows["trilinear"]["psnr_db"] == pytest.approx(psnr(stack[1:-1], mean, 255))
+    assert rows["bicubic"]["gain_over_trilinear_db"] == rows["bicubic"]["psnr_db"] - rows["trilinear"]["psnr_db"]
+
+
+def test_quality_degrades_real_planes_along_y(quality: Outcome) -> None:
+    stack = read_volume(quality.folder / "eval" / "sstem_cremi.tif").data.transpose(1, 0, 2)
+    model = SectionModel(8)
+    linear = np.rint(interpolate(np.rint(model.degrade(stack)), model, "linear"))
+    (row,) = (r for r in quality.of("degraded in plane") if (r["geometry"]["factor"], r["method"]) == (8, "trilinear"))
+    assert row["psnr_db"] == pytest.approx(psnr(stack[: len(linear)], linear, 255))
+    assert row["fsc"]["unit"] == "nm" and row["frame_spacing"] == 10
+
+
 def test_quality_draws_a_picture(quality: Outcome) -> None:
     assert (quality.folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_unet_is_trained_once(data: Path) -> None:
+    cpu = torch.device("cpu")
+    first, about = trained_unet(RECIPE, data / "train", 0.01, data / "kept", cpu)
+    again, about_again = trained_unet(RECIPE, data / "train", 0.01, data / "kept", cpu)
+    assert about == about_again and about["steps"] > 0
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+
+
+def unet_that_does_something() -> UNet:
+    torch.manual_seed(0)
+    network = UNet()
+    torch.nn.init.normal_(network.out.weight)
+    return network.eval()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 13, 21)])
+def test_an_untrained_unet_is_interpolation(shape: tuple[int, int, int]) -> None:
+    slices = torch.randn(shape)
+    assert torch.equal(UNet()(slices, 4.0, 1.0), slices)
+    assert not torch.equal(unet_that_does_something()(slices, 4.0, 1.0), slices)
+
+
+def test_the_unet_treats_both_orientations_alike() -> None:
+    sections, geometry = neuropil((16, 20, 28))[:6], SectionModel(2.5)
+    method = SlicedUNet(unet_that_does_something())
+    there, _ = method.restore(sections, geometry)
+    turned, _ = method.restore(sections.transpose(0, 2, 1), geometry)
+    assert there.shape == (15, 20, 28)
+    assert np.abs(turned.transpose(0, 2, 1).astype(int) - there).max() <= 1
+
+
+def test_a_hidden_section_is_not_looked_at(data: Path) -> None:
+    stack, method = neuropil((16, 16, 32))[:9], EMformer(str(data / "model"), "cpu", 2)
+    predicted = method.restore_section(stack, 4, SectionModel(6.7, 0.5))
+    stack[4] = 255 - stack[4]
+    assert np.array_equal(method.restore_section(stack, 4, SectionModel(6.7, 0.5)), predicted)
+    assert predicted.shape == (16, 32) and predicted.dtype == stack.dtype
+
+
+def test_in_plane_at_frame_spacing_one_is_one_pass_of_reconstruct(data: Path) -> None:
+    sections, method = neuropil((16, 16, 32))[:8], EMformer(str(data / "model"), "cpu", 1)
+    restored, _ = method.restore(sections, SectionModel(4))
+    assert np.abs(method.restore_in_plane(sections, SectionModel(4), 1.0).astype(int) - restored).max() <= 1
+
+
+def test_low_pass_score_does_not_see_noise_beyond_the_cutoff() -> None:
+    z, y, x = np.indices((16, 20, 13))
+    slow, fast = 5 * np.cos(2 * np.pi * (z / 8 + y / 10)), 9.0 * (-1) ** (z + y)
+    truth = np.full(z.shape, 100.0) + x
+    assert low_pass_psnr(truth, truth + slow + fast, 255) == pytest.approx(psnr(truth, truth + slow, 255))
+
+
+def test_intervals_come_from_blocks() -> None:
+    truth = np.zeros((9, 10, 11), np.float32)
+    assert resampled_mse(truth, truth + 2) == pytest.approx(4)  # equal blocks, no doubt
+    uneven = truth + np.linspace(0, 2, 11, dtype=np.float32)
+    errors = resampled_mse(truth, uneven)
+    assert errors.std() > 0 and np.mean(errors) == pytest.approx(np.square(uneven).mean(), rel=0.05)
+    assert resampled_mse(truth, 2 * uneven) / errors == pytest.approx(4)  # paired: the same blocks each time
+
+
+def test_without_a_voxel_size_lengths_are_voxels() -> None:
+    truth = Truth("phantom", neuropil((24, 16, 16)), None)
+    for row in truth.measure(Geometry.parse("2:1"), [Interpolation("bicubic")], None):
+        assert row["fsc"]["unit"] == "voxels" and 2 <= row["fsc"]["resolution"]["z"] < 24
+        assert row["voxel_size_nm"] is None
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolate, interpolation_matrix
 
-KINDS = ["nearest", "linear", "cubic"]
+KINDS = ["nearest", "linear", "cubic", "lanczos"]
 factors = st.floats(1, 16, allow_nan=False)
 
 
@@ -81,9 +81,16 @@ def test_cubic_is_the_bicubic_of_torch():
     np.testing.assert_allclose(planes.ravel(), expected.numpy().ravel(), atol=1e-5)
 
 
+def test_lanczos_is_the_windowed_sinc():
+    distance = 2.25 - np.arange(6)
+    expected = np.sinc(distance) * np.sinc(distance / 3) * (np.abs(distance) < 3)
+    matrix = interpolation_matrix(np.array([2.25]), 6, "lanczos")
+    np.testing.assert_allclose(matrix[0], expected / expected.sum(), atol=1e-6)
+
+
 def test_mistakes_are_explained():
-    with pytest.raises(InputError, match="nearest, linear or cubic"):
-        interpolation_matrix(np.zeros(3), 2, "lanczos")
+    with pytest.raises(InputError, match="nearest, linear, cubic or lanczos"):
+        interpolation_matrix(np.zeros(3), 2, "spline")
     with pytest.raises(InputError, match="at least 1"):
         interpolation_matrix(np.zeros(3), 0, "cubic")
     with pytest.raises(InputError, match="finite"):

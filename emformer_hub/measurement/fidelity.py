@@ -78,7 +78,7 @@ def evaluate(reconstruction: np.ndarray, truth: np.ndarray, voxel_size: VoxelSiz
             f"reconstruction is {reconstruction.dtype} and truth is {truth.dtype}, so their grey levels are on "
             f"different scales; convert one of them first."
         )
-    data_range = _data_range(truth)
+    data_range = grey_range(truth)
     return {
         "psnr_db": psnr(truth, reconstruction, data_range),
         "ssim": ssim(truth, reconstruction, data_range),
@@ -91,7 +91,8 @@ def evaluate(reconstruction: np.ndarray, truth: np.ndarray, voxel_size: VoxelSiz
     }
 
 
-def _data_range(truth: np.ndarray) -> float:
+def grey_range(truth: np.ndarray) -> float:
+    """The peak of ``psnr``: the range of an integer dtype (255 for uint8), maximum - minimum of floats."""
     if truth.dtype.kind == "f":
         return float(truth.max()) - float(truth.min())
     limits = np.iinfo(truth.dtype)

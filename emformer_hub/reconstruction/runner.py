@@ -89,7 +89,7 @@ def reconstruct(
         network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
     network.to(device=chosen_device)  # type: ignore[call-arg]  # transformers hides the signature
     task = _Task(volume, sections, network, processor, processor.measure(volume), ensemble)
-    plan = _plan(volume.shape, network, _default_tile(volume.shape[0]) if tile_zyx is None else tile_zyx)
+    plan = _plan(volume.shape, network, default_tile(volume.shape[0]) if tile_zyx is None else tile_zyx)
     shape = (sections.num_planes(volume.shape[0]), *volume.shape[1:])
     restored, uncertainty = np.empty(shape, volume.dtype), np.empty(shape, np.float32)
     bar = tqdm(
@@ -107,7 +107,8 @@ def reconstruct(
     return Reconstruction(restored, uncertainty, float(factor))
 
 
-def _default_tile(num_sections: int) -> tuple[int, int, int]:
+def default_tile(num_sections: int) -> tuple[int, int, int]:
+    """The largest tile, (sections, y, x), that ``reconstruct`` takes from a stack of so many sections by default."""
     sections = min(num_sections, MAX_TILE_SECTIONS)
     side = math.isqrt(TILE_VOXELS // sections)
     return (sections, side, side)

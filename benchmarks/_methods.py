@@ -1,0 +1,150 @@
+"""The ways of restoring planes between sections that the quality benchmark compares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from _figures import Restored
+from _unet import UNet, sharpen
+
+from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.geometry import SectionModel
+from emformer_hub.interpolation import Kind, interpolate
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
+from emformer_hub.reconstruction import reconstruct
+
+INTERPOLATIONS: dict[str, Kind] = {
+    "nearest": "nearest",
+    "trilinear": "linear",
+    "bicubic": "cubic",
+    "lanczos": "lanczos",
+}
+UNET = "unet"
+ORIENTATIONS = (((1, 0, 2), (1, 0, 2)), ((2, 0, 1), (1, 2, 0)))
+"""A stack (z, y, x) as a clip whose frames run along y, or along x, and the way back."""
+
+
+class Method(Protocol):
+    """Both calls take ``(sections, ., .)`` and give ``(geometry.num_planes(sections), ., .)`` in the same dtype."""
+
+    name: str
+
+    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, np.ndarray | None]:
+        """A stack ``(z, y, x)`` restored along z, and the uncertainty of each voxel where the method states one."""
+
+    def restore_in_plane(self, rows: np.ndarray, geometry: SectionModel, frame_spacing: float) -> np.ndarray:
+        """A stack ``(y, z, x)`` whose y is degraded, restored along y; its z are ``frame_spacing`` columns apart."""
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Along the section axis, at the true section centres."""
+
+    name: str
+
+    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, None]:
+        return to_dtype(interpolate(sections, geometry, INTERPOLATIONS[self.name]), sections.dtype), None
+
+    def restore_in_plane(self, rows: np.ndarray, geometry: SectionModel, frame_spacing: float) -> np.ndarray:
+        return self.restore(rows, geometry)[0]
+
+
+@dataclass(frozen=True)
+class SlicedUNet:
+    """Cubic interpolation, then the 2-D U-Net on slices."""
+
+    network: UNet
+    name: str = UNET
+    processor: EMformerProcessor = field(default_factory=EMformerProcessor)
+
+    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, None]:
+        return self._restore(sections, geometry, (1, 2)), None
+
+    def restore_in_plane(self, rows: np.ndarray, geometry: SectionModel, frame_spacing: float) -> np.ndarray:
+        return self._restore(rows, geometry, (1,))
+
+    def _restore(self, sections: np.ndarray, geometry: SectionModel, across: tuple[int, ...]) -> np.ndarray:
+        statistics = self.processor.measure(sections)
+        cubic = interpolate(self.processor.normalise(sections, statistics), geometry, "cubic")
+        sharpened = sum(sharpen(self.network, cubic, geometry, axis) for axis in across)
+        return self.processor.restore(sharpened / np.float32(len(across)), statistics)
+
+
+@dataclass(frozen=True)
+class EMformer:
+    """A model by name, through ``reconstruct``; where that does not reach, the bare network in the same precision."""
+
+    name: str
+    device: str
+    ensemble: int
+
+    @cached_property
+    def network(self) -> EMformerModel:
+        return EMformerModel.from_pretrained(self.name).to(choose_device(self.device)).eval()
+
+    @cached_property
+    def processor(self) -> EMformerProcessor:
+        return EMformerProcessor.from_pretrained(self.name)
+
+    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, np.ndarray]:
+        done = reconstruct(
+            sections,
+            factor=geometry.factor,
+            thickness=geometry.thickness,
+            offset=geometry.offset,
+            model=self.name,
+            ensemble=self.ensemble,
+            device=self.device,
+        )
+        return done.volume, done.uncertainty
+
+    def restore_in_plane(self, rows: np.ndarray, geometry: SectionModel, frame_spacing: float) -> np.ndarray:
+        statistics = self.processor.measure(rows)
+        clip = self.processor.normalise(rows, statistics).transpose(1, 0, 2)
+        positions = geometry.plane_positions(geometry.num_planes(len(rows)))
+        planes = self._run(clip, geometry, positions=positions, frame_spacing=frame_spacing)
+        return self.processor.restore(planes.transpose(1, 0, 2), statistics)
+
+    def restore_section(self, stack: np.ndarray, hidden: int, geometry: SectionModel) -> np.ndarray:
+        """Section ``hidden`` of a stack ``(z, y, x)``, predicted from the others: ``(y, x)``, dtype of the stack.
+
+        The section is masked. The planes that it images are restored, in both orientations, and averaged as it
+        averages them: a thick section is compared with a thick section.
+        """
+        statistics = self.processor.measure(np.delete(stack, hidden, axis=0))
+        clip = self.processor.normalise(stack, statistics)
+        seen = geometry.matrix(len(stack))[hidden]
+        positions = geometry.plane_positions(len(seen))[seen > 0]
+        mask = torch.zeros(1, 1, len(stack), 1, dtype=torch.bool)
+        mask[:, :, hidden] = True
+        passes = [
+            self._run(clip.transpose(axes), geometry, positions=positions, section_mask=mask).transpose(back)
+            for axes, back in ORIENTATIONS
+        ]
+        return self.processor.restore(np.tensordot(seen[seen > 0], np.mean(passes, axis=0), axes=1), statistics)
+
+    @torch.inference_mode()
+    def _run(self, clip: np.ndarray, geometry: SectionModel, **arguments: Any) -> np.ndarray:
+        """One pass over ``(frames, rows, columns)``: ``(frames, positions, columns)``."""
+        device = self.network.device
+        if "section_mask" in arguments:
+            arguments["section_mask"] = arguments["section_mask"].to(device)
+        sections = torch.from_numpy(np.ascontiguousarray(clip)).to(device)[None]
+        dtype = choose_precision("auto", device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = self.network(sections, geometry.factor, thickness=geometry.thickness, **arguments)
+        return out.reconstruction[0].float().cpu().numpy()
+
+
+def timed(method: str, job: Callable[..., np.ndarray], *arguments: Any) -> Restored:
+    """Run a method and take its wall time."""
+    begin = time.perf_counter()
+    volume = job(*arguments)
+    return Restored(method, volume, time.perf_counter() - begin)

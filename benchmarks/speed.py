@@ -75,7 +75,7 @@ class Case:
         model: a name, a folder, a Hub id, or settings of an ``EMformerConfig`` for random weights.
         random: which of the two ``model`` is.
         what: ``pass`` (the network on one tile) or ``reconstruct`` (the main job, one pass over a volume in memory).
-        attention: ``eager`` or ``sdpa``; for ``reconstruct``, what it chooses itself for a model given by name.
+        attention: ``eager`` or ``sdpa``; ``reconstruct`` runs the latter.
         shape_zyx: the volume, in sections and lateral voxels; a tile is at most as large as reconstruct's.
     """
 
@@ -281,8 +281,7 @@ def main(
                     for precision in precisions
                     for attention in ATTENTION
                 ]
-                default = "eager" if chosen_device.type == "cpu" else "sdpa"  # what reconstruct runs, and in what
-                whole = replace(passes[-1], what="reconstruct", attention=default)
+                whole = replace(passes[-1], what="reconstruct")  # in the precision and attention that are the default
                 yield from measure([*passes, whole], chosen_device, repeats, matmul_rates)
 
     finished = print_report(run, COLUMNS, rows())

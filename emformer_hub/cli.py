@@ -111,8 +111,7 @@ def reconstruct(
     start = time.monotonic()
     result = run(volume.data, factor=factor, model=model, thickness=thickness, ensemble=ensemble, device=device)
     seconds = time.monotonic() - start
-    z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
-    where = (z + (planes_size.z - size.z) / 2, y, x)  # the first plane's centre against the first section's
+    where = _first_centre(volume, size, planes_size)
     write_volume(output, result.volume, planes_size, translation_nm=where, overwrite=overwrite)
     if uncertainty is not None:
         write_volume(uncertainty, result.uncertainty, planes_size, translation_nm=where, overwrite=overwrite)
@@ -186,8 +185,7 @@ def degrade(
     check_volume(volume.data, str(truth))
     degraded = to_dtype(sections.degrade(volume.data), volume.data.dtype)
     section_size = size.with_z(size.z * factor)
-    z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
-    where = (z + (section_size.z - size.z) / 2, y, x)
+    where = _first_centre(volume, size, section_size)
     write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite)
     left_out = volume.data.shape[0] - sections.num_planes(len(degraded))
     click.echo(
@@ -223,6 +221,12 @@ def _read(path: Path, voxel_size: str | None, otherwise: VoxelSize | None = None
     if stated and volume.voxel_size and stated != volume.voxel_size:
         click.echo(f"{path} says {volume.voxel_size} ({volume.source}); using --voxel-size {stated}.", err=True)
     return volume, size
+
+
+def _first_centre(volume: Volume, size: VoxelSize, new_size: VoxelSize) -> tuple[float, float, float]:
+    """Centre of the first voxel (z, y, x; nm) once the same extent along z is cut into voxels of another size."""
+    z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
+    return (z + (new_size.z - size.z) / 2, y, x)
 
 
 def _shape(data: Any) -> str:

@@ -28,6 +28,10 @@ class IntensityStatistics:
     std: float
     dtype: np.dtype
 
+    def normalise(self, volume: np.ndarray) -> np.ndarray:
+        """Intensity units -> standard deviations from the mean, float32, same shape."""
+        return (volume.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+
 
 def to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Intensities as a volume of this dtype holds them: for integers rounded and clipped to their range."""
@@ -81,7 +85,7 @@ class EMformerProcessor(FeatureExtractionMixin):
 
     def normalise(self, volume: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
         """Intensity units -> standard deviations from the mean, float32, same shape."""
-        return (volume.astype(np.float32) - np.float32(statistics.mean)) / np.float32(statistics.std)
+        return statistics.normalise(volume)
 
     def restore(self, normalised: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
         """Back to the intensity units and dtype of the volume: integers are rounded and clipped to their range."""

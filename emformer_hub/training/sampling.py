@@ -172,7 +172,7 @@ def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Gen
         index[axis] = slice(start, start + size, step)
     target = volume.data[tuple(index)].transpose(geometry.axes)
     flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
-    target = (target[flips].astype(np.float32) - np.float32(volume.statistics.mean)) / np.float32(volume.statistics.std)
+    target = volume.statistics.normalise(target[flips])
 
     if rng.random() < ranges.contrast:
         target = target * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))

@@ -25,7 +25,7 @@ def validation_clips(volume: TrainingVolume, sections: SectionModel) -> tuple[np
         return None
     start = (depth - min(depth, MAX_FRAMES)) // 2
     planes = volume.data[start : start + MAX_FRAMES, : sections.num_planes(rows), -volume.holdout_columns :]
-    target = (planes.astype(np.float32) - volume.statistics.mean) / volume.statistics.std
+    target = volume.statistics.normalise(planes)
     degraded = sections.degrade(target.transpose(1, 0, 2)).transpose(1, 0, 2)
     return degraded, target
 

@@ -47,6 +47,17 @@ def operations(hidden: int, dtype: torch.dtype, device: torch.device) -> Iterato
 
     yield "linear", F.linear, [grid, tensor(hidden, hidden)], 2 * tokens * hidden**2
     yield "depthwise 3x3x3", convolution, [grid, tensor(hidden, 1, 3, 3, 3)], 2 * tokens * hidden * 27
+    images = tensor(GRID[0], *GRID[1:], hidden)
+
+    def convolution_2d(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, padding=1)
+
+    yield (
+        "dense 3x3, frame by frame",
+        convolution_2d,
+        [images, tensor(hidden, hidden, 3, 3)],
+        2 * tokens * hidden**2 * 9,
+    )
     yield "dense 3x3x3", convolution, [grid, tensor(hidden, hidden, 3, 3, 3)], 2 * tokens * hidden**2 * 27
     heads = [tensor(tokens // WINDOW_TOKENS, 2, WINDOW_TOKENS, hidden // 2) for _ in range(3)]
     yield "attention, fused", F.scaled_dot_product_attention, heads, 4 * tokens * WINDOW_TOKENS * hidden

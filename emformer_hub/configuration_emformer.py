@@ -18,7 +18,9 @@ class EMformerConfig(PreTrainedConfig):
 
     Args:
         hidden_size: channels of a token.
-        num_hidden_layers: transformer blocks; every second one shifts its windows by half.
+        num_hidden_layers: layers, each with a convolutional feed-forward part.
+        attention_every: one in so many layers begins with window attention; every second of these shifts its windows
+            by half.
         num_attention_heads: heads of the window attention; must divide ``hidden_size``.
         window_size: attention window in tokens, (frames, rows, columns); each even, so that half a window is whole.
         patch_size: columns that one token covers.
@@ -32,6 +34,7 @@ class EMformerConfig(PreTrainedConfig):
 
     hidden_size: int = 64
     num_hidden_layers: int = 6
+    attention_every: int = 2
     num_attention_heads: int = 2
     window_size: tuple[int, ...] | list[int] = (4, 4, 8)
     patch_size: int = 2
@@ -57,7 +60,14 @@ class EMformerConfig(PreTrainedConfig):
             )
 
     def validate_sizes(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "patch_size", "num_basis", "num_scale_basis"):
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "attention_every",
+            "patch_size",
+            "num_basis",
+            "num_scale_basis",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
 

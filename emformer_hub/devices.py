@@ -38,10 +38,10 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 @lru_cache
 def faster_in_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are worth their rounding: only where they run in hardware, and faster than float32 ones.
+    """Whether bfloat16 products are worth their rounding: where they run in hardware, and faster than float32 ones.
 
-    A GPU, and a CPU with AMX, always gain. AVX512-BF16 alone doubles the rate of some CPUs and halves that of others, so
-    there it is measured, once a process, on a product of 768 x 768 matrices.
+    A GPU, and a CPU with AMX, always gain. AVX512-BF16 alone doubles the rate of some CPUs and halves that of others,
+    so there it is measured, once a process, on a product of 768 x 768 matrices.
     """
     if not computes_in_bfloat16(device) or device.type == "cuda" or torch.cpu._is_amx_tile_supported():
         return computes_in_bfloat16(device)

@@ -30,6 +30,7 @@ from .geometry import SectionModel
 from .interpolation import interpolation_matrix
 from .pretrained import loading, resolve_pretrained
 
+CACHED_TOKENS = 2**14
 LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume
 
 
@@ -90,6 +91,25 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2), weights
 
 
+def convolve(convolution: nn.Conv2d, tokens: Tensor) -> Tensor:
+    """Convolve rows and columns of ``(batch, frames, rows, columns, channels)``; channels stay last in memory."""
+    images = convolution(tokens.flatten(0, 1).permute(0, 3, 1, 2))
+    return images.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
+
+
+def frames_at_once(tokens: Tensor, multiple: int = 1) -> int:
+    """How many frames a layer works on at a time: all of them, or, where a CPU only infers, what its cache holds."""
+    frames, rows, columns = tokens.shape[1:4]
+    if torch.is_grad_enabled() or tokens.device.type != "cpu":
+        return frames
+    wanted = CACHED_TOKENS // (tokens.shape[0] * rows * columns * multiple)
+    return max(1, wanted) * multiple
+
+
+def join_frames(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
+
+
 class EMformerLinear(nn.Linear):
     """A linear layer whose weights start ``gain`` times as large as the general rule says.
 
@@ -108,16 +128,19 @@ class EMformerEmbeddings(nn.Module):
     def __init__(self, config: EMformerConfig):
         super().__init__()
         self.patch_size = config.patch_size
-        self.projection = nn.Conv3d(config.patch_size, config.hidden_size, kernel_size=3, padding=1)
+        self.projection = nn.Conv2d(3 * config.patch_size, config.hidden_size, kernel_size=3, padding=1)
         self.mask_token = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, sections: Tensor, mask: Tensor | None) -> Tensor:
-        patches = rearrange(sections, "b f r (c p) -> b p f r c", p=self.patch_size)
-        tokens = self.projection(patches).permute(0, 2, 3, 4, 1)  # (batch, frames, rows, columns / p, hidden)
+        patches = self._patches(sections)
+        around = F.pad(patches, (0,) * 6 + (1, 1))
+        tokens = convolve(self.projection, torch.cat([around[:, :-2], patches, around[:, 2:]], -1))
         if mask is not None:
-            share = rearrange(mask.expand_as(sections), "b f r (c p) -> b f r c p", p=self.patch_size)
-            tokens = tokens + share.to(tokens.dtype).mean(-1, keepdim=True) * self.mask_token
+            tokens = tokens + self._patches(mask.to(tokens.dtype)).mean(-1, keepdim=True) * self.mask_token
         return tokens
+
+    def _patches(self, sections: Tensor) -> Tensor:
+        return rearrange(sections, "b f r (c p) -> b f r c p", p=self.patch_size)
 
 
 class EMformerConditioning(nn.Module):
@@ -148,7 +171,7 @@ class EMformerModulatedNorm(nn.Module):
 
 
 class EMformerAttention(nn.Module):
-    """Multi-head attention inside 3-D windows of tokens."""
+    """Multi-head attention inside 3-D windows of tokens, behind a modulated norm."""
 
     def __init__(self, config: EMformerConfig, shifted: bool):
         super().__init__()
@@ -158,21 +181,31 @@ class EMformerAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
         self.is_causal = False
+        self.norm = EMformerModulatedNorm(config)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = EMformerLinear(config.hidden_size, config.hidden_size, (2 * config.num_hidden_layers) ** -0.5)
 
-    def forward(self, tokens: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """``(batch, frames, rows, columns, hidden)``, multiples of the window -> the same, and attention weights."""
-        sizes = tokens.shape[1:4]
         # Shifted windows leave half a window at each border out (no wrap-around, so no mask: SDPA stays fused).
-        margins = [w // 2 if self.shifted and n > w else 0 for n, w in zip(sizes, self.window, strict=True)]
-        if any(margins):
-            mf, mr, mc = margins
-            tokens = tokens[:, mf : sizes[0] - mf, mr : sizes[1] - mr, mc : sizes[2] - mc]
-        nf, nr, nc = (n // w for n, w in zip(tokens.shape[1:4], self.window, strict=True))
+        margins = [w // 2 if self.shifted and n > w else 0 for n, w in zip(tokens.shape[1:4], self.window, strict=True)]
+        inward = [0, 0, *(-margin for margin in reversed(margins) for _ in range(2))]
+        tokens = F.pad(tokens, inward) if any(margins) else tokens
+        parts = tokens.split(frames_at_once(tokens, self.window[0]), dim=1)
+        mixed, weights = zip(*(self._mix(part, condition, **kwargs) for part in parts), strict=True)
+        tokens = join_frames(mixed)
+        tokens = F.pad(tokens, [-margin for margin in inward]) if any(margins) else tokens
+        return tokens, None if weights[0] is None else torch.cat(weights)
+
+    def _mix(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         wf, wr, wc = self.window
+        shape = [n // w for n, w in zip(tokens.shape[1:4], self.window, strict=True)]
         windows = rearrange(
-            tokens, "b (nf wf) (nr wr) (nc wc) d -> (b nf nr nc) (wf wr wc) d", wf=wf, wr=wr, wc=wc, nf=nf, nr=nr, nc=nc
+            self.norm(tokens, condition),
+            "b (nf wf) (nr wr) (nc wc) d -> (b nf nr nc) (wf wr wc) d",
+            wf=wf,
+            wr=wr,
+            wc=wc,
         )
         query, key, value = rearrange(self.qkv(windows), "n t (k h e) -> k n h t e", k=3, h=self.num_heads).unbind(0)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -181,62 +214,73 @@ class EMformerAttention(nn.Module):
         mixed, weights = attention_interface(
             self, query, key, value, None, scaling=self.scaling, is_causal=False, dropout=0.0, **kwargs
         )
-        windows = self.proj(mixed.flatten(2))
-        tokens = rearrange(
-            windows,
-            "(b nf nr nc) (wf wr wc) d -> b (nf wf) (nr wr) (nc wc) d",
-            wf=wf,
-            wr=wr,
-            wc=wc,
-            nf=nf,
-            nr=nr,
-            nc=nc,
-        )
-        if any(margins):
-            tokens = F.pad(tokens, (0, 0, mc, mc, mr, mr, mf, mf))
-        return tokens, weights
+        windows = self.proj(mixed.flatten(2)).unflatten(0, (-1, *shape)).unflatten(4, self.window)
+        return rearrange(windows, "b nf nr nc wf wr wc d -> b (nf wf) (nr wr) (nc wc) d"), weights
 
 
 class EMformerFeedForward(nn.Module):
-    """A dense 3x3x3 convolution, GELU and a linear layer: local texture, and the positions that attention lacks."""
+    """A modulated norm, a 3x3 convolution over rows and columns, GELU and a linear layer.
+
+    Before the convolution a quarter of the channels moves one frame on and a quarter one frame back, so that it mixes
+    three frames at the cost of one (temporal shift; Lin, Gan & Han 2019). It also gives attention the positions that it
+    lacks.
+    """
 
     def __init__(self, config: EMformerConfig):
         super().__init__()
         inner = round(config.hidden_size * config.mlp_ratio)
-        self.conv = nn.Conv3d(config.hidden_size, inner, kernel_size=3, padding=1)
+        self.shares = [
+            config.hidden_size // 4,
+            config.hidden_size // 4,
+            config.hidden_size - config.hidden_size // 4 * 2,
+        ]
+        self.norm = EMformerModulatedNorm(config)
+        self.conv = nn.Conv2d(config.hidden_size, inner, kernel_size=3, padding=1)
         self.fc2 = EMformerLinear(inner, config.hidden_size, (2 * config.num_hidden_layers) ** -0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        inner = self.conv(tokens.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)  # channels-last in memory: no copy
-        return self.fc2(F.gelu(inner, approximate="tanh"))
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        frames, step = tokens.shape[1], frames_at_once(tokens)
+        mixed = []
+        for start in range(0, frames, step):
+            first, last = max(start - 1, 0), min(start + step + 1, frames)  # with a neighbour on either side
+            part = self.norm(tokens[:, first:last], condition)
+            part = F.pad(part, (0,) * 6 + (int(start == 0), int(start + step >= frames)))
+            before, after, same = part.split(self.shares, -1)
+            inner = convolve(self.conv, torch.cat([before[:, :-2], after[:, 2:], same[:, 1:-1]], -1))
+            mixed.append(self.fc2(F.gelu(inner, approximate="tanh")))
+        return join_frames(mixed)
 
 
 class EMformerLayer(GradientCheckpointingLayer):
-    """Modulated window attention, then a modulated convolutional feed-forward layer, each with a residual."""
+    """Window attention, in every so many layers, and a convolutional feed-forward layer, each with a residual."""
 
-    def __init__(self, config: EMformerConfig, shifted: bool):
+    def __init__(self, config: EMformerConfig, index: int):
         super().__init__()
-        self.norm1 = EMformerModulatedNorm(config)
-        self.attention = EMformerAttention(config, shifted)
-        self.norm2 = EMformerModulatedNorm(config)
+        turn, rest = divmod(index + 1, config.attention_every)
+        self.attention = EMformerAttention(config, shifted=turn % 2 == 0) if rest == 0 else None
         self.mlp = EMformerFeedForward(config)
 
     def forward(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        tokens = tokens + self.attention(self.norm1(tokens, condition), **kwargs)[0]
-        return tokens + self.mlp(self.norm2(tokens, condition))
+        if self.attention is not None:
+            tokens = self.attention(tokens, condition, **kwargs)[0].add_(tokens)
+        return self.mlp(tokens, condition).add_(tokens)
 
 
-def plane_slots(positions: list[float], num_rows: int) -> tuple[list[int], list[float]]:
-    """Give each plane to its nearest row, in equally many slots a row, so that decoding is one batched product.
+def nearest_rows(positions: list[float], num_rows: int) -> list[int]:
+    """The row whose token decodes each plane."""
+    return [min(max(math.floor(position + 0.5), 0), num_rows - 1) for position in positions]
+
+
+def plane_slots(positions: list[float], nearest: list[int]) -> tuple[list[int], list[float]]:
+    """Give each row, from the first that has a plane to the last, equally many slots: decoding is one batched product.
 
     Returns the slot of each plane (row-major) and the offset of every slot from its row's centre (0 where unused);
-    there are ``num_rows`` times as many slots as the fullest row has planes.
+    there are as many slots a row as the fullest one has planes.
     """
-    nearest = [min(max(math.floor(position + 0.5), 0), num_rows - 1) for position in positions]
     ranks = [k - nearest.index(row) for k, row in enumerate(nearest)]
     width = max(ranks) + 1
-    where = [row * width + rank for row, rank in zip(nearest, ranks, strict=True)]
-    offsets = [0.0] * (num_rows * width)
+    where = [(row - nearest[0]) * width + rank for row, rank in zip(nearest, ranks, strict=True)]
+    offsets = [0.0] * ((nearest[-1] - nearest[0] + 1) * width)
     for slot, row, position in zip(where, nearest, positions, strict=True):
         offsets[slot] = position - row
     return where, offsets
@@ -268,18 +312,26 @@ class EMformerDecoder(nn.Module):
         self, tokens: Tensor, condition: Tensor, positions: list[float], factor: float
     ) -> tuple[Tensor, Tensor]:
         """Residual value and log scale at row ``positions`` (in sections), each ``(b, frames, planes, columns)``."""
+        nearest = nearest_rows(positions, tokens.shape[2])
+        rows = slice(nearest[0], nearest[-1] + 1)  # no others have a plane to give
+        where, offsets = plane_slots(positions, nearest)
+        tokens = tokens[:, :, rows]
+        basis = self.basis(torch.tensor(offsets, device=tokens.device), factor).unflatten(0, (tokens.shape[2], -1))
+        parts = tokens.split(frames_at_once(tokens), dim=1)
+        values, scales = zip(*(self._decode(part, condition, basis, where) for part in parts), strict=True)
+        return join_frames(values), join_frames(scales)
+
+    def _decode(self, tokens: Tensor, condition: Tensor, basis: Tensor, where: list[int]) -> list[Tensor]:
         coefficients = rearrange(
             self.coefficients(self.norm(tokens, condition)), "b f r c (p k) -> b f r (c p) k", p=self.patch_size
         )
-        where, offsets = plane_slots(positions, tokens.shape[2])
-        basis = self.basis(torch.tensor(offsets, device=tokens.device), factor).unflatten(0, (tokens.shape[2], -1))
         outputs = []
         for phi, part in zip(basis.split(self.splits, -1), coefficients.split(self.splits, -1), strict=True):
             planes = torch.matmul(phi, part.transpose(-1, -2)).flatten(2, 3)  # (b, f, rows * slots, columns)
             if where != list(range(planes.shape[2])):  # an integer factor fills every slot, in order
                 planes = planes.index_select(2, torch.tensor(where, device=planes.device))
             outputs.append(planes.float())
-        return outputs[0], outputs[1]
+        return outputs
 
 
 class EMformerPreTrainedModel(PreTrainedModel):
@@ -299,7 +351,7 @@ class EMformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Fan-in normal weights; norms start as the identity, residual branches and the output small."""
-        if isinstance(module, nn.Linear | nn.Conv3d):
+        if isinstance(module, nn.Linear | nn.Conv2d):
             init.normal_(module.weight, std=getattr(module, "gain", 1.0) * module.weight[0].numel() ** -0.5)
             init.zeros_(cast(Tensor, module.bias))
         elif isinstance(module, EMformerEmbeddings):
@@ -346,7 +398,7 @@ class EMformerModel(EMformerPreTrainedModel):
         super().__init__(config)
         self.embeddings = EMformerEmbeddings(config)
         self.conditioning = EMformerConditioning(config)
-        self.layers = nn.ModuleList(EMformerLayer(config, shifted=bool(i % 2)) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(EMformerLayer(config, index) for index in range(config.num_hidden_layers))
         self.decoder = EMformerDecoder(config)
         self.post_init()
 

@@ -20,7 +20,6 @@ from _unet import UNet, trained_unet
 from quality import RECIPE, Geometry, Truth
 
 from emformer_hub.configuration_emformer import EMformerConfig
-from emformer_hub.devices import choose_device, computes_in_bfloat16
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import psnr
@@ -32,6 +31,7 @@ from emformer_hub.volumes import read_volume, write_volume
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY_CONFIG = ",".join(f"{name}={value}" for name, value in TINY.items())
 
 
 def run(script: str, *arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -232,22 +232,54 @@ def test_without_a_voxel_size_lengths_are_voxels() -> None:
 @pytest.fixture(scope="module")
 def speed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("speed")
-    config = ",".join(f"{name}={value}" for name, value in TINY.items())
-    words = ["--config", config, "--device", "cpu", "--shape", "8,32,32", "--factor", "2.5", "--repeats", "2"]
-    return finish(run("speed.py", *words, "--threads", "1", "--json", folder / "out.json"), folder, np.empty(0))
+    words = ["--config", TINY_CONFIG, "--device", "cpu", "--factor", "2.5", "--factor", "5"]
+    words += ["--shape", "8,64,64", "--shape", "12,64,64", "--tile", "8,48,48", "--repeats", "2", "--threads", "1"]
+    return finish(run("speed.py", *words, "--json", folder / "out.json"), folder, np.empty(0))
 
 
-def test_speed_measures_passes_in_every_way_and_the_whole_job(speed: Outcome) -> None:
-    precisions = ["float32", "bfloat16"] if computes_in_bfloat16(choose_device("cpu")) else ["float32"]
-    expected = [("pass", attention, precision) for precision in precisions for attention in ("eager", "sdpa")]
-    expected.append(("reconstruct", "sdpa", precisions[-1]))
-    assert [(row["what"], row["attention"], row["precision"]) for row in speed.rows] == expected
-    assert len([line for line in speed.table.splitlines() if line.startswith("| hidden_size=8,")]) == len(expected)
+def rows_of(speed: Outcome, what: str) -> list[dict[str, Any]]:
+    return [row for row in speed.rows if row["what"] == what]
+
+
+def test_speed_measures_each_factor_volume_and_tile(speed: Outcome) -> None:
+    found = [(row["factor"], row["volume_zyx"], row["tile_zyx"]) for row in rows_of(speed, "reconstruct")]
+    assert found == [
+        (2.5, [8, 64, 64], [8, 64, 64]),
+        (5, [8, 64, 64], [8, 64, 64]),
+        (2.5, [12, 64, 64], [12, 64, 64]),
+        (2.5, [8, 64, 64], [8, 48, 48]),
+    ]
+    assert [row["output_voxels"] / 64**2 for row in rows_of(speed, "reconstruct")] == [20, 40, 30, 20]
+
+
+def test_speed_shows_how_arithmetic_grows(speed: Outcome) -> None:
+    reference, finer, _, tiled = (row["flop_per_voxel"] for row in rows_of(speed, "reconstruct"))
+    assert finer == pytest.approx(reference / 2, rel=0.1)  # twice the planes for nearly the same work
+    assert tiled == pytest.approx(reference * (2 * 48 / 64) ** 2, rel=0.1)  # four tiles, which overlap
+    assert rows_of(speed, "train")[0]["flop_per_voxel"] > 0
+
+
+def test_speed_measures_passes_in_every_way_and_marks_the_default(speed: Outcome) -> None:
+    passes, (reference, *_) = rows_of(speed, "pass"), rows_of(speed, "reconstruct")
+    ways = [(row["attention"], row["precision"]) for row in passes]
+    assert ways[:2] == [("eager", "float32"), ("sdpa", "float32")]
+    assert ways[2:] in ([], [("eager", "bfloat16"), ("sdpa", "bfloat16")])
+    default = (reference["attention"], reference["precision"])
+    assert [way for way, row in zip(ways, passes, strict=True) if row["default"]] == [default]
+    assert [row["default"] for row in rows_of(speed, "reconstruct")] == [True, True, True, False]
+    # However it is run, the arithmetic is the same: fused attention and inference mode are counted too.
+    assert {row["flop_per_voxel"] for row in passes} == {reference["flop_per_voxel"]}
+
+
+def test_speed_measures_training(speed: Outcome) -> None:
+    (row,) = rows_of(speed, "train")
+    assert 0 < row["drawing_share"] < 1
+    assert row["tile_zyx"] == [12, 12, 64] and speed.run["train"]["clips a step"] == 2
+    assert row["output_voxels"] / speed.run["train"]["steps"] <= 2 * 16 * 12 * 12 * 64
 
 
 def test_speed_rates_follow_from_times_and_voxels(speed: Outcome) -> None:
     for row in speed.rows:
-        assert row["output_voxels"] == 20 * 32 * 32
         slowest, fastest = sorted(row["output_voxels"] / seconds for seconds in row["seconds"])
         assert row["voxels_per_s"]["min"] == pytest.approx(slowest)
         assert row["voxels_per_s"]["max"] == pytest.approx(fastest)
@@ -258,11 +290,22 @@ def test_speed_rates_follow_from_times_and_voxels(speed: Outcome) -> None:
         assert row["peak_memory_bytes"] > 0
 
 
-def test_speed_counts_the_same_arithmetic_however_it_is_run(speed: Outcome) -> None:
-    assert len({row["flop_per_voxel"] for row in speed.rows}) == 1  # fused attention and inference mode included
+def test_speed_prints_a_line_for_each_row_and_no_copies_on_a_cpu(speed: Outcome) -> None:
+    lines = [line for line in speed.table.splitlines() if line.startswith("| hidden_size=8,")]
+    assert len(lines) == len(speed.rows)
+    assert "GPU" not in speed.table
 
 
-def test_a_mistake_is_a_message_and_exit_status_2() -> None:
-    process = run("speed.py", "--config", "hidden_sise=8")
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--config", "hidden_sise=8"], "hidden_sise"),
+        (["--tile", "16,64"], "tile '16,64' is not three sizes"),
+        (["--shape", "16,x,64"], "shape '16,x,64' is not three sizes"),
+        (["--config", TINY_CONFIG, "--device", "cpu", "--shape", "8,64,64", "--tile", "8,16,16"], "(8, 16, 16)"),
+    ],
+)
+def test_a_mistake_in_speed_is_a_message_and_exit_status_2(words: list[str], named: str) -> None:
+    process = run("speed.py", *words)
     assert process.returncode == 2
-    assert "hidden_sise" in process.stderr and "Traceback" not in process.stderr
+    assert named in process.stderr and "Traceback" not in process.stderr

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 
+from emformer_hub import modeling_emformer
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
@@ -26,6 +27,7 @@ from emformer_hub.processing_emformer import EMformerProcessor
 TINY = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
+    "attention_every": 1,
     "num_attention_heads": 2,
     "window_size": (2, 2, 4),
     "num_basis": 6,
@@ -218,6 +220,25 @@ def test_eager_equals_fused_attention() -> None:
     fused = model(sections, 4)
     model.set_attn_implementation("eager")
     assert_same(model(sections, 4), fused, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("cached_tokens", [1, 100, 10**9])
+def test_frames_at_a_time_equal_all_at_once(monkeypatch: pytest.MonkeyPatch, cached_tokens: int, batch: int) -> None:
+    model, sections = build(num_hidden_layers=3), clip(batch, 9, 5, 11)
+    arguments = {"factor": 6.7, "section_mask": mask_rows(sections, 2)}
+    with torch.enable_grad():
+        expected = model(sections, **arguments)
+    monkeypatch.setattr(modeling_emformer, "CACHED_TOKENS", cached_tokens)
+    assert_same(model(sections, **arguments), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("every", "attending"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2])])
+def test_one_layer_in_so_many_attends(every: int, attending: list[int]) -> None:
+    model = build(num_hidden_layers=4, attention_every=every)
+    assert [i for i, layer in enumerate(model.layers) if layer.attention is not None] == attending
+    model.set_attn_implementation("eager")
+    assert len(model(clip(1, 4, 6, 16), 4, output_attentions=True).attentions) == len(attending)
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from emformer_hub.devices import choose_device, choose_precision
@@ -16,12 +16,12 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
-from emformer_hub.reconstruction.tiles import AxisTiles, round_up
+from emformer_hub.reconstruction.tiles import AxisTiles, Share, round_up
 from emformer_hub.volumes.checks import check_volume
 
 ENSEMBLES = (1, 2, 4, 8, 16)
-MAX_TILE_SECTIONS, TILE_VOXELS = 48, 2**20  # of a default tile
-OVERLAP_ZYX = (12, 32, 32)  # leaves differences below one grey level of 255 between tiled and whole
+MAX_TILE_SECTIONS, TILE_VOXELS, TILE_OUTPUT_VOXELS = 48, 2**20, 2**23  # limits of a default tile
+OVERLAP_ZYX = (8, 16, 16)  # leaves differences below one grey level of 255 between tiled and whole
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def reconstruct(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device; default: a GPU if there is one.
         precision: ``"auto"`` (bfloat16 products where the device computes in it), ``"float32"`` or ``"bfloat16"``.
         tile_zyx: largest tile that the network sees at once, (sections, y, x); default: about a million
-            voxels, of at most 48 sections.
+            voxels, of at most 48 sections, that become at most eight million.
         progress: show a progress bar on a terminal's stderr.
 
     Returns:
@@ -88,29 +88,30 @@ def reconstruct(
     else:
         network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
     network.to(device=chosen_device)  # type: ignore[call-arg]  # transformers hides the signature
+    plan = _plan(volume.shape, network, default_tile(volume.shape[0], factor) if tile_zyx is None else tile_zyx)
     task = _Task(volume, sections, network, processor, processor.measure(volume), ensemble)
-    plan = _plan(volume.shape, network, default_tile(volume.shape[0]) if tile_zyx is None else tile_zyx)
     shape = (sections.num_planes(volume.shape[0]), *volume.shape[1:])
-    restored, uncertainty = np.empty(shape, volume.dtype), np.empty(shape, np.float32)
+    canvas = _Canvas(np.empty(shape, volume.dtype), np.empty(shape, np.float32), processor, task.statistics)
+    samples = [(np.arange(shape[0]) + 0.5) / factor, *(np.arange(length) + 0.5 for length in shape[1:])]
+    shares_z, shares_y, shares_x = (axis.shares(centres) for axis, centres in zip(plan, samples, strict=True))
     bar = tqdm(
-        total=math.prod(len(axis.spans) for axis in plan),
+        total=len(shares_z) * len(shares_y) * len(shares_x),
         desc="reconstruct",
         unit="tile",
         disable=None if progress else True,  # None: shown on a terminal only
     )
     autocast = torch.autocast(chosen_device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
     with torch.inference_mode(), autocast, bar:
-        for first, value, variance in task.slabs(plan, bar):
-            planes = slice(first, first + len(value))
-            restored[planes] = processor.restore(value, task.statistics)
-            uncertainty[planes] = processor.restore_scale(np.sqrt(variance), task.statistics)
-    return Reconstruction(restored, uncertainty, float(factor))
+        for y, x, z in itertools.product(shares_y, shares_x, shares_z):
+            canvas.add(task.tile(z, y, x), z, y, x)
+            bar.update()
+    return Reconstruction(canvas.volume, canvas.uncertainty, float(factor))
 
 
-def default_tile(num_sections: int) -> tuple[int, int, int]:
+def default_tile(num_sections: int, factor: float) -> tuple[int, int, int]:
     """The largest tile, (sections, y, x), that ``reconstruct`` takes from a stack of so many sections by default."""
     sections = min(num_sections, MAX_TILE_SECTIONS)
-    side = math.isqrt(TILE_VOXELS // sections)
+    side = math.isqrt(min(TILE_VOXELS, int(TILE_OUTPUT_VOXELS / factor)) // sections)
     return (sections, side, side)
 
 
@@ -133,6 +134,8 @@ def _plan(shape_zyx: tuple[int, ...], network: EMformerModel, tile_zyx: tuple[in
 
 @dataclass(frozen=True)
 class _Task:
+    """What the network makes of each tile, in standard deviations of the volume."""
+
     volume: np.ndarray
     sections: SectionModel
     network: EMformerModel
@@ -140,44 +143,84 @@ class _Task:
     statistics: IntensityStatistics
     ensemble: int
 
-    def slabs(self, plan: list[AxisTiles], bar: tqdm) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield ``(first plane, value, variance)`` of finished planes in order; holds one row of z tiles in memory."""
-        tiles_z, tiles_y, tiles_x = plan
-        planes = self.sections.num_planes(tiles_z.length)
-        centres = (np.arange(planes) + 0.5) / self.sections.factor  # in sections, from the stack's face
-        first_plane = [int(np.searchsorted(centres, start)) for start, _ in tiles_z.spans] + [planes]
-        carried = np.zeros((2, 0, *self.volume.shape[1:]), np.float32)  # planes that the tiles before began
-        for iz, (z0, z1) in enumerate(tiles_z.spans):
-            first, finished = first_plane[iz], first_plane[iz + 1]
-            last = planes if z1 == tiles_z.length else int(np.searchsorted(centres, z1))
-            slab = np.zeros((2, last - first, *self.volume.shape[1:]), np.float32)
-            slab[:, : carried.shape[1]] = carried
-            positions = self.sections.plane_positions(last - first, first) - z0
-            weight_z = tiles_z.weights(iz, centres[first:last])[:, None, None]
-            for (iy, (y0, y1)), (ix, (x0, x1)) in itertools.product(enumerate(tiles_y.spans), enumerate(tiles_x.spans)):
-                weight_y = tiles_y.weights(iy, np.arange(y0, y1) + 0.5)[:, None]
-                weight = weight_z * weight_y * tiles_x.weights(ix, np.arange(x0, x1) + 0.5)
-                slab[:, :, y0:y1, x0:x1] += weight * self.passes(self.volume[z0:z1, y0:y1, x0:x1], positions)
-                bar.update()
-            yield first, slab[0, : finished - first], slab[1, : finished - first]
-            carried = slab[:, finished - first :].copy()
-
-    def passes(self, tile: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Mean and variance over the ensemble's orientations and mirrors, ``(2, planes, y, x)``, float32."""
-        clip_zyx = torch.from_numpy(self.processor.normalise(tile, self.statistics)).to(self.network.device)
-        values, variances = [], []
+    def tile(self, z: Share, y: Share, x: Share) -> np.ndarray:
+        """Mean and variance of the samples in which a tile has weight, times that weight: float32, ``(2, z, y, x)``."""
+        tile = self.processor.normalise(self.volume[z.covered, y.covered, x.covered], self.statistics)
+        clip_zyx = torch.from_numpy(tile).to(self.network.device)
+        positions = self.sections.plane_positions(len(z.weights), z.first) - z.start
+        moments = torch.zeros((2, len(positions), len(y.weights), len(x.weights)), device=clip_zyx.device)
         for member in range(self.ensemble):
-            # Bit 0: which lateral axis the frames run along; bits 1-3: mirror z, columns, frames.
-            axes, back = ((1, 0, 2), (1, 0, 2)) if member & 1 == 0 else ((2, 0, 1), (1, 2, 0))
-            mirrored = [axis for bit, axis in ((2, 1), (4, 2), (8, 0)) if member & bit]
-            out = self.network(
-                clip_zyx.permute(axes).flip(mirrored)[None],
-                self.sections.factor,
-                positions=(len(tile) - 1 - positions)[::-1] if member & 2 else positions,
-                thickness=self.sections.thickness,
-            )
-            values.append(out.reconstruction[0].flip(mirrored).permute(back))
-            variances.append(2 * out.scale[0].square().flip(mirrored).permute(back))  # of a Laplace distribution
-        stacked = torch.stack(values)
-        variance = torch.stack(variances).mean(0) + stacked.var(0, correction=0)
-        return torch.stack([stacked.mean(0), variance]).cpu().numpy()
+            self._add_pass(moments, clip_zyx, positions, (y.inside, x.inside), member)
+        moments[1] /= self.ensemble
+        for share, shape in ((z, (-1, 1, 1)), (y, (-1, 1)), (x, (-1,))):
+            moments *= torch.from_numpy(share.weights).to(moments.device).reshape(shape)
+        return moments.cpu().numpy()
+
+    def _add_pass(
+        self, moments: Tensor, clip_zyx: Tensor, positions: np.ndarray, inside_yx: tuple[slice, slice], member: int
+    ) -> None:
+        """Let one more orientation or mirror count in the mean so far and in the sum of variances, in place.
+
+        B. P. Welford, "Note on a method for calculating corrected sums of squares and products", Technometrics 4(3),
+        1962.
+        """
+        # Bit 0: which lateral axis the frames run along; bits 1-3: mirror z, columns, frames.
+        axes, back = ((1, 0, 2), (1, 0, 2)) if member & 1 == 0 else ((2, 0, 1), (1, 2, 0))
+        mirrored = [axis for bit, axis in ((2, 1), (4, 2), (8, 0)) if member & bit]
+        out = self.network(
+            clip_zyx.permute(axes).flip(mirrored)[None],
+            self.sections.factor,
+            positions=(len(clip_zyx) - 1 - positions)[::-1] if member & 2 else positions,
+            thickness=self.sections.thickness,
+        )
+        value, scale = (
+            (part[0].flip(mirrored) if mirrored else part[0]).permute(back)[:, *inside_yx]  # flip copies
+            for part in (out.reconstruction, out.scale)
+        )
+        mean, variance = moments
+        step = value.sub_(mean).div_(member + 1)
+        mean += step
+        variance.addcmul_(step, step, value=member * (member + 1)).addcmul_(scale, scale, value=2)  # Laplace: 2 scale²
+
+
+@dataclass
+class _Canvas:
+    """The result in the making: adds up tiles, in order of y, then x, then z, and writes voxels that are complete.
+
+    What a tile shares with the next one along z is held back, and so is what a row of tiles along z shares with the
+    next row along x. What all of them share with the next along y is left in rows of ``uncertainty`` that are not
+    written yet, so that the memory needed beside the result does not grow with the sides of the volume.
+    """
+
+    volume: np.ndarray
+    uncertainty: np.ndarray
+    processor: EMformerProcessor
+    statistics: IntensityStatistics
+    planes: np.ndarray | None = None
+    columns: dict[int, np.ndarray] = field(default_factory=dict)  # by first plane
+
+    def add(self, sums: np.ndarray, z: Share, y: Share, x: Share) -> None:
+        """Add a tile's weighted mean and variance, ``(2, planes, rows, columns)``; ``sums`` is used up."""
+        sums, self.planes = _join(sums, 1, z, self.planes)
+        sums, self.columns[z.first] = _join(sums, 3, x, self.columns.get(z.first))
+        sums, rows = _join(sums, 2, y, self._rows(z, slice(y.first, y.first + y.begun), x))
+        self._rows(z, slice(y.complete.stop, y.complete.stop + rows.shape[2]), x)[...] = rows
+        planes = zip(self.volume[z.complete], self.uncertainty[z.complete], *sums, strict=True)
+        for volume, uncertainty, value, variance in planes:
+            volume[y.complete, x.complete] = self.processor.restore(value, self.statistics)
+            uncertainty[y.complete, x.complete] = self.processor.restore_scale(np.sqrt(variance), self.statistics)
+
+    def _rows(self, z: Share, rows: slice, x: Share) -> np.ndarray:
+        """Where sums of these rows wait in ``uncertainty``: a view, ``(2, planes, rows, columns)``."""
+        count = rows.stop - rows.start
+        room = self.uncertainty[z.complete, rows.start : rows.start + 2 * count, x.complete]
+        return room.reshape(z.finished, 2, count, x.finished).swapaxes(0, 1)
+
+
+def _join(sums: np.ndarray, axis: int, share: Share, begun: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Add what the tiles before began to the samples along an axis; split into those complete and those that wait."""
+    along = sums.swapaxes(0, axis)  # a view
+    if begun is not None and share.begun:
+        along[: share.begun] += begun.swapaxes(0, axis)
+    complete, waiting = np.split(sums, [share.finished], axis)
+    return complete, waiting.copy()  # a copy, so that the tile itself is not kept

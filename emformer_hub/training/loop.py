@@ -25,6 +25,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
 from emformer_hub.training.losses import reconstruction_loss
+from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
 from emformer_hub.training.validation import validate
@@ -81,6 +82,18 @@ class Average:
         return held
 
 
+def make_trainable(model: EMformerModel, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Muon:
+    """Give a model the attention that trains fastest in ``dtype`` on ``device``; return its optimizer."""
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        model.set_attn_implementation("eager")  # the backward pass of fused attention takes 4 times as long there
+    return Muon(
+        model,
+        learning_rate=recipe.learning_rate,
+        matrix_learning_rate=recipe.matrix_learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+
+
 def learning_rate_share(progress: float, step: int, warmup_steps: int) -> float:
     """Linear warm-up over steps, then a cosine to zero over the run's progress from 0 to 1."""
     return min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -113,16 +126,12 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         model = EMformerModel.from_pretrained(recipe.base)
     else:
         model = EMformerModel(build_config(recipe.model or {}))
-    if accelerator.device.type == "cpu":
-        model.set_attn_implementation("eager")  # its backward pass is 4 times as fast as fused attention's on a CPU
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-    )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    muon = make_trainable(model, recipe, accelerator.device, dtype)
+    wrapped, optimizer = accelerator.prepare(model, muon)
     average = Average(model, recipe.ema_decay)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "voxels": 0}
     if resume:
-        weights, averaged, state = load_checkpoint(output, optimizer.optimizer)
+        weights, averaged, state = load_checkpoint(output, muon)
         model.load_state_dict(weights)
         average.weights = {name: weight.to(accelerator.device) for name, weight in averaged.items()}
     batches = ClipBatches(
@@ -151,7 +160,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
 
     def checkpoint() -> None:
         if accelerator.is_main_process:
-            save_checkpoint(output, model.state_dict(), average.weights, optimizer.optimizer, state)
+            save_checkpoint(output, model.state_dict(), average.weights, muon, state)
 
     def measure() -> None:
         if accelerator.is_main_process:
@@ -173,8 +182,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     bar = tqdm(total=1000, unit="‰", disable=not accelerator.is_main_process, mininterval=5)
     stream = iter(loader)
     while (done := progress()) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * learning_rate_share(done, state["step"], recipe.warmup_steps)
+        muon.set_share(learning_rate_share(done, state["step"], recipe.warmup_steps))
         batch = next(stream)
         target = batch.pop("target").to(accelerator.device)
         for name in ("sections", "section_mask"):

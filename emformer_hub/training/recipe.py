@@ -38,7 +38,9 @@ class Recipe:
         steps: length of the run in optimiser steps; or
         minutes: its length in minutes of training, resumed parts included.
         batch_size: clips per step and process.
-        learning_rate, warmup_steps, weight_decay, clip_norm: AdamW, linear warm-up, cosine to zero, gradient norm.
+        matrix_learning_rate: of the layers' matrices, which go by Muon.
+        learning_rate: of all other parameters, which go by AdamW.
+        warmup_steps, weight_decay, clip_norm: linear warm-up, then a cosine to zero; decoupled; of the gradient.
         ema_decay: of the averaged weights, which are the ones that are validated and saved.
         precision: of matrix products: auto (bfloat16 where the device computes in it), float32 or bfloat16.
         validate_every, checkpoint_every: in steps.
@@ -53,6 +55,7 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 4
+    matrix_learning_rate: float = 2e-2
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     weight_decay: float = 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,7 @@ def test_any_shape_and_any_tiling_interpolates_without_seams(
     volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     result = run(volume, cubic, factor, tile_zyx=tile, ensemble=ensemble)
     np.testing.assert_allclose(result.volume, interpolate(volume, SectionModel(factor), "cubic"), atol=1e-4)
+    np.testing.assert_allclose(result.uncertainty, result.uncertainty[0, 0, 0], rtol=1e-4)
 
 
 # --- tiles -------------------------------------------------------------------------------------------------------
@@ -157,6 +159,24 @@ def test_tiles_that_overlap_by_what_the_network_sees_leave_no_trace(
     tiled = run(volume, tiny, factor, tile_zyx=tuple(tile_zyx))
     np.testing.assert_allclose(tiled.volume, whole.volume, atol=1e-3)
     np.testing.assert_allclose(tiled.uncertainty, whole.uncertainty, atol=1e-3)
+
+
+def test_memory_beside_the_result_does_not_grow_with_the_faces_of_the_volume(
+    tiny: EMformerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "OVERLAP_ZYX", (4, 8, 8))
+
+    def beside(side: int) -> int:
+        """Bytes of numpy arrays at the peak, less those of the result."""
+        volume = np.random.default_rng(0).integers(0, 256, (12, side, side), np.uint8)
+        tracemalloc.start()
+        result = run(volume, tiny, 16, tile_zyx=(8, 48, 48), ensemble=1)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak - result.volume.nbytes - result.uncertainty.nbytes
+
+    small, large = beside(88), beside(208)  # 2 x 2 and 5 x 5 tiles, 5.6 times as many voxels
+    assert 0 < large < 1.25 * small
 
 
 def test_a_memory_map_gives_what_the_array_gives(tiny: EMformerModel, stack: np.ndarray, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emformer_hub.geometry import SectionModel
 from emformer_hub.reconstruction.tiles import AxisTiles, round_up
 
 
@@ -55,7 +56,8 @@ def test_weights_sum_to_one_everywhere(plan: AxisTiles, shift: float) -> None:
 @given(plans())
 def test_a_tile_has_no_weight_near_its_cut_faces(plan: AxisTiles) -> None:
     positions = np.linspace(0, plan.length, 4 * plan.length + 1)
-    margin = plan.overlap / 4
+    margin = (plan.overlap - plan.blend) / 2
+    assert margin >= plan.overlap / 4
     for index, (start, stop) in enumerate(plan.spans):
         outside = np.zeros(len(positions), bool)
         if start > 0:
@@ -71,7 +73,64 @@ def test_blending_is_gradual(plan: AxisTiles) -> None:
     step = positions[1] - positions[0]
     for index in range(len(plan.spans)):
         steepest = np.abs(np.diff(plan.weights(index, positions))).max(initial=0)
-        assert steepest <= step / (plan.overlap / 2) + 1e-5
+        assert steepest <= step / plan.blend + 1e-5
+
+
+@pytest.mark.parametrize(("overlap", "blend"), [(2, 1), (4, 2), (8, 2), (12, 2), (24, 4), (32, 32 / 6), (48, 8)])
+def test_the_middle_sixth_of_an_overlap_is_blended_but_not_less_than_two_voxels(overlap: int, blend: float) -> None:
+    plan = AxisTiles(length=200, tile=96, overlap=overlap, multiple=1)
+    positions = np.linspace(0, 200, 200 * 60 + 1)
+    shared = (plan.weights(0, positions) > 0) & (plan.weights(1, positions) > 0)
+    np.testing.assert_allclose(
+        [positions[shared].min(), positions[shared].max()], 96 - overlap / 2 + np.array([-blend, blend]) / 2, atol=0.02
+    )
+
+
+# --- shares ------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def centres(draw: st.DrawFn, length: int) -> np.ndarray:
+    """Centres of the voxels of an axis, or of the planes that its sections become."""
+    factor = draw(st.just(1.0) | st.floats(1, 16))
+    return (np.arange(SectionModel(factor).num_planes(length)) + 0.5) / factor
+
+
+@given(plans(), st.data())
+def test_tiles_complete_every_sample_once_and_in_order(plan: AxisTiles, data: st.DataObject) -> None:
+    positions = data.draw(centres(plan.length))
+    completed = [range(*share.complete.indices(len(positions))) for share in plan.shares(positions)]
+    assert list(itertools.chain(*completed)) == list(range(len(positions)))
+
+
+@given(plans(), st.data())
+def test_a_share_is_where_its_tile_has_weight(plan: AxisTiles, data: st.DataObject) -> None:
+    positions = data.draw(centres(plan.length))
+    for index, (span, share) in enumerate(zip(plan.spans, plan.shares(positions), strict=True)):
+        weights = np.zeros(len(positions), np.float32)
+        weights[share.first : share.first + len(share.weights)] = share.weights
+        np.testing.assert_array_equal(weights, plan.weights(index, positions))
+        assert (share.start, share.stop) == span and (share.weights > 0).all()
+
+
+@given(plans(), st.data())
+def test_what_waits_after_one_tile_is_what_the_next_one_finds_begun(plan: AxisTiles, data: st.DataObject) -> None:
+    positions = data.draw(centres(plan.length))
+    waiting = np.zeros(0, np.float32)
+    for share in plan.shares(positions):
+        weights = share.weights.copy()
+        assert len(waiting) == share.begun <= len(weights)
+        weights[: share.begun] += waiting
+        complete, waiting = np.split(weights, [share.finished])
+        np.testing.assert_allclose(complete, 1, atol=1e-6)
+    assert len(waiting) == 0
+
+
+@given(plans())
+def test_what_waits_has_room_twice_before_the_end_of_the_axis(plan: AxisTiles) -> None:
+    for share in plan.shares(np.arange(plan.length) + 0.5):
+        assert share.complete.stop + 2 * (len(share.weights) - share.finished) <= plan.length
+        assert share.covered.start + share.inside.start == share.first
 
 
 def test_an_axis_that_fits_is_one_tile() -> None:

@@ -202,7 +202,7 @@ def test_training_learns(tmp_path: Path, data_root: Path) -> None:
 
 
 def test_training_goes_on_from_given_weights(tmp_path: Path, data_root: Path, finished: Path) -> None:
-    still = {"learning_rate": 0.0, "steps": 2}
+    still = {"learning_rate": 0.0, "matrix_learning_rate": 0.0, "steps": 2}
     output = train_here(tmp_path / "run", data_root, model=None, base=str(finished), **still)
     assert_same_weights(output / "model.safetensors", finished / "model.safetensors")
 

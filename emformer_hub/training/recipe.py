@@ -100,7 +100,12 @@ class Recipe:
         given = {key: value for key, value in overrides.items() if value is not None}
         if "steps" in given or "minutes" in given:
             content = {key: value for key, value in content.items() if key not in ("steps", "minutes")}
-        return _build(cls, {**content, **given}, str(path))
+        return cls.from_content({**content, **given}, str(path))
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any], where: str) -> Recipe:
+        """Build from what YAML holds; raises ``InputError`` as ``load`` does, naming ``where`` it stands."""
+        return _build(cls, content, where)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)

@@ -26,7 +26,7 @@ from speed import count_flop
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.training.loop import train
+from emformer_hub.training.loop import build_config, train
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.validation import VALIDATION_GEOMETRIES
 
@@ -54,7 +54,9 @@ def varied(recipe: Recipe, text: str) -> Recipe:
             if not isinstance(place, dict):
                 raise InputError(f"variant {part!r}: the recipe has no section {section!r}.")
         place[name] = yaml.safe_load(value)
-    return Recipe.from_content(content, f"variant {text!r}")
+    changed = Recipe.from_content(content, f"variant {text!r}")
+    build_config(changed.model or {})  # an unknown field is reported before the work, not after it
+    return changed
 
 
 def measure(name: str, recipe: Recipe, data_root: Path) -> dict[str, Any]:

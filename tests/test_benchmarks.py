@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from _figures import low_pass_psnr, resampled_mse
 from _methods import EMformer, Interpolation, SlicedUNet
 from _unet import UNet, trained_unet
@@ -255,7 +256,7 @@ def test_speed_measures_each_factor_volume_and_tile(speed: Outcome) -> None:
 def test_speed_shows_how_arithmetic_grows(speed: Outcome) -> None:
     reference, finer, _, tiled = (row["flop_per_voxel"] for row in rows_of(speed, "reconstruct"))
     assert finer == pytest.approx(reference / 2, rel=0.1)  # twice the planes for nearly the same work
-    assert tiled == pytest.approx(reference * (2 * 48 / 64) ** 2, rel=0.1)  # four tiles, which overlap
+    assert tiled == pytest.approx(reference * ((48 + 32) / 64) ** 2, rel=0.1)  # four tiles, which overlap
     assert rows_of(speed, "train")[0]["flop_per_voxel"] > 0
 
 
@@ -309,3 +310,54 @@ def test_a_mistake_in_speed_is_a_message_and_exit_status_2(words: list[str], nam
     process = run("speed.py", *words)
     assert process.returncode == 2
     assert named in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.fixture(scope="module")
+def study(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    recipe = {
+        "model": TINY,
+        "volumes": [{"path": "fibsem_fib25_a.tif", "voxel_size": "8,8,8"}],
+        "sampling": {"frames": 4, "rows": 4, "columns": 16, "factor": [1.2, 2, 4]},
+        "minutes": 60,
+    }
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["--recipe", folder / "recipe.yaml", "--data-root", data / "train", "--minutes", "0.02"]
+    words += ["--variant", "model.attention_every=1,model.num_basis=12", "--variant", "batch_size=1"]
+    return finish(run("architecture.py", *words, "--json", folder / "out.json"), folder, np.empty(0))
+
+
+def test_architecture_trains_the_recipe_and_each_variant_for_the_same_minutes(study: Outcome) -> None:
+    assert [row["variant"] for row in study.rows] == [
+        "as it is",
+        "model.attention_every=1,model.num_basis=12",
+        "batch_size=1",
+    ]
+    as_it_is, attending, single = study.rows
+    assert attending["parameters"] > as_it_is["parameters"] == single["parameters"]
+    assert attending["flop_per_voxel"] > as_it_is["flop_per_voxel"] == single["flop_per_voxel"]
+    assert attending["recipe"]["model"] == {**TINY, "attention_every": 1, "num_basis": 12}
+    for row in study.rows:
+        assert row["recipe"]["minutes"] == 0.02 and 1.2 <= row["seconds"] < 10
+        assert row["steps"] > 0 and {gain["volume"] for gain in row["gains"]} == {"fibsem_fib25_a.tif"}
+
+
+def test_architecture_prints_a_line_for_each(study: Outcome) -> None:
+    assert sum(line.startswith(("| as it is", "| model.", "| batch_size")) for line in study.table.splitlines()) == 3
+    assert "| fibsem_fib25_a x4 dB |" in study.table
+
+
+@pytest.mark.parametrize(
+    ("variant", "named"),
+    [
+        ("model.attention_evry=2", "attention_evry"),
+        ("patch_size=2", "'patch_size'"),
+        ("net.patch_size=2", "no section 'net'"),
+        ("batch_size", "not NAME=VALUE"),
+        ("batch_size=many", "batch_size"),
+    ],
+)
+def test_a_mistake_in_a_variant_is_a_message_and_exit_status_2(tmp_path: Path, variant: str, named: str) -> None:
+    process = run("architecture.py", "--variant", variant, "--data-root", tmp_path)
+    assert process.returncode == 2 and named in process.stderr, process.stderr
+    assert "Traceback" not in process.stderr

@@ -244,7 +244,8 @@ class EMformerFeedForward(nn.Module):
         for start in range(0, frames, step):
             first, last = max(start - 1, 0), min(start + step + 1, frames)  # with a neighbour on either side
             part = self.norm(tokens[:, first:last], condition)
-            part = F.pad(part, (0,) * 6 + (int(start == 0), int(start + step >= frames)))
+            beyond = (int(start == 0), int(start + step >= frames))
+            part = F.pad(part, (0,) * 6 + beyond) if any(beyond) else part
             before, after, same = part.split(self.shares, -1)
             inner = convolve(self.conv, torch.cat([before[:, :-2], after[:, 2:], same[:, 1:-1]], -1))
             mixed.append(self.fc2(F.gelu(inner, approximate="tanh")))

@@ -21,7 +21,7 @@ from emformer_hub.volumes.checks import check_volume
 
 ENSEMBLES = (1, 2, 4, 8, 16)
 MAX_TILE_SECTIONS, TILE_VOXELS, TILE_OUTPUT_VOXELS = 48, 2**20, 2**23  # limits of a default tile
-OVERLAP_ZYX = (8, 16, 16)  # leaves differences below one grey level of 255 between tiled and whole
+OVERLAP_ZYX = (12, 32, 32)  # leaves differences below one grey level of 255 between tiled and whole
 
 
 @dataclass(frozen=True)

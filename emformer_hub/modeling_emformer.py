@@ -384,7 +384,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
             if keys and not (kind == "mismatched_keys" and resize):
                 raise InputError(
                     f"{name}: the weights do not fit the config: {kind.replace('_', ' ')} {', '.join(keys[:3])}"
-                    f"{' …' if len(keys) > 3 else ''}. Were config.json and model.safetensors saved together, by this version of emformer_hub?"
+                    f"{' …' if len(keys) > 3 else ''}. Were config.json and model.safetensors saved together, "
+                    f"by this version of emformer_hub?"
                 )
         return (model, info) if wants_info else model
 

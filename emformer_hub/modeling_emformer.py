@@ -97,17 +97,13 @@ def convolve(convolution: nn.Conv2d, tokens: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
 
 
-def frames_at_once(tokens: Tensor, multiple: int = 1) -> int:
+def frames_in_cache(tokens: Tensor, multiple: int = 1) -> int:
     """How many frames a layer works on at a time: all of them, or, where a CPU only infers, what its cache holds."""
     frames, rows, columns = tokens.shape[1:4]
     if torch.is_grad_enabled() or tokens.device.type != "cpu":
         return frames
     wanted = CACHED_TOKENS // (tokens.shape[0] * rows * columns * multiple)
     return max(1, wanted) * multiple
-
-
-def join_frames(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
 
 
 class EMformerLinear(nn.Linear):
@@ -171,7 +167,7 @@ class EMformerModulatedNorm(nn.Module):
 
 
 class EMformerAttention(nn.Module):
-    """Multi-head attention inside 3-D windows of tokens, behind a modulated norm."""
+    """Multi-head attention inside 3-D windows of tokens, behind a modulated norm and beside a residual."""
 
     def __init__(self, config: EMformerConfig, shifted: bool):
         super().__init__()
@@ -189,13 +185,16 @@ class EMformerAttention(nn.Module):
         """``(batch, frames, rows, columns, hidden)``, multiples of the window -> the same, and attention weights."""
         # Shifted windows leave half a window at each border out (no wrap-around, so no mask: SDPA stays fused).
         margins = [w // 2 if self.shifted and n > w else 0 for n, w in zip(tokens.shape[1:4], self.window, strict=True)]
-        inward = [0, 0, *(-margin for margin in reversed(margins) for _ in range(2))]
-        tokens = F.pad(tokens, inward) if any(margins) else tokens
-        parts = tokens.split(frames_at_once(tokens, self.window[0]), dim=1)
-        mixed, weights = zip(*(self._mix(part, condition, **kwargs) for part in parts), strict=True)
-        tokens = join_frames(mixed)
-        tokens = F.pad(tokens, [-margin for margin in inward]) if any(margins) else tokens
-        return tokens, None if weights[0] is None else torch.cat(weights)
+        inside = (slice(None), *(slice(m, n - m) for m, n in zip(margins, tokens.shape[1:4], strict=True)))
+        result, maps = tokens.clone(), []
+        source, target = tokens[inside], result[inside]
+        step = frames_in_cache(source, multiple=self.window[0])
+        for start in range(0, source.shape[1], step):
+            mixed, weights = self._mix(source[:, start : start + step], condition, **kwargs)
+            target[:, start : start + step].add_(mixed)
+            if weights is not None:
+                maps.append(weights)
+        return result, torch.cat(maps) if maps else None
 
     def _mix(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         wf, wr, wc = self.window
@@ -219,7 +218,7 @@ class EMformerAttention(nn.Module):
 
 
 class EMformerFeedForward(nn.Module):
-    """A modulated norm, a 3x3 convolution over rows and columns, GELU and a linear layer.
+    """A modulated norm, a 3x3 convolution over rows and columns, GELU and a linear layer, beside a residual.
 
     Before the convolution a quarter of the channels moves one frame on and a quarter one frame back, so that it mixes
     three frames at the cost of one (temporal shift; Lin, Gan & Han 2019). It also gives attention the positions that it
@@ -239,8 +238,7 @@ class EMformerFeedForward(nn.Module):
         self.fc2 = EMformerLinear(inner, config.hidden_size, (2 * config.num_hidden_layers) ** -0.5)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        frames, step = tokens.shape[1], frames_at_once(tokens)
-        mixed = []
+        frames, step, result = tokens.shape[1], frames_in_cache(tokens), tokens.clone()
         for start in range(0, frames, step):
             first, last = max(start - 1, 0), min(start + step + 1, frames)  # with a neighbour on either side
             part = self.norm(tokens[:, first:last], condition)
@@ -248,12 +246,12 @@ class EMformerFeedForward(nn.Module):
             part = F.pad(part, (0,) * 6 + beyond) if any(beyond) else part
             before, after, same = part.split(self.shares, -1)
             inner = convolve(self.conv, torch.cat([before[:, :-2], after[:, 2:], same[:, 1:-1]], -1))
-            mixed.append(self.fc2(F.gelu(inner, approximate="tanh")))
-        return join_frames(mixed)
+            result[:, start : start + step].add_(self.fc2(F.gelu(inner, approximate="tanh")))
+        return result
 
 
 class EMformerLayer(GradientCheckpointingLayer):
-    """Window attention, in every so many layers, and a convolutional feed-forward layer, each with a residual."""
+    """Window attention, in every so many layers, and a convolutional feed-forward layer."""
 
     def __init__(self, config: EMformerConfig, index: int):
         super().__init__()
@@ -263,8 +261,8 @@ class EMformerLayer(GradientCheckpointingLayer):
 
     def forward(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         if self.attention is not None:
-            tokens = self.attention(tokens, condition, **kwargs)[0].add_(tokens)
-        return self.mlp(tokens, condition).add_(tokens)
+            tokens = self.attention(tokens, condition, **kwargs)[0]
+        return self.mlp(tokens, condition)
 
 
 def nearest_rows(positions: list[float], num_rows: int) -> list[int]:
@@ -318,9 +316,9 @@ class EMformerDecoder(nn.Module):
         where, offsets = plane_slots(positions, nearest)
         tokens = tokens[:, :, rows]
         basis = self.basis(torch.tensor(offsets, device=tokens.device), factor).unflatten(0, (tokens.shape[2], -1))
-        parts = tokens.split(frames_at_once(tokens), dim=1)
+        parts = tokens.split(frames_in_cache(tokens), dim=1)
         values, scales = zip(*(self._decode(part, condition, basis, where) for part in parts), strict=True)
-        return join_frames(values), join_frames(scales)
+        return torch.cat(values, 1), torch.cat(scales, 1)
 
     def _decode(self, tokens: Tensor, condition: Tensor, basis: Tensor, where: list[int]) -> list[Tensor]:
         coefficients = rearrange(

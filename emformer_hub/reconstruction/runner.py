@@ -20,7 +20,7 @@ from emformer_hub.reconstruction.tiles import AxisTiles, Share, round_up
 from emformer_hub.volumes.checks import check_volume
 
 ENSEMBLES = (1, 2, 4, 8, 16)
-MAX_TILE_SECTIONS, TILE_VOXELS, TILE_OUTPUT_VOXELS = 48, 2**20, 2**23  # limits of a default tile
+MAX_TILE_SECTIONS, TILE_VOXELS, TILE_OUTPUT_VOXELS = 48, 3 * 2**18, 2**23  # limits of a default tile
 OVERLAP_ZYX = (12, 32, 32)  # leaves differences below one grey level of 255 between tiled and whole
 
 
@@ -66,7 +66,7 @@ def reconstruct(
         ensemble: passes to average: 1 (one orientation), 2 (both), 4, 8, 16 (and mirrored along z, columns, frames).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device; default: a GPU if there is one.
         precision: ``"auto"`` (bfloat16 products where the device computes in it), ``"float32"`` or ``"bfloat16"``.
-        tile_zyx: largest tile that the network sees at once, (sections, y, x); default: about a million
+        tile_zyx: largest tile that the network sees at once, (sections, y, x); default: at most 0.8 million
             voxels, of at most 48 sections, that become at most eight million.
         progress: show a progress bar on a terminal's stderr.
 
@@ -112,6 +112,7 @@ def default_tile(num_sections: int, factor: float) -> tuple[int, int, int]:
     """The largest tile, (sections, y, x), that ``reconstruct`` takes from a stack of so many sections by default."""
     sections = min(num_sections, MAX_TILE_SECTIONS)
     side = math.isqrt(min(TILE_VOXELS, int(TILE_OUTPUT_VOXELS / factor)) // sections)
+    side -= side % 16  # whole windows of a usual network: rounding up would exceed the limits
     return (sections, side, side)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ import click
 import torch
 import yaml
 from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
-from speed import count_flop
+from quality import DATA
+from speed import RECIPE, count_flop
 
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
@@ -30,8 +30,6 @@ from emformer_hub.training.loop import build_config, train
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.validation import VALIDATION_GEOMETRIES
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data")) / "train"
 FACTOR, CLIP = 8.0, (1, 64, 16, 128)
 """Where arithmetic is counted: batch, frames, sections, columns."""
 
@@ -109,14 +107,16 @@ def columns(recipe: Recipe) -> Columns:
     "--recipe",
     "recipe_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=ROOT / "finetune" / "recipes" / "pretrain.yaml",
-    help="What is varied.  [default: finetune/recipes/pretrain.yaml]",
+    default=RECIPE,
+    help=f"What is varied.  [default: {RECIPE.name}]",
 )
 @click.option("--variant", "variants", multiple=True, metavar="NAME=VALUE,...", help="Repeatable.")
 @click.option("--minutes", type=float, default=6, show_default=True, help="Of training, for each.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=[0], show_default=True, help="Repeatable.")
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.  [default: torch's]")
-@click.option("--data-root", type=click.Path(path_type=Path), default=DATA, help="What volume paths are relative to.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), default=DATA / "train", help="What volume paths are relative to."
+)
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(
     recipe_file: Path,

@@ -30,7 +30,7 @@ from .geometry import SectionModel
 from .interpolation import interpolation_matrix
 from .pretrained import loading, resolve_pretrained
 
-CACHED_TOKENS = 2**14
+CACHED_TOKENS = 2**14  # that a layer works on at a time on a CPU; benchmarks/architecture.md has others
 LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume
 
 
@@ -228,11 +228,8 @@ class EMformerFeedForward(nn.Module):
     def __init__(self, config: EMformerConfig):
         super().__init__()
         inner = round(config.hidden_size * config.mlp_ratio)
-        self.shares = [
-            config.hidden_size // 4,
-            config.hidden_size // 4,
-            config.hidden_size - config.hidden_size // 4 * 2,
-        ]
+        quarter = config.hidden_size // 4
+        self.shares = [quarter, quarter, config.hidden_size - 2 * quarter]
         self.norm = EMformerModulatedNorm(config)
         self.conv = nn.Conv2d(config.hidden_size, inner, kernel_size=3, padding=1)
         self.fc2 = EMformerLinear(inner, config.hidden_size, (2 * config.num_hidden_layers) ** -0.5)

@@ -44,7 +44,9 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
         statistics = processor.measure(volume.data)
         volumes.append(
-            TrainingVolume(entry.path, volume.data, voxel_size, statistics, weight=entry.weight, holdout=entry.holdout)
+            TrainingVolume(
+                entry.path, volume.data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned
+            )
         )
     return volumes
 
@@ -94,9 +96,14 @@ def make_trainable(model: EMformerModel, recipe: Recipe, device: torch.device, d
     )
 
 
-def learning_rate_share(progress: float, step: int, warmup_steps: int) -> float:
-    """Linear warm-up over steps, then a cosine to zero over the run's progress from 0 to 1."""
-    return min(1.0, (step + 1) / max(1, warmup_steps)) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def learning_rate_share(progress: float, step: int, recipe: Recipe) -> float:
+    """Linear warm-up over steps, a plateau, and a fall to zero (``1 - sqrt``) over the last part of the run.
+
+    A. Hagele et al., "Scaling laws and compute-optimal training beyond fixed training durations", NeurIPS 2024.
+    """
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+    into_decay = max(0.0, min(1.0, progress) - (1 - recipe.decay)) / recipe.decay if recipe.decay else 0.0
+    return warm * (1 - math.sqrt(into_decay))
 
 
 def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: bool = False) -> Path:
@@ -182,7 +189,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     bar = tqdm(total=1000, unit="‰", disable=not accelerator.is_main_process, mininterval=5)
     stream = iter(loader)
     while (done := progress()) < 1:
-        muon.set_share(learning_rate_share(done, state["step"], recipe.warmup_steps))
+        muon.set_share(learning_rate_share(done, state["step"], recipe))
         batch = next(stream)
         target = batch.pop("target").to(accelerator.device)
         for name in ("sections", "section_mask"):

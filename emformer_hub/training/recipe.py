@@ -18,12 +18,16 @@ from emformer_hub.training.sampling import SamplingRanges
 
 @dataclass(frozen=True)
 class VolumeEntry:
-    """One training volume. ``path`` is relative to the data root; ``voxel_size`` is Z,Y,X in nm, if not in the file."""
+    """One training volume. ``path`` is relative to the data root; ``voxel_size`` is Z,Y,X in nm, if not in the file.
+
+    See :class:`~emformer_hub.training.sampling.TrainingVolume` for the others.
+    """
 
     path: str
     voxel_size: str | None = None
     weight: float = 1.0
     holdout: float = 0.125
+    aligned: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class Recipe:
         batch_size: clips per step and process.
         matrix_learning_rate: of the layers' matrices, which go by Muon.
         learning_rate: of all other parameters, which go by AdamW.
-        warmup_steps, weight_decay, clip_norm: linear warm-up, then a cosine to zero; decoupled; of the gradient.
+        warmup_steps: over which the rates rise from zero.
+        decay: the last share of the run, over which they fall back to zero. A checkpoint from before can be resumed with
+            a longer run as if that had been meant from the start.
+        weight_decay, clip_norm: decoupled; of the gradient.
         ema_decay: of the averaged weights, which are the ones that are validated and saved.
         precision: of matrix products: auto (bfloat16 where the device computes in it), float32 or bfloat16.
         validate_every, checkpoint_every: in steps.
@@ -58,6 +65,7 @@ class Recipe:
     matrix_learning_rate: float = 2e-2
     learning_rate: float = 2e-3
     warmup_steps: int = 200
+    decay: float = 0.5
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.999
@@ -78,6 +86,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; expected a positive number.")
+        if not 0 <= self.decay <= 1:
+            raise InputError(f"decay is {self.decay}; expected a share of the run, from 0 to 1.")
         check_precision(self.precision)
         if len(self.sampling.factor) != 3:
             raise InputError(f"sampling: factor is {self.sampling.factor}; expected lowest, most frequent, highest.")

@@ -32,6 +32,8 @@ class TrainingVolume:
         statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
         weight: relative share of training samples.
         holdout: share of the columns at the far end of x that only validation sees, at least 64.
+        aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips are
+            one section each.
 
     Raises:
         InputError: too few columns are left to train on.
@@ -43,6 +45,7 @@ class TrainingVolume:
     statistics: IntensityStatistics
     weight: float = 1.0
     holdout: float = 0.125
+    aligned: bool = True
 
     def __post_init__(self) -> None:
         columns = self.data.shape[2]
@@ -58,7 +61,7 @@ class TrainingVolume:
 
     @property
     def isotropic(self) -> bool:
-        return self.anisotropy <= ISOTROPIC_WITHIN
+        return self.aligned and self.anisotropy <= ISOTROPIC_WITHIN
 
     @property
     def holdout_columns(self) -> int:
@@ -75,12 +78,16 @@ class SamplingRanges:
         frame_stride_one: share of clips from isotropic volumes whose frames are one voxel apart.
         frame_stride_max: the largest frame stride otherwise (log-uniform).
         frames, rows, columns: size of a clip; rows are sections.
-        mask: share of clips in which 1-3 neighbouring sections are missing.
-        noise: share of clips with added noise, up to ``noise_max`` standard deviations of the volume.
+        blur: share of clips from a softer instrument: sections and target are smoothed by up to half a voxel (standard
+            deviation 0.7) along every axis.
         contrast: share of clips with changed gain and brightness.
         invert: share of clips with inverted contrast.
+        noise: share of clips with added noise, up to ``noise_max`` standard deviations of the volume.
         jump: share of clips in which single sections change in brightness and contrast.
+        charging: share of clips in which single sections carry a smooth gradient of brightness.
         jitter: share of clips in which single sections are shifted by one voxel along the columns.
+        mask: share of clips in which 1-3 neighbouring sections are missing.
+        local_mask: share of clips in which an ellipse is missing from 1-3 neighbouring sections.
     """
 
     factor: tuple[float, ...] = (1.2, 7.0, 16.0)
@@ -91,13 +98,16 @@ class SamplingRanges:
     frames: int = 12
     rows: int = 12
     columns: int = 64
-    mask: float = 0.2
-    noise: float = 0.1
-    noise_max: float = 0.3
+    blur: float = 0.05
     contrast: float = 0.5
     invert: float = 0.05
+    noise: float = 0.1
+    noise_max: float = 0.3
     jump: float = 0.1
+    charging: float = 0.05
     jitter: float = 0.05
+    mask: float = 0.15
+    local_mask: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng
         sections=sections,
         axes=(int(axes[0]), int(axes[1]), int(axes[2])),
         stride=stride,
-        frames=min(ranges.frames, frames_extent // stride),
+        frames=min(ranges.frames, frames_extent // stride) if volume.aligned else 1,
         rows=min(ranges.rows, sections.num_sections(int(rows_extent))),
         columns=min(ranges.columns, columns_extent),
     )
@@ -157,9 +167,27 @@ def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Gen
     """Cut, degrade and damage one clip.
 
     Returns:
-        ``sections`` ``(frames, rows, columns)``, ``target`` ``(frames, planes, columns)``, float32, and
-        ``section_mask`` ``(1, rows, 1)``, bool.
+        ``sections`` ``(frames, rows, columns)`` and ``target`` ``(frames, planes, columns)``, float32, and
+        ``section_mask``, bool, of the shape of ``sections``.
     """
+    target = _cut(geometry, rng)
+    if rng.random() < ranges.blur:
+        target = _smoothed(target, rng.uniform(0, 0.25))
+    if rng.random() < ranges.contrast:
+        target = target * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))
+    if rng.random() < ranges.invert:
+        target = -target
+    matrix = geometry.sections.matrix(geometry.rows).astype(np.float32)
+    sections = _damaged(np.einsum("rp,fpc->frc", matrix, target, optimize=True), ranges, rng)
+    return {
+        "sections": np.ascontiguousarray(sections, np.float32),
+        "target": np.ascontiguousarray(target, np.float32),
+        "section_mask": _draw_mask(sections.shape, ranges, rng),
+    }
+
+
+def _cut(geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+    """A random place of the volume, randomly mirrored, normalised: ``(frames, planes, columns)``."""
     volume = geometry.volume
     planes = geometry.sections.num_planes(geometry.rows)
     steps = (geometry.stride, 1, 1)
@@ -170,37 +198,54 @@ def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Gen
     for axis, size, step in zip(geometry.axes, sizes, steps, strict=True):
         start = int(rng.integers(0, shape[axis] - size + 1))
         index[axis] = slice(start, start + size, step)
-    target = volume.data[tuple(index)].transpose(geometry.axes)
     flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
-    target = volume.statistics.normalise(target[flips])
+    return volume.statistics.normalise(volume.data[tuple(index)].transpose(geometry.axes)[flips])
 
-    if rng.random() < ranges.contrast:
-        target = target * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))
-    if rng.random() < ranges.invert:
-        target = -target
-    matrix = geometry.sections.matrix(geometry.rows).astype(np.float32)
-    sections = np.einsum("rp,fpc->frc", matrix, target, optimize=True)
 
+def _smoothed(clip: np.ndarray, share: float) -> np.ndarray:
+    """Each voxel takes this share from either neighbour along every axis; borders repeat."""
+    for axis in range(clip.ndim):
+        padded = np.pad(clip, [(int(axis == a),) * 2 for a in range(clip.ndim)], mode="edge")
+        before, after = (np.take(padded, range(k, k + clip.shape[axis]), axis) for k in (0, 2))
+        clip = (1 - 2 * share) * clip + share * (before + after)
+    return clip.astype(np.float32)
+
+
+def _damaged(sections: np.ndarray, ranges: SamplingRanges, rng: np.random.Generator) -> np.ndarray:
+    """What the microscope adds to ``(frames, rows, columns)``; rows are sections, and each is hit on its own."""
+    frames, rows, columns = sections.shape
     if rng.random() < ranges.noise:
-        sigma = rng.uniform(0, ranges.noise_max)
-        sections = sections + rng.normal(0, sigma, sections.shape).astype(np.float32)
+        sections = sections + rng.normal(0, rng.uniform(0, ranges.noise_max), sections.shape).astype(np.float32)
     if rng.random() < ranges.jump:
-        hit = rng.random(geometry.rows) < 0.2
-        sections = sections * np.exp(hit * rng.normal(0, 0.15, hit.shape)).astype(np.float32)[:, None]
-        sections = sections + (hit * rng.normal(0, 0.2, hit.shape)).astype(np.float32)[:, None]
+        hit = rng.random(rows) < 0.2
+        gain, brightness = np.exp(hit * rng.normal(0, 0.15, rows)), hit * rng.normal(0, 0.2, rows)
+        sections = sections * gain.astype(np.float32)[:, None] + brightness.astype(np.float32)[:, None]
+    if rng.random() < ranges.charging:
+        along_frames, along_columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in (frames, columns))
+        for row in np.flatnonzero(rng.random(rows) < 0.2):
+            slope, bend = rng.normal(0, 0.3, (2, 2)).astype(np.float32)
+            gradient = (slope[0] * along_frames + bend[0] * along_frames**2)[:, None]
+            sections[:, row] += gradient + slope[1] * along_columns + bend[1] * along_columns**2
     if rng.random() < ranges.jitter:
-        for row in np.flatnonzero(rng.random(geometry.rows) < 0.2):
+        for row in np.flatnonzero(rng.random(rows) < 0.2):
             sections[:, row] = np.roll(sections[:, row], int(rng.choice([-1, 1])), axis=-1)
-    mask = np.zeros((1, geometry.rows, 1), bool)
-    if rng.random() < ranges.mask:
-        length = int(rng.integers(1, min(3, geometry.rows - 2) + 1))
-        start = int(rng.integers(0, geometry.rows - length + 1))
-        mask[:, start : start + length] = True
-    return {
-        "sections": np.ascontiguousarray(sections, np.float32),
-        "target": np.ascontiguousarray(target, np.float32),
-        "section_mask": mask,
-    }
+    return sections
+
+
+def _draw_mask(shape: tuple[int, ...], ranges: SamplingRanges, rng: np.random.Generator) -> np.ndarray:
+    """Where nothing was measured, in 1-3 neighbouring rows: whole sections, an ellipse in each, or nowhere."""
+    frames, rows, columns = shape
+    mask = np.zeros(shape, bool)
+    kind = rng.random()
+    if kind < ranges.mask + ranges.local_mask:
+        length = int(rng.integers(1, min(3, rows - 2) + 1))
+        start = int(rng.integers(0, rows - length + 1))
+        hidden = np.ones((frames, 1, columns), bool)
+        if kind >= ranges.mask:
+            distance = [(np.arange(n) - rng.uniform(0, n)) / rng.uniform(n / 8, n / 2) for n in (frames, columns)]
+            hidden = np.hypot(distance[0][:, None], distance[1])[:, None] < 1
+        mask[:, start : start + length] = hidden
+    return mask
 
 
 class ClipBatches(torch.utils.data.IterableDataset):

@@ -18,7 +18,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import Kind, interpolate
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
-from emformer_hub.reconstruction import reconstruct
+from emformer_hub.reconstruction import Reconstruction, reconstruct
 
 INTERPOLATIONS: dict[str, Kind] = {
     "nearest": "nearest",
@@ -36,8 +36,8 @@ class Method(Protocol):
 
     name: str
 
-    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, np.ndarray | None]:
-        """A stack ``(z, y, x)`` restored along z, and the uncertainty of each voxel where the method states one."""
+    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, Reconstruction | None]:
+        """A stack ``(z, y, x)`` restored along z, and where the method states an uncertainty, all that it says."""
 
     def restore_in_plane(self, rows: np.ndarray, geometry: SectionModel, frame_spacing: float) -> np.ndarray:
         """A stack ``(y, z, x)`` whose y is degraded, restored along y; its z are ``frame_spacing`` columns apart."""
@@ -93,7 +93,7 @@ class EMformer:
     def processor(self) -> EMformerProcessor:
         return EMformerProcessor.from_pretrained(self.name)
 
-    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, np.ndarray]:
+    def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, Reconstruction]:
         done = reconstruct(
             sections,
             factor=geometry.factor,
@@ -103,7 +103,7 @@ class EMformer:
             ensemble=self.ensemble,
             device=self.device,
         )
-        return done.volume, done.uncertainty
+        return done.volume, done
 
     def restore_in_plane(self, rows: np.ndarray, geometry: SectionModel, frame_spacing: float) -> np.ndarray:
         statistics = self.processor.measure(rows)

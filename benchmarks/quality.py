@@ -36,6 +36,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import comparison_picture, evaluate, grey_range
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
+from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.reconstruction.runner import ENSEMBLES
 from emformer_hub.volumes import read_volume
 
@@ -45,6 +46,7 @@ TRUTHS = ("fibsem_fib25_b.tif", "fibsem_tiny.tif")
 NOMINAL = {"fibsem_fib25_b.tif": VoxelSize(8, 8, 8)}
 """Voxel sizes that a file does not state, by its name (Takemura et al., PNAS 112(44), 2015)."""
 GEOMETRIES = ("4:1", "6.7:1", "8:1", "10:1", "4:1/4", "6.7:1/6.7", "8:1/8", "10:1/10")
+INTERVALS = (0.5, 0.8, 0.95)
 RECIPE = ROOT / "finetune" / "recipes" / "pretrain.yaml"
 RUNS = Path("runs")
 
@@ -61,6 +63,9 @@ COLUMNS: Columns = {
     "SSIM yz": lambda row: f"{row['ssim']['yz']:.4f}",
     "FSC z": lambda row: f"{row['fsc']['resolution']['z']:.1f} {row['fsc']['unit']}",
     "FSC lateral": lambda row: f"{row['fsc']['resolution']['lateral']:.1f} {row['fsc']['unit']}",
+    f"inside {', '.join(f'{share:.0%}'.rstrip('%') for share in INTERVALS)} % intervals": lambda row: (
+        ", ".join(f"{100 * share:.1f}" for share in row["coverage"]) if "coverage" in row else ""
+    ),
     "seconds": lambda row: f"{row['seconds']:.1f}",
 }
 
@@ -113,10 +118,10 @@ class Truth:
         sections = to_dtype(model.degrade(self.data), self.data.dtype)
         truth = self.data[: model.num_planes(len(sections))]
         size, unit = self.voxel_size or VoxelSize(1, 1, 1), "nm" if self.voxel_size else "voxels"
-        uncertainties: dict[str, np.ndarray | None] = {}
+        stated: dict[str, Reconstruction | None] = {}
 
         def restore(method: Method) -> np.ndarray:
-            volume, uncertainties[method.name] = method.restore(sections, model)
+            volume, stated[method.name] = method.restore(sections, model)
             return volume
 
         def detail(volume: np.ndarray) -> dict[str, Any]:
@@ -132,14 +137,14 @@ class Truth:
         restored = [timed(method.name, restore, method) for method in methods]
         volumes = {result.method: result.volume for result in restored}
         model_name = next((method.name for method in methods if isinstance(method, EMformer)), None)
-        if figure and model_name:
+        if figure and model_name and (reconstruction := stated[model_name]):
             comparison_picture(
                 figure,
                 sections=sections,
                 interpolated=volumes[BASELINE],
                 reconstruction=volumes[model_name],
                 truth=truth,
-                uncertainty=uncertainties[model_name],
+                uncertainty=reconstruction.uncertainty,
                 voxel_size=size,
                 factor=model.factor,
                 title=f"{model_name}, {geometry.name}",
@@ -151,7 +156,12 @@ class Truth:
             "shape_zyx": list(truth.shape),
             "voxel_size_nm": list(size.zyx) if self.voxel_size else None,
         }
-        return [{**common, **row} for row in compare(truth, restored, detail)]
+        rows = [{**common, **row} for row in compare(truth, restored, detail)]
+        for row in rows:
+            if said := stated[row["method"]]:
+                error = np.abs(said.volume.astype(np.float32) - truth)
+                row["coverage"] = [float((error <= said.half_width(share)).mean()) for share in INTERVALS]
+        return rows
 
 
 def centre_crop(volume: np.ndarray, crop_zyx: list[int]) -> np.ndarray:

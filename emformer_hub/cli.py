@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -195,11 +196,18 @@ def degrade(
 
 
 @main.command()
-def models() -> None:
-    """List the published models."""
+@click.argument("name", required=False)
+def models(name: str | None) -> None:
+    """List the published models, or all that the registry states of one, as JSON."""
     from emformer_hub.pretrained import registry
 
-    for weights in registry().values():
+    known = registry()
+    if name is not None:
+        if name not in known:
+            raise InputError(f"model {name!r} is not published; expected one of {', '.join(known)}.")
+        click.echo(json.dumps(dataclasses.asdict(known[name]), indent=2))
+        return
+    for weights in known.values():
         click.echo(f"{weights.name}  {weights.parameters / 1e6:.2f} M parameters  {weights.licence}  {weights.repo_id}")
         click.echo(f"    {weights.summary}")
 

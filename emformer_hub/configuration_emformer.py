@@ -81,7 +81,7 @@ class EMformerConfig(PreTrainedConfig):
             InputError: unknown name, or a config of another model.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        source = resolve_pretrained(name)
+        source = resolve_pretrained(name, kwargs.get("revision"))
         with loading(name):
             content, _ = cls.get_config_dict(source, **kwargs)
         if not content:

@@ -359,7 +359,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load weights by bundled name, folder or Hub id (in this order), offline wherever the files are local.
 
-        Takes what :meth:`transformers.PreTrainedModel.from_pretrained` takes.
+        Takes what :meth:`transformers.PreTrainedModel.from_pretrained` takes; a ``revision`` other than that of the
+        bundled weights is fetched from the Hub.
 
         Raises:
             InputError: unknown name, a damaged file, a config of another model, or weights that do not fit it.
@@ -369,9 +370,10 @@ class EMformerPreTrainedModel(PreTrainedModel):
         name = os.fspath(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         resize = kwargs.pop("ignore_mismatched_sizes", False)
+        source = resolve_pretrained(name, kwargs.get("revision"))
         with loading(name):
             loaded: Any = super().from_pretrained(
-                resolve_pretrained(name), *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         model, info = loaded
         faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}

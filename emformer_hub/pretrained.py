@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -19,24 +20,60 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """Weights that a newer revision replaced; they stay on the Hub under their tag.
+
+    Attributes:
+        revision: tag.
+        sha256: of ``model.safetensors``.
+        loads_with: version of emformer_hub whose network they fit.
+    """
+
+    revision: str
+    sha256: str
+    loads_with: str
+
+
+@dataclass(frozen=True)
 class PretrainedWeights:
     """A published weight, as data.
 
     Attributes:
         name: what users type.
         repo_id: where it lives on the Hub.
-        sha256: of ``model.safetensors``.
-        licence: SPDX identifier, or a short name.
+        revision: tag of the bundled weights there.
+        sha256, size: of ``model.safetensors``; bytes.
         parameters: count.
+        licence: SPDX identifier.
+        modalities: of the training data.
+        data: what it was trained on, each with source and licence.
+        factor: lowest and highest.
+        voxel_nm: lateral voxel sizes that it has seen, lowest and highest.
+        figures: gains in dB by evaluation volume and task, those of :func:`emformer_hub.hub.page.headline_figures`.
+        replaces: earlier weights of this name, newest first.
         summary: one line.
     """
 
     name: str
     repo_id: str
+    revision: str
     sha256: str
-    licence: str
+    size: int
     parameters: int
+    licence: str
+    modalities: tuple[str, ...]
+    data: tuple[str, ...]
+    factor: tuple[float, float]
+    voxel_nm: tuple[float, float]
+    figures: dict[str, float]
+    replaces: tuple[Superseded, ...]
     summary: str
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> PretrainedWeights:
+        fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in record.items()}
+        fields["replaces"] = tuple(Superseded(**earlier) for earlier in record["replaces"])
+        return cls(**fields)
 
     @property
     def folder(self) -> Path:
@@ -49,14 +86,17 @@ class PretrainedWeights:
 def registry() -> dict[str, PretrainedWeights]:
     """All published weights by name, from ``pretrained.json``."""
     records = json.loads(Path(__file__).with_suffix(".json").read_text())
-    return {record["name"]: PretrainedWeights(**record) for record in records}
+    return {record["name"]: PretrainedWeights.from_record(record) for record in records}
 
 
-def resolve_pretrained(name_or_path: str | Path) -> str:
+def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) -> str:
     """What transformers can load for a bundled name, a folder, or a Hub id, tried in this order.
 
+    Args:
+        revision: a tag on the Hub; one that is not the bundled weights' is looked for there.
+
     Returns:
-        A folder, or the Hub id unchanged.
+        A folder, or a Hub id.
 
     Raises:
         InputError: the name is none of these, a folder holds no model, or a bundled weight is damaged.
@@ -66,6 +106,8 @@ def resolve_pretrained(name_or_path: str | Path) -> str:
     by_repo = {weights.repo_id: weights for weights in known.values()}
     if name in known or (name in by_repo and by_repo[name].folder.exists()):
         weights = known.get(name) or by_repo[name]
+        if revision not in (None, weights.revision):
+            return weights.repo_id
         check_sha256(weights)
         return str(weights.folder)
     if name and Path(name).is_dir():  # the path of an empty name is the working folder

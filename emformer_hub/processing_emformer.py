@@ -12,7 +12,9 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 from .configuration_emformer import EMformerConfig
 from .errors import InputError
+from .geometry import SectionModel
 from .pretrained import loading, resolve_pretrained
+from .uncertainty import ErrorQuantiles
 
 
 @dataclass(frozen=True)
@@ -48,23 +50,46 @@ class EMformerProcessor(FeatureExtractionMixin):
         percentiles: voxels outside these percentiles count as the percentile itself, so that hot pixels and
             saturated debris do not set the contrast.
         sample_size: at most about so many voxels, evenly spaced over the volume, are measured.
+        error_quantiles: how the errors of the weights that this processor belongs to compare with the uncertainty that
+            they state; fields of :class:`~emformer_hub.uncertainty.ErrorQuantiles`.
+
+    Raises:
+        InputError: ``error_quantiles`` is no such map.
     """
 
     model_input_names = ["sections"]
 
     def __init__(
-        self, percentiles: tuple[float, float] | list[float] = (0.5, 99.5), sample_size: int = 2**22, **kwargs: Any
+        self,
+        percentiles: tuple[float, float] | list[float] = (0.5, 99.5),
+        sample_size: int = 2**22,
+        error_quantiles: dict[str, list[float]] | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.percentiles = list(percentiles)
         self.sample_size = sample_size
+        try:
+            self.calibrate(ErrorQuantiles(**(error_quantiles or {})))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"error_quantiles: {error}; expected numbers for full_thickness and single_plane."
+            ) from error
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> Self:
         """Load a processor by bundled name, folder or Hub id; raises ``InputError`` for an unknown name."""
         name = os.fspath(pretrained_model_name_or_path)
         with loading(name):
-            return super().from_pretrained(resolve_pretrained(name), *args, **kwargs)
+            return super().from_pretrained(resolve_pretrained(name, kwargs.get("revision")), *args, **kwargs)
+
+    def calibrate(self, quantiles: ErrorQuantiles) -> None:
+        """Keep what was measured of the weights' errors; ``save_pretrained`` writes it."""
+        self.error_quantiles = {name: list(multiples) for name, multiples in vars(quantiles).items()}
+
+    def interval(self, probability: float, sections: SectionModel) -> float:
+        """How many times its stated uncertainty holds a voxel's error with this probability, 0 to 0.99."""
+        return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections)
 
     def measure(self, volume: np.ndarray) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.

@@ -25,7 +25,7 @@ VERSION = PROJECT["version"]
 LAYERS = [
     {"errors", "geometry"},
     {"volumes", "interpolation", "phantom", "devices"}
-    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained"},
+    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"},
     {"reconstruction", "measurement", "training"},
     {"hub", "cli", "__main__"},
 ]

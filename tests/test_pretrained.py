@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors import safe_open
 
 from emformer_hub import pretrained
+from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
+from emformer_hub.hub.page import headline_figures, training_stages
+from emformer_hub.hub.tensors import TOLERANCE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import PretrainedWeights, registry, resolve_pretrained
@@ -23,7 +28,15 @@ from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import reconstruct
 
 EVERY_WEIGHT = pytest.mark.parametrize("weights", registry().values(), ids=registry())
-MODEL_PAGE = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors"}
+MODEL_PAGE = {
+    "README.md",
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "test_tensors.safetensors",
+    "training.json",
+    "quality.json",
+}
 
 
 # --- the registry and the bundle ---------------------------------------------------------------------------------
@@ -39,6 +52,11 @@ def test_a_record_is_complete(weights: PretrainedWeights) -> None:
     assert pretrained.HUB_ID.fullmatch(weights.repo_id) and weights.repo_id.endswith(f"/{weights.name}")
     assert re.fullmatch(r"[0-9a-f]{64}", weights.sha256)
     assert weights.licence and weights.summary and weights.parameters > 0
+    assert weights.modalities and weights.data
+    assert weights.factor == (1, 16) and 0 < weights.voxel_nm[0] <= weights.voxel_nm[1]
+    tags = [weights.revision, *(earlier.revision for earlier in weights.replaces)]
+    assert all(re.fullmatch(r"v\d+", tag) for tag in tags) and len(set(tags)) == len(tags)
+    assert all(re.fullmatch(r"[0-9a-f]{64}", earlier.sha256) for earlier in weights.replaces)
 
 
 @EVERY_WEIGHT
@@ -53,6 +71,7 @@ def test_a_bundled_model_is_a_whole_page_of_at_most_10_mb(weights: PretrainedWei
 def test_the_weight_file_is_the_registered_one(weights: PretrainedWeights) -> None:
     path = weights.folder / "model.safetensors"
     assert hashlib.sha256(path.read_bytes()).hexdigest() == weights.sha256
+    assert path.stat().st_size == weights.size
     with safe_open(path, "np") as tensors:
         assert sum(tensors.get_tensor(name).size for name in tensors.keys()) == weights.parameters  # noqa: SIM118
 
@@ -63,6 +82,28 @@ def test_the_licence_is_on_the_model_page(weights: PretrainedWeights) -> None:
     front_matter = yaml.safe_load(card.split("---")[1])
     assert front_matter["license"] == weights.licence.lower()
     assert weights.licence.lower() in card.split("---", 2)[2].lower()
+
+
+@EVERY_WEIGHT
+def test_the_figures_are_those_that_the_benchmark_wrote(weights: PretrainedWeights) -> None:
+    assert weights.figures == headline_figures(weights.folder, weights.name)
+
+
+@EVERY_WEIGHT
+def test_the_page_names_every_volume_that_it_was_trained_on(weights: PretrainedWeights) -> None:
+    volumes = {volume["path"] for stage in training_stages(weights.folder) for volume in stage["recipe"]["volumes"]}
+    assert len(weights.data) == len(volumes)
+    card = (weights.folder / "README.md").read_text()
+    assert all(source in card for source in re.findall(r"\(([\w./-]+),", " ".join(weights.data)))
+
+
+@EVERY_WEIGHT
+def test_the_weights_do_what_they_did_when_they_were_stored(weights: PretrainedWeights) -> None:
+    model = EMformerModel.from_pretrained(weights.name)
+    assert largest_difference(model, weights.folder) < TOLERANCE
+    with torch.no_grad():  # and a difference in one matrix would show
+        model.layers[0].mlp.fc2.weight.mul_(1.01)
+    assert largest_difference(model, weights.folder) > TOLERANCE
 
 
 @EVERY_WEIGHT
@@ -126,7 +167,9 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "emformer-toy" / "model.safetensors").write_bytes(b"weights")
     sha256 = hashlib.sha256(b"weights").hexdigest()
     records = {
-        name: PretrainedWeights(name, f"lab/{name}", sha256, "CC-BY-4.0", 7, "A toy.")
+        name: dataclasses.replace(
+            registry()["emformer-small"], name=name, repo_id=f"lab/{name}", revision="v2", sha256=sha256
+        )
         for name in ("emformer-toy", "emformer-far")
     }
     monkeypatch.setattr(pretrained, "registry", lambda: records)
@@ -143,6 +186,21 @@ def test_a_bundled_name_is_its_folder_wherever_one_stands(bundle: Path) -> None:
     Path("emformer-toy/config.json").write_text("{}")
     assert resolve_pretrained("emformer-toy") == expected
     assert resolve_pretrained("./emformer-toy") == "./emformer-toy"
+
+
+def test_another_revision_is_looked_for_on_the_hub(bundle: Path) -> None:
+    for name in ("emformer-toy", "lab/emformer-toy"):
+        assert resolve_pretrained(name, "v2") == str(bundle / "emformer-toy")
+        assert resolve_pretrained(name, "v1") == "lab/emformer-toy"
+    assert resolve_pretrained("someone/else", "v1") == "someone/else"
+
+
+@pytest.mark.parametrize("cls", [EMformerModel, EMformerProcessor, EMformerConfig])
+def test_a_pinned_revision_is_never_silently_another(cls: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        cls.from_pretrained("emformer-small", revision="v1")
+    assert cls.from_pretrained("emformer-small", revision=registry()["emformer-small"].revision)
 
 
 def test_a_folder_is_itself(bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
 
 INTEGERS = ["uint8", "uint16", "int16"]
 SHAPE = (4, 24, 32)
@@ -140,6 +143,51 @@ def test_settings_survive_saving(tmp_path: Path) -> None:
     assert loaded.measure(volume) == EMformerProcessor(percentiles=(1, 98), sample_size=1000).measure(volume)
 
 
+# --- what it knows of the weights' errors ------------------------------------------------------------------------
+
+MEASURED = ErrorQuantiles(full_thickness=tuple(1.5 * m for m in LAPLACE), single_plane=tuple(0.5 * m for m in LAPLACE))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a calibrated processor was saved."""
+    processor = EMformerProcessor()
+    processor.calibrate(MEASURED)
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "emformer"}')
+    return tmp_path
+
+
+def test_a_calibration_survives_saving(folder: Path) -> None:
+    loaded = EMformerProcessor.from_pretrained(folder)
+    assert ErrorQuantiles(**loaded.error_quantiles) == MEASURED
+    for sections in (SectionModel(4), SectionModel(4, 1 / 4), SectionModel(6.7, 0.5)):
+        assert loaded.interval(0.95, sections) == MEASURED.multiple(0.95, sections)
+        assert loaded.interval(0.95, sections) != EMformerProcessor().interval(0.95, sections)
+
+
+def test_a_processor_saved_before_there_was_calibration_takes_errors_for_laplacian(folder: Path) -> None:
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    del settings["error_quantiles"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    loaded = EMformerProcessor.from_pretrained(folder)
+    assert ErrorQuantiles(**loaded.error_quantiles) == ErrorQuantiles()
+
+
+def test_quantiles_that_are_no_map_are_refused() -> None:
+    with pytest.raises(InputError, match=r"error_quantiles: single_plane is .* expected 12 ascending numbers"):
+        EMformerProcessor(error_quantiles={"single_plane": [0.5, 1.0]})
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
 def test_unknown_name_is_refused() -> None:
     with pytest.raises(InputError, match="'emformer-smal' is not known"):
         EMformerProcessor.from_pretrained("emformer-smal")
+
+
+@pytest.mark.parametrize("spoilt", [{"full": [1.0]}, {"single_plane": ["a"] * 12}])
+def test_quantiles_of_other_names_or_kinds_are_refused(spoilt: dict[str, list]) -> None:
+    with pytest.raises(InputError, match=r"error_quantiles: .*; expected numbers for full_thickness and single_plane"):
+        EMformerProcessor(error_quantiles=spoilt)

@@ -28,7 +28,7 @@ from emformer_hub.training.losses import reconstruction_loss
 from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
-from emformer_hub.training.validation import validate
+from emformer_hub.training.validation import error_quantiles, validate
 from emformer_hub.volumes import read_volume
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,7 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
         statistics = processor.measure(volume.data)
         volumes.append(
-            TrainingVolume(
-                entry.path, volume.data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned
-            )
+            TrainingVolume(entry.path, volume.data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
         )
     return volumes
 
@@ -157,7 +155,6 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         (output / "recipe.yaml").write_text(recipe.to_yaml())
-        processor.save_pretrained(output)
         _forget_after(output / "log.jsonl", state["step"])
 
     def log(**record: Any) -> None:
@@ -227,7 +224,10 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     measure()
     if accelerator.is_main_process:
         average.swapped_into(model)
+        if (quantiles := error_quantiles(model, volumes, accelerator.device)) is not None:
+            processor.calibrate(quantiles)
         model.save_pretrained(output)
+        processor.save_pretrained(output)
     accelerator.wait_for_everyone()
     return output
 

@@ -45,8 +45,8 @@ class Recipe:
         matrix_learning_rate: of the layers' matrices, which go by Muon.
         learning_rate: of all other parameters, which go by AdamW.
         warmup_steps: over which the rates rise from zero.
-        decay: the last share of the run, over which they fall back to zero. A checkpoint from before can be resumed with
-            a longer run as if that had been meant from the start.
+        decay: the last share of the run, over which they fall back to zero. A checkpoint from before can be resumed
+            with a longer run as if that had been meant from the start.
         weight_decay, clip_norm: decoupled; of the gradient.
         ema_decay: of the averaged weights, which are the ones that are validated and saved.
         precision: of matrix products: auto (bfloat16 where the device computes in it), float32 or bfloat16.

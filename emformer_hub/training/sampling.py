@@ -32,8 +32,8 @@ class TrainingVolume:
         statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
         weight: relative share of training samples.
         holdout: share of the columns at the far end of x that only validation sees, at least 64.
-        aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips are
-            one section each.
+        aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips
+            are one section each.
 
     Raises:
         InputError: too few columns are left to train on.
@@ -78,8 +78,8 @@ class SamplingRanges:
         frame_stride_one: share of clips from isotropic volumes whose frames are one voxel apart.
         frame_stride_max: the largest frame stride otherwise (log-uniform).
         frames, rows, columns: size of a clip; rows are sections.
-        blur: share of clips from a softer instrument: sections and target are smoothed by up to half a voxel (standard
-            deviation 0.7) along every axis.
+        blur: share of clips from a softer instrument: sections and target are smoothed, with a standard deviation
+            of up to 0.7 voxels; along frames only where they are one voxel apart.
         contrast: share of clips with changed gain and brightness.
         invert: share of clips with inverted contrast.
         noise: share of clips with added noise, up to ``noise_max`` standard deviations of the volume.
@@ -172,7 +172,7 @@ def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Gen
     """
     target = _cut(geometry, rng)
     if rng.random() < ranges.blur:
-        target = _smoothed(target, rng.uniform(0, 0.25))
+        target = _smoothed(target, rng.uniform(0, 0.25), axes=(0, 1, 2) if geometry.frame_spacing == 1 else (1, 2))
     if rng.random() < ranges.contrast:
         target = target * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))
     if rng.random() < ranges.invert:
@@ -202,9 +202,9 @@ def _cut(geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
     return volume.statistics.normalise(volume.data[tuple(index)].transpose(geometry.axes)[flips])
 
 
-def _smoothed(clip: np.ndarray, share: float) -> np.ndarray:
-    """Each voxel takes this share from either neighbour along every axis; borders repeat."""
-    for axis in range(clip.ndim):
+def _smoothed(clip: np.ndarray, share: float, axes: tuple[int, ...]) -> np.ndarray:
+    """Each voxel takes this share from either neighbour along these axes; borders repeat."""
+    for axis in axes:
         padded = np.pad(clip, [(int(axis == a),) * 2 for a in range(clip.ndim)], mode="edge")
         before, after = (np.take(padded, range(k, k + clip.shape[axis]), axis) for k in (0, 2))
         clip = (1 - 2 * share) * clip + share * (before + after)
@@ -217,15 +217,16 @@ def _damaged(sections: np.ndarray, ranges: SamplingRanges, rng: np.random.Genera
     if rng.random() < ranges.noise:
         sections = sections + rng.normal(0, rng.uniform(0, ranges.noise_max), sections.shape).astype(np.float32)
     if rng.random() < ranges.jump:
-        hit = rng.random(rows) < 0.2
-        gain, brightness = np.exp(hit * rng.normal(0, 0.15, rows)), hit * rng.normal(0, 0.2, rows)
-        sections = sections * gain.astype(np.float32)[:, None] + brightness.astype(np.float32)[:, None]
+        hit = rng.random((rows,)) < 0.2
+        gain = np.exp(hit * rng.normal(0, 0.15, hit.shape))[:, None]
+        brightness = (hit * rng.normal(0, 0.2, hit.shape))[:, None]
+        sections = (sections * gain + brightness).astype(np.float32)
     if rng.random() < ranges.charging:
         along_frames, along_columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in (frames, columns))
         for row in np.flatnonzero(rng.random(rows) < 0.2):
             slope, bend = rng.normal(0, 0.3, (2, 2)).astype(np.float32)
-            gradient = (slope[0] * along_frames + bend[0] * along_frames**2)[:, None]
-            sections[:, row] += gradient + slope[1] * along_columns + bend[1] * along_columns**2
+            across_frames = (slope[0] * along_frames + bend[0] * np.square(along_frames))[:, None]
+            sections[:, row] += across_frames + slope[1] * along_columns + bend[1] * np.square(along_columns)
     if rng.random() < ranges.jitter:
         for row in np.flatnonzero(rng.random(rows) < 0.2):
             sections[:, row] = np.roll(sections[:, row], int(rng.choice([-1, 1])), axis=-1)
@@ -242,7 +243,9 @@ def _draw_mask(shape: tuple[int, ...], ranges: SamplingRanges, rng: np.random.Ge
         start = int(rng.integers(0, rows - length + 1))
         hidden = np.ones((frames, 1, columns), bool)
         if kind >= ranges.mask:
-            distance = [(np.arange(n) - rng.uniform(0, n)) / rng.uniform(n / 8, n / 2) for n in (frames, columns)]
+            distance = [
+                (np.arange(n) + 0.5 - rng.uniform(0, n)) / max(1, rng.uniform(n / 8, n / 2)) for n in (frames, columns)
+            ]
             hidden = np.hypot(distance[0][:, None], distance[1])[:, None] < 1
         mask[:, start : start + length] = hidden
     return mask

@@ -1,19 +1,29 @@
-"""Validation on columns that training never sees: how many dB the model gains over cubic interpolation."""
+"""Validation on columns that training never sees.
+
+How many dB the model gains over cubic interpolation, and how its errors compare with the uncertainty that it states.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolation_matrix
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.training.losses import psnr_gain
 from emformer_hub.training.sampling import TrainingVolume
+from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
 
 VALIDATION_GEOMETRIES = {"x4": SectionModel(4), "x8": SectionModel(8), "x8_single_plane": SectionModel(8, 1 / 8, 3)}
+FULL_THICKNESS = (SectionModel(4), SectionModel(8))
+SINGLE_PLANE = (SectionModel(4, 1 / 4, 1), SectionModel(8, 1 / 8, 3))
 MAX_FRAMES, MAX_ROWS = 24, 16
 
 
@@ -30,31 +40,76 @@ def validation_clips(volume: TrainingVolume, sections: SectionModel) -> tuple[np
     return degraded, target
 
 
+@dataclass(frozen=True)
+class Restored:
+    """Held-out columns as the model restores them, in standard deviations; all ``(frames, planes, columns)``."""
+
+    error: Tensor
+    scale: Tensor
+    cubic_error: Tensor
+
+
 @torch.inference_mode()
+def restore(
+    model: EMformerModel, volume: TrainingVolume, sections: SectionModel, device: torch.device
+) -> Restored | None:
+    """One pass over a volume's validation clip; ``None`` if the volume is too small for the geometry."""
+    clips = validation_clips(volume, sections)
+    if clips is None:
+        return None
+    degraded, target = (torch.from_numpy(clip.astype(np.float32)).to(device) for clip in clips)
+    positions = sections.plane_positions(target.shape[1])
+    frames = [degraded] if volume.aligned else degraded.split(1)  # a section by itself knows no neighbours
+    outputs = [
+        model(
+            clip[None],
+            sections.factor,
+            positions=positions,
+            thickness=sections.thickness,
+            frame_spacing=max(1.0, volume.anisotropy),
+        )
+        for clip in frames
+    ]
+    matrix = torch.from_numpy(interpolation_matrix(positions, degraded.shape[1], "cubic")).to(device)
+    return Restored(
+        torch.cat([output.reconstruction[0] for output in outputs]) - target,
+        torch.cat([output.scale[0] for output in outputs]),
+        matrix @ degraded - target,
+    )
+
+
 def validate(model: EMformerModel, volumes: Sequence[TrainingVolume], device: torch.device) -> Iterator[dict]:
     """Yield one record per volume and geometry: ``{"volume", "geometry", "gain_db", "mae", "mean_scale"}``."""
     model.eval()
     for volume in volumes:
         for name, sections in VALIDATION_GEOMETRIES.items():
-            clips = validation_clips(volume, sections)
-            if clips is None:
-                continue
-            degraded, target = (torch.from_numpy(clip.astype(np.float32)).to(device) for clip in clips)
-            positions = sections.plane_positions(target.shape[1])
-            output = model(
-                degraded[None],
-                sections.factor,
-                positions=positions,
-                thickness=sections.thickness,
-                frame_spacing=max(1.0, volume.anisotropy),
-            )
-            error = output.reconstruction[0] - target
-            matrix = torch.from_numpy(interpolation_matrix(positions, degraded.shape[1], "cubic")).to(device)
-            cubic = matrix @ degraded - target
-            yield {
-                "volume": volume.name,
-                "geometry": name,
-                "gain_db": round(psnr_gain(error, cubic), 3),
-                "mae": float(error.abs().mean()),
-                "mean_scale": float(output.scale.mean()),
-            }
+            if restored := restore(model, volume, sections, device):
+                yield {
+                    "volume": volume.name,
+                    "geometry": name,
+                    "gain_db": round(psnr_gain(restored.error, restored.cubic_error), 3),
+                    "mae": float(restored.error.abs().mean()),
+                    "mean_scale": float(restored.scale.mean()),
+                }
+
+
+def error_quantiles(
+    model: EMformerModel, volumes: Sequence[TrainingVolume], device: torch.device
+) -> ErrorQuantiles | None:
+    """How the errors on held-out columns compare with the uncertainty stated there, volumes by their weight.
+
+    ``None`` if no volume is large enough.
+    """
+    model.eval()
+    maps: list[tuple[float, ...]] = []
+    for geometries in (FULL_THICKNESS, SINGLE_PLANE):
+        quantiles, weights = [], []
+        for volume, sections in itertools.product(volumes, geometries):
+            if volume.weight and (restored := restore(model, volume, sections, device)):
+                ratios = restored.error.abs() / (math.sqrt(2) * restored.scale)  # of a Laplace scale
+                quantiles.append(np.quantile(ratios.cpu().numpy(), PROBABILITIES))
+                weights.append(volume.weight)
+        if not quantiles:
+            return None
+        maps.append(tuple(np.average(quantiles, axis=0, weights=weights).round(4).tolist()))
+    return ErrorQuantiles(*maps)

@@ -20,6 +20,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import Reconstruction, reconstruct, runner
+from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
 from emformer_hub.volumes import read_volume, write_volume
 
 FACTORS = [1, 1.5, 4, 6.7, 8.333, 10, 12, 16]
@@ -248,6 +249,31 @@ def test_uncertainty_is_the_standard_deviation_of_the_stated_distribution(
     volume = stack.astype(np.float32)
     clipped = volume.clip(*np.percentile(volume, [0.5, 99.5]))
     np.testing.assert_allclose(run(volume, cubic).uncertainty, np.sqrt(2) * clipped.std(), rtol=1e-3)
+
+
+def test_the_truth_lies_farther_away_with_a_higher_probability(tiny: EMformerModel, stack: np.ndarray) -> None:
+    result = run(stack, tiny)
+    widths = [result.half_width(probability) for probability in (0.5, 0.9, 0.95, 0.99)]
+    assert all(width.shape == result.volume.shape and width.dtype == np.float32 for width in widths)
+    assert all((narrow < wide).all() for narrow, wide in itertools.pairwise(widths))
+    assert not result.half_width(0).any()
+    with pytest.raises(InputError, match=r"probability is 95; expected a share from 0 to 0\.99, as in 0\.95"):
+        result.half_width(95)
+
+
+@pytest.mark.parametrize(("thickness", "times"), [(1.0, 3), (0.25, 2), (0.625, 2.5)])
+def test_half_widths_are_the_uncertainty_times_what_the_weights_folder_says(
+    tiny: EMformerModel, stack: np.ndarray, tmp_path: Path, thickness: float, times: float
+) -> None:
+    processor = EMformerProcessor()
+    processor.calibrate(ErrorQuantiles(*(tuple(n * multiple for multiple in LAPLACE) for n in (3, 2))))
+    tiny.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    result = run(stack, str(tmp_path), 4, thickness=thickness)
+    for probability in (0.5, 0.95):
+        interval = processor.interval(probability, SectionModel(4, thickness))
+        assert interval == pytest.approx(times * EMformerProcessor().interval(probability, SectionModel(4, thickness)))
+        np.testing.assert_allclose(result.half_width(probability), result.uncertainty * interval, rtol=1e-6)
 
 
 def test_grey_levels_in_other_units_give_the_result_in_those_units(tiny: EMformerModel, stack: np.ndarray) -> None:

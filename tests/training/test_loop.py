@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training import checkpoint, loop
 from emformer_hub.training.__main__ import command
-from emformer_hub.training.loop import learning_rate_share, train
+from emformer_hub.training.loop import learning_rate_share, load_volumes, train
 from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.validation import error_quantiles
 
 ROOT = Path(__file__).parents[2]
 STEPS, CHECKPOINT_EVERY = 16, 4
@@ -165,6 +167,17 @@ def test_the_saved_weights_are_the_averaged_ones(finished: Path) -> None:
     assert any(not torch.equal(weight, averaged[name]) for name, weight in trained.items())
 
 
+def test_the_processor_knows_the_errors_of_the_saved_weights(finished: Path, data_root: Path) -> None:
+    kept, default = EMformerProcessor.from_pretrained(finished), EMformerProcessor()
+    for name, multiples in kept.error_quantiles.items():
+        assert multiples != default.error_quantiles[name]
+        assert np.diff([0, *multiples]).min() > 0
+    volumes = load_volumes(Recipe.load(finished / "recipe.yaml"), data_root, kept)
+    measured = error_quantiles(EMformerModel.from_pretrained(finished), volumes, torch.device("cpu"))
+    for name, multiples in vars(measured).items():
+        np.testing.assert_allclose(kept.error_quantiles[name], multiples, atol=1e-3)
+
+
 def test_the_log_holds_every_step_and_the_validation(finished: Path) -> None:
     logged = losses(finished)
     assert list(logged) == list(range(1, STEPS + 1))
@@ -191,7 +204,8 @@ def test_nothing_pickled_and_nothing_temporary_is_left(finished: Path) -> None:
 
 def test_training_learns(tmp_path: Path, data_root: Path) -> None:
     sampling = {**TINY["sampling"], "factor": [4, 4, 4], "full_thickness": 1.0}  # one task, undamaged
-    sampling |= dict.fromkeys(["mask", "noise", "contrast", "invert", "jump", "jitter"], 0.0)
+    chances = ["blur", "contrast", "invert", "noise", "jump", "charging", "jitter", "mask", "local_mask"]
+    sampling |= dict.fromkeys(chances, 0.0)
     output = train_here(
         tmp_path / "run", data_root, sampling=sampling, steps=60, checkpoint_every=1000, learning_rate=5e-3
     )
@@ -225,12 +239,25 @@ def test_a_run_ends_when_its_minutes_are_over(tmp_path: Path, data_root: Path) -
     assert EMformerModel.from_pretrained(output).config.hidden_size == 16
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    assert [learning_rate_share(0, step, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert learning_rate_share(0.5, 100, 4) == pytest.approx(0.5)
-    assert learning_rate_share(1, 100, 4) == pytest.approx(0)
-    assert learning_rate_share(1.2, 100, 4) == pytest.approx(0)
-    assert learning_rate_share(0, 0, 0) == 1  # no warm-up
+def shares(progress: Iterable[float], step: int = 100, **changes: Any) -> list[float]:
+    schedule = Recipe.from_content({**TINY, "warmup_steps": 4, **changes}, "tiny")
+    return [learning_rate_share(done, step, schedule) for done in progress]
+
+
+def test_the_learning_rate_warms_up() -> None:
+    assert [shares([0], step)[0] for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert shares([0], 0, warmup_steps=0) == [1]
+
+
+@pytest.mark.parametrize("decay", [0.25, 0.5, 1])
+def test_the_learning_rate_stays_until_it_falls_to_zero(decay: float) -> None:
+    assert set(shares(np.linspace(0, 1 - decay, 20), decay=decay)) == {1}
+    assert np.diff(shares(np.linspace(1 - decay, 1, 20), decay=decay)).max() < 0
+    assert shares([1 - 0.75 * decay, 1, 1.2], decay=decay) == pytest.approx([0.5, 0, 0])
+
+
+def test_without_decay_the_learning_rate_never_falls() -> None:
+    assert set(shares(np.linspace(0, 1.2, 20), decay=0)) == {1}
 
 
 # --- interrupted and resumed -------------------------------------------------------------------------------------
@@ -275,6 +302,19 @@ def test_an_interrupted_run_resumes(
         interrupt_at(patch, step)
         train_here(tmp_path / "run", data_root, steps=8)
     resumed = train_here(tmp_path / "run", data_root, steps=8, resume=True)
+    assert losses(resumed) == losses(whole)
+    assert_same_weights(resumed / "model.safetensors", whole / "model.safetensors")
+
+
+def test_a_checkpoint_of_the_plateau_goes_on_as_if_the_run_had_always_been_longer(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shorter run has begun to fall when it is interrupted; its checkpoint is from where it begins."""
+    whole = train_here(tmp_path / "whole", data_root, steps=3 * CHECKPOINT_EVERY, decay=0.5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, CHECKPOINT_EVERY + 3)
+        train_here(tmp_path / "run", data_root, steps=2 * CHECKPOINT_EVERY, decay=0.5)
+    resumed = train_here(tmp_path / "run", data_root, steps=3 * CHECKPOINT_EVERY, decay=0.5, resume=True)
     assert losses(resumed) == losses(whole)
     assert_same_weights(resumed / "model.safetensors", whole / "model.safetensors")
 

@@ -39,9 +39,13 @@ def test_the_smallest_recipe_takes_the_defaults(write: Write) -> None:
 
 
 def test_nested_keys_arrive(write: Write) -> None:
-    volumes = [{"path": "a.tif", "voxel_size": "40,4,4", "weight": 2, "holdout": 0.25}, {"path": "b.tif"}]
+    volumes = [
+        {"path": "a.tif", "voxel_size": "40,4,4", "weight": 2, "holdout": 0.25},
+        {"path": "b.tif", "aligned": False},
+    ]
     recipe = Recipe.load(write(volumes=volumes, sampling={"factor": [2, 4, 8], "frames": 6}))
-    assert recipe.volumes == (VolumeEntry("a.tif", "40,4,4", 2.0, 0.25), VolumeEntry("b.tif"))
+    assert recipe.volumes == (VolumeEntry("a.tif", "40,4,4", 2.0, 0.25), VolumeEntry("b.tif", aligned=False))
+    assert recipe.volumes[0].aligned
     assert (recipe.sampling.factor, recipe.sampling.frames) == ((2.0, 4.0, 8.0), 6)
 
 
@@ -59,6 +63,9 @@ def test_nested_keys_arrive(write: Write) -> None:
         ({"steps": "ten"}, "steps: expected int, found 'ten'"),
         ({"steps": 2.5}, "steps: expected int, found 2.5"),
         ({"batch_size": True}, "batch_size: expected int, found True"),
+        ({"volumes": [{"path": "a.tif", "aligned": "no"}]}, r"volumes\[0\]: aligned: expected bool, found 'no'"),
+        ({"decay": 1.5}, "decay is 1.5; expected a share of the run, from 0 to 1"),
+        ({"decay": -0.1}, "decay is -0.1; expected a share of the run, from 0 to 1"),
         ({"learning_rate": "fast"}, "learning_rate: expected float, found 'fast'"),
         ({"sampling": {"factor": 4}}, "sampling: factor: expected a list, found 4"),
         ({"sampling": {"factor": [2, "four", 8]}}, r"factor\[1\]: expected float, found 'four'"),

@@ -15,7 +15,8 @@ from emformer_hub.processing_emformer import IntensityStatistics
 from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume
 
 SMALL = SamplingRanges(frames=4, rows=5, columns=16)
-PLAIN = replace(SMALL, mask=0, noise=0, contrast=0, invert=0, jump=0, jitter=0)  # as cut and degraded
+CHANCES = ["blur", "contrast", "invert", "noise", "jump", "charging", "jitter", "mask", "local_mask"]
+PLAIN = replace(SMALL, **dict.fromkeys(CHANCES, 0.0))  # as cut and degraded
 ISOTROPIC, ANISOTROPIC = VoxelSize(8, 8, 8), VoxelSize(40, 8, 8)
 SHAPE = (24, 48, 112)  # of which 64 columns are held out
 SPACE = ["z", "y", "x"]
@@ -105,7 +106,7 @@ def section_model(batch: dict[str, Any]) -> SectionModel:
 
 @BOTH
 @pytest.mark.parametrize(
-    "changes", [{}, {"contrast": 1.0}, {"invert": 1.0}, {"single_plane": 1.0, "full_thickness": 0}]
+    "changes", [{}, {"blur": 1.0}, {"contrast": 1.0}, {"invert": 1.0}, {"single_plane": 1.0, "full_thickness": 0}]
 )
 def test_sections_are_the_degraded_target(voxel_size: VoxelSize, changes: dict[str, float]) -> None:
     batches = stream([volume(voxel_size=voxel_size)], replace(PLAIN, **changes))
@@ -118,7 +119,18 @@ def test_sections_are_the_degraded_target(voxel_size: VoxelSize, changes: dict[s
         assert not batch["section_mask"].any()
 
 
-@pytest.mark.parametrize("damage", ["noise", "jump", "jitter"])
+def test_blur_softens_the_target_along_every_axis_and_keeps_its_brightness() -> None:
+    plain, blurred = stream([volume()]), stream([volume()], replace(PLAIN, blur=1.0))
+    for index in range(10):
+        before, after = (target / target.std() for target in (b.batch(index)["target"] for b in (plain, blurred)))
+        for axis in (1, 2, 3):
+            assert after.diff(dim=axis).abs().mean() < before.diff(dim=axis).abs().mean()
+    flat = volume(np.full(SHAPE, 3, np.float32))
+    for batch in islice(stream([flat], replace(PLAIN, blur=1.0)), 10):
+        np.testing.assert_allclose(batch["target"], 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["noise", "jump", "charging", "jitter"])
 def test_damage_changes_sections_and_never_the_target(damage: str) -> None:
     plain, damaged = stream([volume()]), stream([volume()], replace(PLAIN, **{damage: 1.0}))
     changed = 0
@@ -129,16 +141,28 @@ def test_damage_changes_sections_and_never_the_target(damage: str) -> None:
     assert changed > 5
 
 
-def test_masks_hide_one_to_three_neighbouring_sections() -> None:
+@pytest.mark.parametrize("kind", ["mask", "local_mask"])
+def test_masks_hide_one_to_three_neighbouring_sections_or_the_same_part_of_each(kind: str) -> None:
+    ranges = replace(PLAIN, frames=12, columns=48, **{kind: 1.0})
     lengths = set()
-    for batch in islice(stream([volume()], replace(PLAIN, mask=1.0)), 30):
-        rows = batch["sections"].shape[2]
-        assert batch["section_mask"].shape == (2, 1, rows, 1)
-        for mask in batch["section_mask"].flatten(1):
-            (hidden,) = np.nonzero(mask.numpy())
-            assert (np.diff(hidden) == 1).all() and len(hidden) <= rows - 2
+    for batch in islice(stream([volume()], ranges), 30):
+        assert batch["section_mask"].shape == batch["sections"].shape
+        for mask in batch["section_mask"].numpy():
+            (hidden,) = np.nonzero(mask.any(axis=(0, 2)))
+            assert (np.diff(hidden) == 1).all() and len(hidden) <= mask.shape[1] - 2
             lengths.add(len(hidden))
+            assert (mask[:, hidden] == mask[:, hidden[:1]]).all()
+            assert mask[:, hidden].all() == (kind == "mask")
     assert lengths == {1, 2, 3}
+
+
+def test_masks_leave_intensities_as_they_are() -> None:
+    """The network is told what is missing; what lies there is its own affair."""
+    plain, masked = stream([volume()]), stream([volume()], replace(PLAIN, mask=0.5, local_mask=0.5))
+    for index in range(10):
+        before, after = plain.batch(index), masked.batch(index)
+        assert after["section_mask"].any()
+        assert_same({**after, "section_mask": before["section_mask"]}, before)
 
 
 def test_geometry_stays_in_the_recipes_ranges() -> None:
@@ -206,6 +230,23 @@ def test_sections_of_anisotropic_volumes_stay_frames() -> None:
         assert batch["frame_spacing"] == 5
 
 
+@BOTH
+def test_clips_of_unaligned_volumes_are_pieces_of_one_section(voxel_size: VoxelSize) -> None:
+    sections = set()
+    for batch in islice(stream([volume(ramp("z"), voxel_size, aligned=False)]), 100):
+        assert batch["sections"].shape[1] == batch["target"].shape[1] == 1
+        assert (batch["target"] == batch["target"][:, :1, :1, :1]).all()  # neither rows nor columns run along z
+        sections.update(batch["target"].flatten().tolist())
+    assert sections == set(range(SHAPE[0]))
+
+
+def test_planes_of_unaligned_volumes_run_along_either_lateral_axis() -> None:
+    training = volume(ramp("y"), aligned=False)
+    assert not training.isotropic and volume(ramp("y")).isotropic  # though the voxels are cubes
+    along_planes = [(batch["target"].diff(dim=2) != 0).any() for batch in islice(stream([training]), 30)]
+    assert {bool(along) for along in along_planes} == {True, False}
+
+
 def test_isotropic_volumes_are_seen_from_all_sides_and_at_strides() -> None:
     orientations, strides = set(), set()
     for batch in islice(stream([volume(ramp("z"))], replace(PLAIN, frame_stride_one=0.3), batch_size=1), 100):
@@ -237,3 +278,8 @@ def test_where_a_clip_lies_does_not_depend_on_which_volume_it_is_from() -> None:
         which, start = divmod(float(batch["target"].min()), 1000)
         starts[int(which)].append(start)
     assert np.mean(starts[0]) == pytest.approx(np.mean(starts[1]), abs=4)  # of 38 places
+
+
+def test_a_single_frame_is_hit_by_local_masks_too() -> None:
+    batches = stream([volume(voxel_size=ANISOTROPIC, aligned=False)], replace(PLAIN, local_mask=1.0, columns=64))
+    assert sum(bool(batch["section_mask"].any()) for batch in islice(batches, 30)) > 25

@@ -1,0 +1,1 @@
+"""Model pages: one folder in ``model_cards/`` is one page on the Hub."""

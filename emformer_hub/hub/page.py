@@ -1,0 +1,104 @@
+"""Turn a training run into a model page: what stands in ``model_cards/<name>/`` beside the text and the figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from emformer_hub.errors import InputError
+from emformer_hub.hub.tensors import write_test_tensors
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.pretrained import resolve_pretrained
+from emformer_hub.processing_emformer import EMformerProcessor
+
+TRAINING, QUALITY = "training.json", "quality.json"
+
+
+def assemble(run: Path, page: Path, *, command: str, commit: str, device: str) -> dict[str, Any]:
+    """Write weights, config, processor, test tensors and ``training.json`` of a finished run into a page's folder.
+
+    ``training.json`` holds one object a stage: those of the weights that the run started from, and its own.
+
+    Args:
+        run: folder that training wrote.
+        page: becomes the model page; files of the same names are replaced.
+        command, commit, device: where the run's figures come from.
+
+    Returns:
+        What the registry states of the file: ``{"sha256", "size", "parameters"}``.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    if not (run / "model.safetensors").is_file():
+        raise InputError(f"{run} holds no model.safetensors; expected the folder of a finished training run.")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    stages = training_stages(Path(resolve_pretrained(recipe["base"]))) if recipe["base"] else []
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    last = next(record for record in reversed(records) if "voxels" in record)
+    stage = {
+        "command": command,
+        "commit": commit,
+        "device": device,
+        "steps": last["step"],
+        "output_voxels": last["voxels"],
+        "seconds": last["seconds"],
+        "recipe": recipe,
+        "validation": [record for record in records if "gain_db" in record],
+    }
+    page.mkdir(parents=True, exist_ok=True)
+    model = EMformerModel.from_pretrained(run)
+    model.save_pretrained(page)
+    EMformerProcessor.from_pretrained(run).save_pretrained(page)
+    write_test_tensors(model, page)
+    (page / TRAINING).write_text(json.dumps({"stages": [*stages, stage]}, indent=1) + "\n")
+    weights = (page / "model.safetensors").read_bytes()
+    return {
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "size": len(weights),
+        "parameters": model.num_parameters(),
+    }
+
+
+def training_stages(page: Path) -> list[dict[str, Any]]:
+    """The stages that a page's weights went through; empty where nobody wrote them down."""
+    path = page / TRAINING
+    return json.loads(path.read_text())["stages"] if path.is_file() else []
+
+
+def headline_figures(page: Path, name: str) -> dict[str, float]:
+    """What the registry quotes of a page's ``quality.json``: gains in dB by evaluation volume and task.
+
+    They are over bicubic interpolation; where a section was left out, over the mean of its neighbours, which is the
+    stronger baseline there.
+    """
+    figures = {}
+    for row in json.loads((page / QUALITY).read_text())["rows"]:
+        if row["method"] != name:
+            continue
+        if row["experiment"] == "section left out":
+            figures[f"{row['data']}, section left out, over the mean of its neighbours"] = row["gain_over_trilinear_db"]
+        elif row["geometry"]["factor"] in (4, 8):
+            task = "in plane " if row["experiment"] == "degraded in plane" else ""
+            figures[f"{row['data']}, {task}{row['geometry']['name']}"] = row["gain_over_bicubic_db"]
+    return {what: round(gain, 2) for what, gain in figures.items()}
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("page", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--command", required=True, help="That trained it.")
+@click.option("--commit", required=True, help="Of the code that trained it.")
+@click.option("--device", required=True, help="That it was trained on, in words.")
+def main(run: Path, page: Path, command: str, commit: str, device: str) -> None:
+    """Assemble a model page from the folder of a finished RUN, and print its facts for the registry."""
+    click.echo(json.dumps(assemble(run, page, command=command, commit=commit, device=device), indent=2))
+
+
+if __name__ == "__main__":
+    main()

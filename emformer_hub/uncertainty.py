@@ -1,0 +1,60 @@
+"""What a stated uncertainty is worth: which share of errors lies within how many times of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InputError
+from .geometry import SectionModel
+
+PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+LAPLACE = tuple(round(float(-np.log1p(-p) / np.sqrt(2)), 4) for p in PROBABILITIES)
+
+
+@dataclass(frozen=True)
+class ErrorQuantiles:
+    """Quantiles of ``|error| / stated standard deviation``: a monotone map from probability to multiple.
+
+    Errors between planes that were imaged are distributed otherwise than errors inside a thick section, so there is one
+    map for either end of thickness, and a straight line between. Measured on data that training did not see; the
+    default is the Laplace distribution that the network's scale head is trained for.
+
+    Args:
+        full_thickness, single_plane: multiples at ``PROBABILITIES``, at thickness 1 and at thickness 1/factor.
+
+    Raises:
+        InputError: not as many ascending multiples as there are probabilities.
+    """
+
+    full_thickness: Sequence[float] = LAPLACE
+    single_plane: Sequence[float] = LAPLACE
+
+    def __post_init__(self) -> None:
+        for name in ("full_thickness", "single_plane"):
+            multiples = tuple(map(float, getattr(self, name)))
+            if len(multiples) != len(PROBABILITIES) or not (
+                np.isfinite(multiples).all() and np.all(np.diff((0.0, *multiples)) >= 0)
+            ):
+                raise InputError(
+                    f"error_quantiles: {name} is {multiples}; expected {len(PROBABILITIES)} ascending "
+                    f"numbers, for the probabilities {PROBABILITIES}."
+                )
+            object.__setattr__(self, name, multiples)
+
+    def multiple(self, probability: float, sections: SectionModel) -> float:
+        """How many stated standard deviations hold the error with this probability, from 0 to 0.99.
+
+        Raises:
+            InputError: a probability beyond those.
+        """
+        if not 0 <= probability <= PROBABILITIES[-1]:
+            raise InputError(
+                f"probability is {probability:g}; expected a share from 0 to {PROBABILITIES[-1]}, as in 0.95."
+            )
+        thinnest = 1 / sections.factor
+        imaged = 1.0 if thinnest == 1 else max(0.0, (sections.thickness - thinnest) / (1 - thinnest))
+        multiples = imaged * np.array(self.full_thickness) + (1 - imaged) * np.array(self.single_plane)
+        return float(np.interp(probability, (0, *PROBABILITIES), (0, *multiples)))

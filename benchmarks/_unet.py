@@ -134,7 +134,7 @@ def _train(network: UNet, recipe: Recipe, data_root: Path, device: torch.device)
     network.to(memory_format=torch.channels_last).train()
     batches = ClipBatches(
         load_volumes(recipe, data_root, EMformerProcessor()),
-        dataclasses.replace(recipe.sampling, frames=1, mask=0.0),
+        dataclasses.replace(recipe.sampling, frames=1, mask=0.0, local_mask=0.0),
         seed=recipe.seed,
         batch_size=recipe.batch_size * recipe.sampling.frames,
     )
@@ -145,7 +145,7 @@ def _train(network: UNet, recipe: Recipe, data_root: Path, device: torch.device)
     bar = tqdm(total=round(60 * recipe.minutes), desc="2-D U-Net", unit="s", disable=None)
     with bar:
         while (seconds := time.monotonic() - begin) < 60 * recipe.minutes:
-            share = learning_rate_share(seconds / (60 * recipe.minutes), step, recipe.warmup_steps)
+            share = learning_rate_share(seconds / (60 * recipe.minutes), step, recipe)
             optimizer.param_groups[0]["lr"] = LEARNING_RATE * share
             batch = next(stream)
             sections, target = batch["sections"][:, 0], batch["target"][:, 0].to(device)

@@ -16,6 +16,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 
 if TYPE_CHECKING:
+    from emformer_hub.pretrained import PretrainedWeights
     from emformer_hub.volumes import Volume
 
 PATH = click.Path(path_type=Path)
@@ -201,15 +202,35 @@ def models(name: str | None) -> None:
     """List the published models, or all that the registry states of one, as JSON."""
     from emformer_hub.pretrained import registry
 
-    known = registry()
     if name is not None:
-        if name not in known:
-            raise InputError(f"model {name!r} is not published; expected one of {', '.join(known)}.")
-        click.echo(json.dumps(dataclasses.asdict(known[name]), indent=2))
+        click.echo(json.dumps(dataclasses.asdict(_published(name)), indent=2))
         return
-    for weights in known.values():
+    for weights in registry().values():
         click.echo(f"{weights.name}  {weights.parameters / 1e6:.2f} M parameters  {weights.licence}  {weights.repo_id}")
         click.echo(f"    {weights.summary}")
+
+
+@main.command()
+@click.argument("name")
+def card(name: str) -> None:
+    """Write the page of a published model from what the registry, training and the benchmark state."""
+    from emformer_hub.hub.card import render
+    from emformer_hub.volumes.output import replacing
+
+    weights = _published(name)
+    readme = weights.folder / "README.md"
+    with replacing(readme) as partial:
+        partial.write_text(render(weights, weights.folder))
+    click.echo(f"{readme} is written.")
+
+
+def _published(name: str) -> PretrainedWeights:
+    from emformer_hub.pretrained import registry
+
+    known = registry()
+    if name not in known:
+        raise InputError(f"model {name!r} is not published; expected one of {', '.join(known)}.")
+    return known[name]
 
 
 def _check_different(*paths: Path) -> None:

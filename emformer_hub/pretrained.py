@@ -35,6 +35,25 @@ class Superseded:
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """A volume that weights were trained on.
+
+    Attributes:
+        file: what training recipes call it.
+        name, modality, specimen: in words.
+        source: public repository.
+        licence: as its source states it.
+    """
+
+    file: str
+    name: str
+    modality: str
+    specimen: str
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
 class PretrainedWeights:
     """A published weight, as data.
 
@@ -45,8 +64,7 @@ class PretrainedWeights:
         sha256, size: of ``model.safetensors``; bytes.
         parameters: count.
         licence: SPDX identifier.
-        modalities: of the training data.
-        data: what it was trained on, each with source and licence.
+        data: what it was trained on.
         factor: lowest and highest.
         voxel_nm: lateral voxel sizes that it has seen, lowest and highest.
         figures: gains in dB by evaluation volume and task, those of :func:`emformer_hub.hub.page.headline_figures`.
@@ -61,8 +79,7 @@ class PretrainedWeights:
     size: int
     parameters: int
     licence: str
-    modalities: tuple[str, ...]
-    data: tuple[str, ...]
+    data: tuple[TrainingData, ...]
     factor: tuple[float, float]
     voxel_nm: tuple[float, float]
     figures: dict[str, float]
@@ -72,6 +89,7 @@ class PretrainedWeights:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> PretrainedWeights:
         fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in record.items()}
+        fields["data"] = tuple(TrainingData(**volume) for volume in record["data"])
         fields["replaces"] = tuple(Superseded(**earlier) for earlier in record["replaces"])
         return cls(**fields)
 

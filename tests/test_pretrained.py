@@ -52,7 +52,7 @@ def test_a_record_is_complete(weights: PretrainedWeights) -> None:
     assert pretrained.HUB_ID.fullmatch(weights.repo_id) and weights.repo_id.endswith(f"/{weights.name}")
     assert re.fullmatch(r"[0-9a-f]{64}", weights.sha256)
     assert weights.licence and weights.summary and weights.parameters > 0
-    assert weights.modalities and weights.data
+    assert all(all(vars(volume).values()) for volume in weights.data)
     assert weights.factor == (1, 16) and 0 < weights.voxel_nm[0] <= weights.voxel_nm[1]
     tags = [weights.revision, *(earlier.revision for earlier in weights.replaces)]
     assert all(re.fullmatch(r"v\d+", tag) for tag in tags) and len(set(tags)) == len(tags)
@@ -92,9 +92,9 @@ def test_the_figures_are_those_that_the_benchmark_wrote(weights: PretrainedWeigh
 @EVERY_WEIGHT
 def test_the_page_names_every_volume_that_it_was_trained_on(weights: PretrainedWeights) -> None:
     volumes = {volume["path"] for stage in training_stages(weights.folder) for volume in stage["recipe"]["volumes"]}
-    assert len(weights.data) == len(volumes)
+    assert {volume.file for volume in weights.data} == volumes
     card = (weights.folder / "README.md").read_text()
-    assert all(source in card for source in re.findall(r"\(([\w./-]+),", " ".join(weights.data)))
+    assert all(volume.source in card and volume.licence in card for volume in weights.data)
 
 
 @EVERY_WEIGHT

@@ -1,0 +1,129 @@
+"""The text of a model page, from what the registry, training and the benchmark wrote, and ``about.yaml`` by hand.
+
+A figure on a page thus has a source file beside it, and a page that lacks one cannot be written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emformer_hub.errors import InputError
+from emformer_hub.hub.page import QUALITY, training_stages
+from emformer_hub.pretrained import PretrainedWeights
+
+ABOUT = "about.yaml"
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+
+Row = dict[str, Any]
+
+
+def gain(row: Row, baseline: str = "bicubic") -> str:
+    low, high = row[f"gain_over_{baseline}_interval_db"]
+    return f"{row[f'gain_over_{baseline}_db']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+Columns = dict[str, Callable[[Row], str]]
+
+ALONG_Z: Columns = {
+    "volume": lambda row: row["data"],
+    "geometry": lambda row: row["geometry"]["name"],
+    "method": lambda row: row["method"],
+    "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
+    "gain over bicubic dB (95 %)": gain,
+    "low-pass PSNR dB": lambda row: f"{row['low_pass']['psnr_db']:.2f}",
+    "SSIM 3d": lambda row: f"{row['ssim']['3d']:.4f}",
+    "SSIM xz": lambda row: f"{row['ssim']['xz']:.4f}",
+    "SSIM yz": lambda row: f"{row['ssim']['yz']:.4f}",
+    "FSC z": lambda row: f"{row['fsc']['resolution']['z']:.1f} {row['fsc']['unit']}",
+}
+LEFT_OUT: Columns = {
+    "stack": lambda row: row["data"],
+    "method": lambda row: row["method"],
+    "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
+    "gain over the mean of both neighbours dB (95 %)": lambda row: gain(row, "trilinear"),
+    "gain over cubic dB (95 %)": gain,
+}
+IN_PLANE: Columns = {
+    "stack": lambda row: row["data"],
+    "geometry along y": lambda row: row["geometry"]["name"],
+    "method": lambda row: row["method"],
+    "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
+    "gain over bicubic dB (95 %)": gain,
+}
+COVERAGE: Columns = {
+    "volume": lambda row: row["data"],
+    "geometry": lambda row: row["geometry"]["name"],
+    **{
+        f"{share} %": lambda row, place=place: f"{100 * row['coverage'][place]:.1f} %"  # type: ignore[misc]
+        for place, share in enumerate((50, 80, 95))
+    },
+}
+TABLES = {
+    "degraded along z": ("Isotropic volumes, degraded along z and restored", ALONG_Z),
+    "section left out": ("Real stacks, each inner section left out and predicted from the others", LEFT_OUT),
+    "degraded in plane": ("Real stacks, degraded in their plane", IN_PLANE),
+}
+LEFT_OFF = ("nearest", "lanczos")
+"""Methods that stand in ``quality.json`` only."""
+
+
+def render(weights: PretrainedWeights, page: Path) -> str:
+    """The Markdown of a model page.
+
+    Args:
+        weights: what the registry states.
+        page: folder with ``about.yaml``, ``training.json``, ``quality.json`` and the pictures.
+
+    Raises:
+        InputError: a file or a field is missing.
+    """
+    import jinja2
+
+    try:
+        about = yaml.safe_load((page / ABOUT).read_text())
+        quality = json.loads((page / QUALITY).read_text())
+    except OSError as error:
+        raise InputError(f"{error.filename} is missing; a model page is written from it.") from error
+    for picture in about["pictures"]:
+        if not (page / picture["file"]).is_file():
+            raise InputError(f"{page / picture['file']} is missing; {ABOUT} shows it.")
+    stages = training_stages(page)
+    shown = [row for row in quality["rows"] if row["method"] not in LEFT_OFF]
+    own = [row for row in quality["rows"] if row["method"] == weights.name]
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    try:
+        return environment.from_string(TEMPLATE.read_text()).render(
+            weights=weights,
+            about=about,
+            stages=stages,
+            shares={volume.file: _shares(volume.file, stages) for volume in weights.data},
+            run=quality["run"],
+            tables=[
+                _table(title, columns, [row for row in shown if row["experiment"] == experiment])
+                for experiment, (title, columns) in TABLES.items()
+            ],
+            coverage=_table("", COVERAGE, [row for row in own if "coverage" in row]),
+        )
+    except jinja2.UndefinedError as error:
+        raise InputError(f"{page}: the model page lacks something: {error}.") from error
+
+
+def _shares(file: str, stages: list[dict[str, Any]]) -> str:
+    """Of a volume among the clips of each stage, as ``80 %, 40 %``."""
+    shares = []
+    for stage in stages:
+        volumes = {volume["path"]: volume["weight"] for volume in stage["recipe"]["volumes"]}
+        shares.append(f"{100 * volumes.get(file, 0) / sum(volumes.values()):.0f} %")
+    return ", ".join(shares)
+
+
+def _table(title: str, columns: Columns, rows: list[Row]) -> dict[str, Any]:
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return {"title": title, "columns": list(columns), "rows": cells}

@@ -175,7 +175,7 @@ def test_a_processor_saved_before_there_was_calibration_takes_errors_for_laplaci
 
 
 def test_quantiles_that_are_no_map_are_refused() -> None:
-    with pytest.raises(InputError, match=rr"error_quantiles: single_plane is .* expected 12 ascending numbers"):
+    with pytest.raises(InputError, match=r"error_quantiles: single_plane is .* expected 12 ascending numbers"):
         EMformerProcessor(error_quantiles={"single_plane": [0.5, 1.0]})
 
 

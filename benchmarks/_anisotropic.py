@@ -16,10 +16,9 @@ from _report import Columns
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import fsc, resolution
 from emformer_hub.processing_emformer import to_dtype
+from emformer_hub.reconstruction.sections import WINDOW
 from emformer_hub.volumes import read_volume
 
-WINDOW = 12
-"""Sections that a hidden one is predicted from, itself included: as many as a training clip has."""
 HIDDEN_CROP, IN_PLANE_CROP = 192, 512
 """Voxels a side, from the middle of the plane, in either experiment."""
 NEIGHBOURS = {

@@ -19,6 +19,7 @@ from emformer_hub.interpolation import Kind, interpolate
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
 from emformer_hub.reconstruction import Reconstruction, reconstruct
+from emformer_hub.reconstruction.sections import predict_section
 
 INTERPOLATIONS: dict[str, Kind] = {
     "nearest": "nearest",
@@ -27,8 +28,6 @@ INTERPOLATIONS: dict[str, Kind] = {
     "lanczos": "lanczos",
 }
 UNET = "unet"
-ORIENTATIONS = (((1, 0, 2), (1, 0, 2)), ((2, 0, 1), (1, 2, 0)))
-"""A stack (z, y, x) as a clip whose frames run along y, or along x, and the way back."""
 
 
 class Method(Protocol):
@@ -115,27 +114,16 @@ class EMformer:
     def restore_section(self, stack: np.ndarray, hidden: int, geometry: SectionModel) -> np.ndarray:
         """Section ``hidden`` of a stack ``(z, y, x)``, predicted from the others: ``(y, x)``, dtype of the stack.
 
-        The section is masked. The planes that it images are restored, in both orientations, and averaged as it
-        averages them: a thick section is compared with a thick section.
+        It is measured and predicted without a look at its own voxels; see ``predict_section``.
         """
         statistics = self.processor.measure(np.delete(stack, hidden, axis=0))
         clip = self.processor.normalise(stack, statistics)
-        seen = geometry.matrix(len(stack))[hidden]
-        positions = geometry.plane_positions(len(seen))[seen > 0]
-        mask = torch.zeros(1, 1, len(stack), 1, dtype=torch.bool)
-        mask[:, :, hidden] = True
-        passes = [
-            self._run(clip.transpose(axes), geometry, positions=positions, section_mask=mask).transpose(back)
-            for axes, back in ORIENTATIONS
-        ]
-        return self.processor.restore(np.tensordot(seen[seen > 0], np.mean(passes, axis=0), axes=1), statistics)
+        return self.processor.restore(predict_section(self.network, clip, hidden, geometry), statistics)
 
     @torch.inference_mode()
     def _run(self, clip: np.ndarray, geometry: SectionModel, **arguments: Any) -> np.ndarray:
         """One pass over ``(frames, rows, columns)``: ``(frames, positions, columns)``."""
         device = self.network.device
-        if "section_mask" in arguments:
-            arguments["section_mask"] = arguments["section_mask"].to(device)
         sections = torch.from_numpy(np.ascontiguousarray(clip)).to(device)[None]
         dtype = choose_precision("auto", device)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -26,7 +26,8 @@ from speed import RECIPE, count_flop
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.training.loop import build_config, train
+from emformer_hub.training.loop import train
+from emformer_hub.training.methods import build_config
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.validation import VALIDATION_GEOMETRIES
 

@@ -36,8 +36,9 @@ from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.runner import default_tile, reconstruct
-from emformer_hub.training.loop import Average, build_config, make_trainable
+from emformer_hub.training.loop import make_trainable
 from emformer_hub.training.losses import reconstruction_loss
+from emformer_hub.training.methods import Average, build_config
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
 

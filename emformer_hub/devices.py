@@ -59,6 +59,16 @@ def _seconds_of_product(matrix: torch.Tensor) -> float:
     return min(times[1:])
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at its peak: on a GPU in its memory, else in main memory, libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def check_precision(name: str) -> str:
     """Return ``name`` if it is auto, float32 or bfloat16, else raise ``InputError``."""
     if name not in ("auto", "float32", "bfloat16"):

@@ -24,6 +24,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapters import is_adapter, load_adapter
 from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
@@ -359,6 +360,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load weights by bundled name, folder or Hub id (in this order), offline wherever the files are local.
 
+        A folder that holds an adapter becomes its base, found by name, with the adapter in place.
+
         Takes what :meth:`transformers.PreTrainedModel.from_pretrained` takes; a ``revision`` other than that of the
         bundled weights is fetched from the Hub.
 
@@ -371,6 +374,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         resize = kwargs.pop("ignore_mismatched_sizes", False)
         source = resolve_pretrained(name, kwargs.get("revision"))
+        if is_adapter(source):
+            return load_adapter(source, **kwargs).get_base_model()
         with loading(name):
             loaded: Any = super().from_pretrained(
                 source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs

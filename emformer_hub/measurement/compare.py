@@ -37,6 +37,7 @@ def comparison_picture(
     sections: np.ndarray,
     interpolated: np.ndarray,
     reconstruction: np.ndarray,
+    before: np.ndarray | None = None,
     truth: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
     voxel_size: VoxelSize,
@@ -47,16 +48,17 @@ def comparison_picture(
     """Write a PNG that compares a reconstruction with its input.
 
     Rows are the central xz and yz planes, cropped to at most 160 voxels a side around the middle. Columns are the input
-    (each section drawn as thick as its spacing), cubic interpolation, EMformer, and where given the truth with the
-    absolute error, and the uncertainty. Every voxel is drawn as the same whole number of screen pixels. Grey levels
-    are shared by all columns, black at the 1st and white at the 99th percentile of the input; errors and uncertainty
-    share a colour bar, in grey levels, that ends at their 99th percentile.
+    (each section drawn as thick as its spacing), cubic interpolation, EMformer (before fine-tuning, where given, and
+    now), and where given the truth with the absolute error, and the uncertainty. Every voxel is drawn as the same whole
+    number of screen pixels. Grey levels are shared by all columns, black at the 1st and white at the 99th percentile of
+    the input; errors and uncertainty share a colour bar, in grey levels, that ends at their 99th percentile.
 
     Args:
         path: the picture; the name ends in ``.png``. An existing file is replaced.
         sections: the input, ``(sections, y, x)``.
         interpolated: cubic interpolation of the input, ``(planes, y, x)`` like all that follow.
         reconstruction: the output of the model.
+        before: that of the model before it was fine-tuned.
         truth: the isotropic truth, if known.
         uncertainty: stated scale of the error, in grey levels.
         voxel_size: of the planes, not of the sections, nm.
@@ -69,7 +71,7 @@ def comparison_picture(
             not installed.
     """
     path = Path(path)
-    others = {"interpolated": interpolated, "truth": truth, "uncertainty": uncertainty}
+    others = {"interpolated": interpolated, "before": before, "truth": truth, "uncertainty": uncertainty}
     _check(path, sections, reconstruction, others, factor)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,8 +84,10 @@ def comparison_picture(
     columns = [
         _Column(f"Input\n{factor * voxel_size.z:.4g} nm sections", sections[as_thick][:, y, x]),
         _Column(f"Cubic interpolation\n{voxel_size.z:.4g} nm planes", interpolated[z, y, x]),
-        _Column(f"EMformer\n{voxel_size.z:.4g} nm planes", reconstruction[z, y, x]),
     ]
+    if before is not None:
+        columns.append(_Column("EMformer\nbefore fine-tuning", before[z, y, x]))
+    columns.append(_Column(f"EMformer\n{voxel_size.z:.4g} nm planes", reconstruction[z, y, x]))
     if truth is not None:
         shown_truth = truth[z, y, x]
         columns.append(_Column("Truth", shown_truth))

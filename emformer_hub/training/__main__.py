@@ -5,40 +5,94 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from emformer_hub.errors import InputError
 
+LENGTHS = ("minutes", "steps")
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--recipe", type=click.Path(path_type=Path), required=True, help="YAML file with all choices of the run.")
+@click.option(
+    "--volume", "volumes", type=click.Path(path_type=Path), multiple=True, help="Stack to learn from. Repeatable."
+)
+@click.option(
+    "--voxel-size", metavar="Z,Y,X", help="Of the volumes in nm, section spacing first. Wins over the files'."
+)
+@click.option("--sections", metavar="A:B", help="Only sections A to B - 1 of each volume, counted from 0.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run and its weights.")
-@click.option("--data-root", type=click.Path(path_type=Path), default=Path(), help="What volume paths are relative to.")
-@click.option("--minutes", type=float, help="Time budget; wins over the recipe.")
-@click.option("--steps", type=int, help="Length in optimiser steps; wins over the recipe.")
-@click.option("--seed", type=int, help="Wins over the recipe.")
+@click.option("--base", help="Weights to adapt: bundled name, folder or Hub id.  [default: emformer-small]")
+@click.option("--method", help="lora, dora, head or full: an adapter, the decoder, or all weights.  [default: lora]")
+@click.option(
+    "--recipe", help="Name or YAML file of all choices; flags win.  [default: full for --method full, else lora]"
+)
+@click.option("--factor", "factors", type=float, multiple=True, help="Learn this factor alone, 1 to 16. Repeatable.")
+@click.option("--thickness", type=float, help="Imaged share of the section spacing.  [default: all of them]")
+@click.option("--minutes", type=float, help="Length of the run in minutes of training.")
+@click.option("--steps", type=int, help="Length of the run in optimiser steps.")
+@click.option("--memory", type=float, metavar="GB", help="Compute batches in pieces that fit into so much.")
+@click.option("--seed", type=int, help="Of everything that is drawn.")
 @click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
+@click.option("--report-to", metavar="TRACKER", help="Also log to a tracker of Accelerate, such as tensorboard.")
+@click.option("--push-to-hub", metavar="ORG/NAME", help="Upload the folder when it is done.")
+@click.option("--data-root", type=click.Path(path_type=Path), default=Path(), help="What volume paths are relative to.")
+@click.option("--dry-run", is_flag=True, help="Take three steps, print weights, memory, steps and time, write nothing.")
 def command(
-    recipe: Path,
+    volumes: tuple[Path, ...],
+    voxel_size: str | None,
+    sections: str | None,
     output_dir: Path,
-    data_root: Path,
+    method: str | None,
+    recipe: str | None,
+    factors: tuple[float, ...],
+    thickness: float | None,
     minutes: float | None,
     steps: int | None,
-    seed: int | None,
     resume: bool,
+    data_root: Path,
+    dry_run: bool,
+    push_to_hub: str | None,
+    **others: Any,
 ) -> None:
-    """Train an EMformer by self-supervision, as a recipe says."""
+    """Adapt an EMformer to a stack by self-supervision, or train one as a recipe says."""
     if minutes is not None and steps is not None:
         raise click.UsageError("--minutes and --steps exclude each other.")
+    if (voxel_size or sections) and not volumes:
+        raise click.UsageError("--voxel-size and --sections describe --volume, of which there is none.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from emformer_hub.training.loop import dry_run as try_out
     from emformer_hub.training.loop import train
+    from emformer_hub.training.publish import check_publishable, push
     from emformer_hub.training.recipe import Recipe
 
+    entries = [{"path": str(path), "voxel_size": voxel_size, "sections": sections} for path in volumes] or None
+    sampling: dict[str, Any] = {"factors": factors} if factors else {}
+    sampling |= {} if thickness is None else {"thickness": thickness}
     try:
-        train(
-            Recipe.load(recipe, minutes=minutes, steps=steps, seed=seed), output_dir, data_root=data_root, resume=resume
+        chosen = Recipe.load(
+            recipe or ("full" if method == "full" else "lora"),
+            volumes=entries,
+            method=method,
+            sampling=sampling or None,
+            minutes=minutes,
+            steps=steps,
+            **others,
         )
+        if dry_run:
+            click.echo(try_out(chosen, data_root=data_root))
+            return
+        if push_to_hub:
+            check_publishable(chosen.base, push_to_hub)
+        report = train(chosen, output_dir, data_root=data_root, resume=resume)
+        if report is None:  # this process is not the first one, or there was no base
+            return
+        click.echo(report)
+        if push_to_hub:
+            click.echo(push(output_dir, push_to_hub))
     except InputError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

@@ -45,21 +45,29 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run: Path, optimizer: torch.optim.Optimizer
+    run: Path, optimizer: torch.optim.Optimizer, origin: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Restore the optimiser in place; return model weights, averaged weights and the state.
+    """Restore the optimiser in place; return trained weights, their average and the state.
+
+    Args:
+        origin: fingerprint of the weights that this run starts from.
 
     Raises:
-        InputError: the run holds no checkpoint.
+        InputError: the run holds no checkpoint, or one that started from other weights.
     """
     folder = next((run / name for name in (LATEST, f".{LATEST}.former") if (run / name / "state.json").exists()), None)
     if folder is None:
         raise InputError(f"{run}: no checkpoint to resume from; start the run without --resume.")
+    state = json.loads((folder / "state.json").read_text())
+    if state["origin"] != origin:
+        raise InputError(
+            f"{folder} belongs to a run that started from other weights (SHA-256 {state['origin'][:12]}…, these are "
+            f"{origin[:12]}…); give the same base or model as then, or choose another folder."
+        )
     content = optimizer.state_dict()
     content["state"] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
         index, name = key.split(".", 1)
         content["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(content)
-    state = json.loads((folder / "state.json").read_text())
     return load_file(folder / "model.safetensors"), load_file(folder / "average.safetensors"), state

@@ -7,31 +7,36 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from emformer_hub.configuration_emformer import EMformerConfig
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.devices import choose_device, choose_precision, peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
 from emformer_hub.training.losses import reconstruction_loss
+from emformer_hub.training.methods import Average, Trainee, put_weights, trained_weights
 from emformer_hub.training.optimizer import Muon
-from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.recipe import Recipe, VolumeEntry
+from emformer_hub.training.report import write_report
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
 from emformer_hub.training.validation import error_quantiles, validate
 from emformer_hub.volumes import read_volume
 
 logger = logging.getLogger(__name__)
+
+BYTES_PER_TOKEN = 80
+"""That a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded up."""
 
 
 def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) -> list[TrainingVolume]:
@@ -42,44 +47,12 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
-        statistics = processor.measure(volume.data)
+        data = volume.data[parse_sections(entry, len(volume.data))] if entry.sections else volume.data
+        statistics = processor.measure(data)
         volumes.append(
-            TrainingVolume(entry.path, volume.data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
+            TrainingVolume(entry.path, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
         )
     return volumes
-
-
-def build_config(fields: dict[str, Any]) -> EMformerConfig:
-    """The recipe's ``model``; raises ``InputError`` for an unknown field or a network that cannot be built."""
-    for name in fields:
-        if name not in EMformerConfig.__annotations__:
-            raise InputError(
-                f"model: unknown field {name!r}; valid fields are {', '.join(EMformerConfig.__annotations__)}."
-            )
-    try:
-        return EMformerConfig(**fields)
-    except StrictDataclassError as error:
-        raise InputError(f"model: {error}") from error
-
-
-class Average:
-    """Exponential moving average of weights, slow only after as many steps as it spans."""
-
-    def __init__(self, model: EMformerModel, decay: float):
-        self.decay = decay
-        self.weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: EMformerModel, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, weight in model.state_dict().items():
-            self.weights[name].lerp_(weight, 1 - decay)
-
-    def swapped_into(self, model: EMformerModel) -> dict[str, Tensor]:
-        """Put the average into the model; return what it held, for ``load_state_dict``."""
-        held = {name: weight.clone() for name, weight in model.state_dict().items()}
-        model.load_state_dict(self.weights)
-        return held
 
 
 def make_trainable(model: EMformerModel, recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Muon:
@@ -94,6 +67,17 @@ def make_trainable(model: EMformerModel, recipe: Recipe, device: torch.device, d
     )
 
 
+def pieces_of(recipe: Recipe, config: EMformerConfig) -> int:
+    """In how many pieces a batch is computed: as the recipe says, or as few as fit into its ``memory``."""
+    if recipe.memory is None:
+        return recipe.pieces
+    ranges = recipe.sampling
+    tokens = ranges.frames * ranges.rows * ranges.columns / config.patch_size
+    clip = BYTES_PER_TOKEN * tokens * config.hidden_size * config.num_hidden_layers
+    at_once = max(1, int(recipe.memory * 1e9 / clip))
+    return math.ceil(recipe.batch_size / at_once)
+
+
 def learning_rate_share(progress: float, step: int, recipe: Recipe) -> float:
     """Linear warm-up over steps, a plateau, and a fall to zero (``1 - sqrt``) over the last part of the run.
 
@@ -104,8 +88,76 @@ def learning_rate_share(progress: float, step: int, recipe: Recipe) -> float:
     return warm * (1 - math.sqrt(into_decay))
 
 
-def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: bool = False) -> Path:
-    """Train by self-supervision and save the averaged weights, config and processor to ``output``.
+def parse_sections(entry: VolumeEntry, count: int) -> slice:
+    """``"A:B"`` of an entry, the first section that is used and the one after the last, of ``count``."""
+    parts = str(entry.sections).split(":")
+    try:
+        first, last = (int(part) if part.strip() else end for part, end in zip(parts, (0, count), strict=True))
+    except ValueError:
+        raise InputError(f"sections {entry.sections!r} is not A:B, two numbers of sections, as in 0:16.") from None
+    if not 0 <= first < last <= count:
+        raise InputError(
+            f"{entry.path} has {count} sections, 0 to {count - 1}; sections {entry.sections} are not all there."
+        )
+    return slice(first, last)
+
+
+class Gradients:
+    """Forward and backward of a batch, in as few pieces, one after another, as memory allows; the sum is the same."""
+
+    def __init__(self, accelerator: Accelerator, network: nn.Module, pieces: int):
+        self.accelerator, self.network, self.pieces = accelerator, network, pieces
+
+    def add(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Add the gradients of a batch to those of the weights; return its losses, ``loss`` first.
+
+        Raises:
+            InputError: not even one clip fits into memory, or, with several processes, not this piece of the batch.
+        """
+        while True:
+            try:
+                return self._add(batch)
+            except RuntimeError as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
+                clips = len(batch["target"])
+                if self.pieces >= clips or self.accelerator.num_processes > 1:
+                    raise InputError(
+                        f"out of memory with {math.ceil(clips / self.pieces)} clips at a time. Raise 'pieces' in the "
+                        f"recipe, or make the clips smaller: 'columns', 'rows', 'frames' under 'sampling'."
+                    ) from error
+                self.pieces = min(2 * self.pieces, clips)
+                logger.warning("out of memory: going on with each batch in %d pieces", self.pieces)
+            self.network.zero_grad()
+            if self.accelerator.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _add(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        shared = {name: value for name, value in batch.items() if name not in tensors}
+        pieces = [
+            dict(zip(tensors, piece, strict=True))
+            for piece in zip(
+                *(tensor.tensor_split(min(self.pieces, len(tensor))) for tensor in tensors.values()), strict=True
+            )
+        ]
+        sums: dict[str, Tensor] = {}
+        for number, piece in enumerate(pieces, start=1):
+            piece = {name: tensor.to(self.accelerator.device) for name, tensor in piece.items()}
+            target = piece.pop("target")
+            share = len(target) / len(batch["target"])
+            waiting = self.accelerator.no_sync(self.network) if number < len(pieces) else nullcontext()
+            with waiting:
+                out = self.network(**piece, **shared)
+                loss, parts = reconstruction_loss(out.reconstruction, out.scale, target)
+                self.accelerator.backward(share * loss if share < 1 else loss)
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                sums[name] = sums.get(name, 0) + share * value
+        return sums
+
+
+def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: bool = False) -> str | None:
+    """Train by self-supervision and save the averaged weights, or the adapter, and the processor to ``output``.
 
     Args:
         recipe: all choices.
@@ -114,7 +166,8 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         resume: go on from the folder's checkpoint. With ``steps``, losses equal those of an uninterrupted run.
 
     Returns:
-        ``output``, which :meth:`EMformerModel.from_pretrained` loads.
+        Whether it helped, as a table and a sentence, if the recipe has a base and this is the first process. The same
+        is in the folder as ``report.json`` and, with a picture, ``README.md``.
 
     Raises:
         InputError: a volume is unusable, the folder holds another run, or the loss is no longer finite (the last good
@@ -123,21 +176,21 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     if not resume and (output / "log.jsonl").exists():
         raise InputError(f"{output} holds another run; add --resume to go on with it, or choose another folder.")
     dtype = choose_precision(recipe.precision, choose_device())
-    accelerator = Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if dtype == torch.bfloat16 else "no", log_with=recipe.report_to, project_dir=output
+    )
     set_seed(recipe.seed)
-    processor = EMformerProcessor()
+    processor = EMformerProcessor.from_pretrained(recipe.base) if recipe.base else EMformerProcessor()
     volumes = load_volumes(recipe, data_root, processor)
-    if recipe.base is not None:
-        model = EMformerModel.from_pretrained(recipe.base)
-    else:
-        model = EMformerModel(build_config(recipe.model or {}))
+    trainee = Trainee(recipe)
+    model = trainee.model
     muon = make_trainable(model, recipe, accelerator.device, dtype)
-    wrapped, optimizer = accelerator.prepare(model, muon)
+    network, optimizer = accelerator.prepare(model, muon)
     average = Average(model, recipe.ema_decay)
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "voxels": 0}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "voxels": 0, "origin": trainee.origin}
     if resume:
-        weights, averaged, state = load_checkpoint(output, muon)
-        model.load_state_dict(weights)
+        weights, averaged, state = load_checkpoint(output, muon, trainee.origin)
+        put_weights(model, weights)
         average.weights = {name: weight.to(accelerator.device) for name, weight in averaged.items()}
     batches = ClipBatches(
         volumes,
@@ -156,15 +209,21 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         output.mkdir(parents=True, exist_ok=True)
         (output / "recipe.yaml").write_text(recipe.to_yaml())
         _forget_after(output / "log.jsonl", state["step"])
+    if recipe.report_to:
+        accelerator.init_trackers("emformer")
 
     def log(**record: Any) -> None:
         if accelerator.is_main_process:
             with (output / "log.jsonl").open("a") as file:
                 file.write(json.dumps({"step": state["step"], **record}) + "\n")
+        if recipe.report_to:
+            where = "/".join(str(record[name]) for name in ("volume", "geometry") if name in record)
+            numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+            accelerator.log({f"{where}/{name}".strip("/"): value for name, value in numbers.items()}, state["step"])
 
     def checkpoint() -> None:
         if accelerator.is_main_process:
-            save_checkpoint(output, model.state_dict(), average.weights, muon, state)
+            save_checkpoint(output, trained_weights(model), average.weights, muon, state)
 
     def measure() -> None:
         if accelerator.is_main_process:
@@ -185,30 +244,26 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         checkpoint()  # whatever stops the run from here on, it can be resumed
     bar = tqdm(total=1000, unit="‰", disable=not accelerator.is_main_process, mininterval=5)
     stream = iter(loader)
+    gradients = Gradients(accelerator, network, pieces_of(recipe, model.config))
     while (done := progress()) < 1:
         muon.set_share(learning_rate_share(done, state["step"], recipe))
         batch = next(stream)
-        target = batch.pop("target").to(accelerator.device)
-        for name in ("sections", "section_mask"):
-            batch[name] = batch[name].to(accelerator.device)
-        out = wrapped(**batch)
-        loss, parts = reconstruction_loss(out.reconstruction, out.scale, target)
-        if not torch.isfinite(loss):
+        source = batch.pop("volume")
+        losses = gradients.add(batch)
+        if not torch.isfinite(losses["loss"]):
             raise InputError(
-                f"the loss is {loss.item()} at step {state['step']}; the last checkpoint in {output} is good. "
-                f"Lower learning_rate, or look for damaged voxels in the volumes."
+                f"the loss is {losses['loss'].item()} at step {state['step']}, on {source}; the last checkpoint in "
+                f"{output} is good. Lower learning_rate, or look for damaged voxels in that volume."
             )
-        accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         state["step"] += 1
-        state["voxels"] += target.numel() * accelerator.num_processes
+        state["voxels"] += batch["target"].numel() * accelerator.num_processes
         average.update(model, state["step"])
         progress()
         log(
-            loss=loss.item(),
-            **{name: value.item() for name, value in parts.items()},
+            **{name: value.item() for name, value in losses.items()},
             factor=batch["factor"],
             gradient_norm=float(norm),
             seconds=round(state["seconds"], 2),
@@ -222,14 +277,61 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     bar.close()
     checkpoint()
     measure()
+    report = None
     if accelerator.is_main_process:
         average.swapped_into(model)
         if (quantiles := error_quantiles(model, volumes, accelerator.device)) is not None:
             processor.calibrate(quantiles)
-        model.save_pretrained(output)
+        trainee.save(output)
         processor.save_pretrained(output)
+        if recipe.base is not None:
+            base = EMformerModel.from_pretrained(recipe.base).to(accelerator.device)
+            report = write_report(output, base, model, volumes, recipe)
+    accelerator.end_training()
     accelerator.wait_for_everyone()
-    return output
+    return report
+
+
+def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
+    """What a run would need, from three of its steps: weights, memory, steps and time, in words; writes nothing.
+
+    Raises:
+        InputError: as :func:`train`.
+    """
+    dtype = choose_precision(recipe.precision, choose_device())
+    accelerator = Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
+    set_seed(recipe.seed)
+    volumes = load_volumes(recipe, data_root, EMformerProcessor())
+    model = Trainee(recipe).model
+    muon = make_trainable(model, recipe, accelerator.device, dtype)
+    network, optimizer = accelerator.prepare(model, muon)
+    batches = ClipBatches(volumes, recipe.sampling, seed=recipe.seed, batch_size=recipe.batch_size)
+    gradients = Gradients(accelerator, network, pieces_of(recipe, model.config))
+    muon.set_share(0)
+    seconds = []
+    for step in range(4):
+        begin = time.monotonic()
+        batch = batches.batch(step)
+        del batch["volume"]
+        gradients.add(batch)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.monotonic() - begin)
+    a_step = sum(seconds[1:]) / 3  # the first one sets up
+    steps = recipe.steps or math.ceil(60 * (recipe.minutes or 0) / a_step)
+    trained, total = sum(map(Tensor.numel, trained_weights(model).values())), model.num_parameters()
+    peak = peak_memory(accelerator.device) / 1e9
+    return "\n".join(
+        [
+            f"method       {recipe.method}",
+            f"trained      {trained:,} of {total:,} weights ({100 * trained / total:.1f} %)",
+            f"clips        {recipe.batch_size} a step and process, in {gradients.pieces} piece(s)",
+            f"memory       {peak:.1f} GB at its peak, with everything ({accelerator.device})",
+            f"a step       {a_step:.2f} s",
+            f"steps        {steps:,}",
+            f"time         {steps * a_step / 60:.1f} min, without validation",
+        ]
+    )
 
 
 def _forget_after(log: Path, step: int) -> None:
@@ -251,5 +353,5 @@ def _validate(
         for record in validate(model, volumes, accelerator.device):
             log(**record)
             logger.info("%s %s: %+.2f dB over cubic interpolation", *list(record.values())[:3])
-    model.load_state_dict(held)
+    put_weights(model, held)
     model.train()

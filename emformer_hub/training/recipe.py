@@ -15,12 +15,15 @@ from emformer_hub.devices import check_precision
 from emformer_hub.errors import InputError
 from emformer_hub.training.sampling import SamplingRanges
 
+METHODS = ("full", "head", "lora", "dora")
+
 
 @dataclass(frozen=True)
 class VolumeEntry:
     """One training volume. ``path`` is relative to the data root; ``voxel_size`` is Z,Y,X in nm, if not in the file.
 
-    See :class:`~emformer_hub.training.sampling.TrainingVolume` for the others.
+    ``sections`` is A:B, the first section that is used and the one after the last (default: all); see
+    :class:`~emformer_hub.training.sampling.TrainingVolume` for the others.
     """
 
     path: str
@@ -28,6 +31,7 @@ class VolumeEntry:
     weight: float = 1.0
     holdout: float = 0.125
     aligned: bool = True
+    sections: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,14 @@ class Recipe:
         volumes: what to learn from.
         model: fields of :class:`EMformerConfig` for training from scratch; or
         base: name, folder or Hub id of the weights to start from.
+        method: what is trained: ``full``, all weights; ``head``, the decoder; ``lora`` or ``dora``, an adapter.
+        adapter_rank, adapter_alpha: of the low-rank updates, which are multiplied by alpha / rank.
         sampling: geometry and augmentation.
         steps: length of the run in optimiser steps; or
         minutes: its length in minutes of training, resumed parts included.
         batch_size: clips per step and process.
+        pieces: in which a batch is computed, one after another: more need less memory and change nothing else.
+        memory: GB for the clips of a piece; if given, there are as many pieces as that asks for.
         matrix_learning_rate: of the layers' matrices, which go by Muon.
         learning_rate: of all other parameters, which go by AdamW.
         warmup_steps: over which the rates rise from zero.
@@ -51,6 +59,7 @@ class Recipe:
         ema_decay: of the averaged weights, which are the ones that are validated and saved.
         precision: of matrix products: auto (bfloat16 where the device computes in it), float32 or bfloat16.
         validate_every, checkpoint_every: in steps.
+        report_to: tracker of Accelerate, such as tensorboard, beside ``log.jsonl``.
         workers: processes that prepare clips; 0 prepares them between steps.
         seed: of everything that is drawn.
     """
@@ -58,10 +67,15 @@ class Recipe:
     volumes: tuple[VolumeEntry, ...]
     model: dict[str, Any] | None = None
     base: str | None = None
+    method: str = "full"
+    adapter_rank: int = 4
+    adapter_alpha: int = 8
     sampling: SamplingRanges = field(default_factory=SamplingRanges)
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 4
+    pieces: int = 1
+    memory: float | None = None
     matrix_learning_rate: float = 2e-2
     learning_rate: float = 2e-3
     warmup_steps: int = 200
@@ -73,6 +87,7 @@ class Recipe:
     validate_every: int = 500
     checkpoint_every: int = 250
     workers: int = 0
+    report_to: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,25 +95,43 @@ class Recipe:
             raise InputError("the recipe names no volumes; list at least one under 'volumes'.")
         if (self.model is None) == (self.base is None):
             raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (to go on from).")
+        if self.method not in METHODS:
+            raise InputError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}.")
+        if self.method != "full" and self.base is None:
+            raise InputError(f"method {self.method} adapts weights; give 'base', such as emformer-small.")
         if (self.steps is None) == (self.minutes is None):
             raise InputError("the run needs exactly one of 'steps' and 'minutes' (or --steps, --minutes).")
-        for name in ("steps", "minutes", "batch_size", "validate_every", "checkpoint_every"):
+        for name in (
+            "steps",
+            "minutes",
+            "batch_size",
+            "pieces",
+            "memory",
+            "adapter_rank",
+            "adapter_alpha",
+            "validate_every",
+            "checkpoint_every",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; expected a positive number.")
         if not 0 <= self.decay <= 1:
             raise InputError(f"decay is {self.decay}; expected a share of the run, from 0 to 1.")
         check_precision(self.precision)
-        if len(self.sampling.factor) != 3:
-            raise InputError(f"sampling: factor is {self.sampling.factor}; expected lowest, most frequent, highest.")
+        self.sampling.check()
 
     @classmethod
-    def load(cls, path: Path, **overrides: Any) -> Recipe:
+    def load(cls, path: str | Path, **overrides: Any) -> Recipe:
         """Read a YAML recipe; ``overrides`` that are not None win, and ``steps`` and ``minutes`` replace each other.
+
+        Args:
+            path: of a file, or the name of a recipe that comes with the package, such as ``lora``.
+            overrides: recipe keys; those of ``sampling`` one by one.
 
         Raises:
             InputError: not readable, an unknown key (the valid ones are named), a wrong type or a missing choice.
         """
+        path = find_recipe(path)
         try:
             content = yaml.safe_load(path.read_text())
         except OSError as error:
@@ -108,6 +141,8 @@ class Recipe:
         if not isinstance(content, dict):
             raise InputError(f"{path}: expected a mapping of recipe keys, found {type(content).__name__}.")
         given = {key: value for key, value in overrides.items() if value is not None}
+        if "sampling" in given:
+            given["sampling"] = {**content.get("sampling", {}), **given["sampling"]}
         if "steps" in given or "minutes" in given:
             content = {key: value for key, value in content.items() if key not in ("steps", "minutes")}
         return cls.from_content({**content, **given}, str(path))
@@ -119,6 +154,20 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe that comes with the package, by name; anything else is a path."""
+    folder = Path(__file__).parents[1] / "recipes"  # of an installed package
+    if not folder.exists():
+        folder = Path(__file__).parents[2] / "finetune" / "recipes"
+    known = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    path = Path(name)
+    if path.suffix or path.exists() or path.parent != Path():
+        return path
+    if str(name) not in known:
+        raise InputError(f"recipe {str(name)!r} is not known; expected one of {', '.join(known)}, or a YAML file.")
+    return known[str(name)]
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
 
 ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
-MIN_ROWS, MIN_COLUMNS = 4, 16
+MIN_ROWS, MIN_COLUMNS, MIN_SECTIONS = 4, 16, 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class TrainingVolume:
         voxel_size: nm.
         statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
         weight: relative share of training samples.
-        holdout: share of the columns at the far end of x that only validation sees, at least 64.
+        holdout: share of the columns at the far end of x that only validation sees, at least 64, or a quarter of them
+            where they are few.
         aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips
             are one section each.
 
@@ -54,6 +55,16 @@ class TrainingVolume:
                 f"{self.name} is {columns} voxels wide, of which {self.holdout_columns} are held out for validation; "
                 f"expected at least {MIN_COLUMNS} more to train on. Give a wider volume."
             )
+        if self.data.shape[1] < MIN_COLUMNS:
+            raise InputError(
+                f"{self.name} is {self.data.shape[1]} voxels high; expected at least {MIN_COLUMNS}, because "
+                f"clips are cut along y too. Give a higher volume."
+            )
+        if self.aligned and self.data.shape[0] < MIN_SECTIONS:
+            raise InputError(
+                f"{self.name} has {self.data.shape[0]} sections; training takes clips of at least {MIN_SECTIONS}. "
+                f"Give more sections, or mark the volume aligned: false, so that each is used by itself."
+            )
 
     @property
     def anisotropy(self) -> float:
@@ -65,7 +76,8 @@ class TrainingVolume:
 
     @property
     def holdout_columns(self) -> int:
-        return max(64, round(self.holdout * self.data.shape[2]))
+        columns = self.data.shape[2]
+        return max(min(64, columns // 4), round(self.holdout * columns))
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,9 @@ class SamplingRanges:
 
     Args:
         factor: anisotropy factors are drawn between the first and the last, around the second (log-triangular).
+        factors: if given, they are drawn from these alone.
         full_thickness, single_plane: shares of clips with thickness 1 and 1/factor; the rest lies between.
+        thickness: if given, that of every clip, or 1/factor where that is more.
         frame_stride_one: share of clips from isotropic volumes whose frames are one voxel apart.
         frame_stride_max: the largest frame stride otherwise (log-uniform).
         frames, rows, columns: size of a clip; rows are sections.
@@ -91,8 +105,10 @@ class SamplingRanges:
     """
 
     factor: tuple[float, ...] = (1.2, 7.0, 16.0)
+    factors: tuple[float, ...] = ()
     full_thickness: float = 0.5
     single_plane: float = 0.25
+    thickness: float | None = None
     frame_stride_one: float = 0.6
     frame_stride_max: int = 12
     frames: int = 12
@@ -108,6 +124,13 @@ class SamplingRanges:
     jitter: float = 0.05
     mask: float = 0.15
     local_mask: float = 0.05
+
+    def check(self) -> None:
+        """Raise ``InputError`` for factors or a thickness that no section model has."""
+        if len(self.factor) != 3:
+            raise InputError(f"sampling: factor is {self.factor}; expected lowest, most frequent, highest.")
+        for factor in (*self.factor, *self.factors):
+            SectionModel(factor, 1.0 if self.thickness is None else self.thickness)
 
 
 @dataclass(frozen=True)
@@ -135,11 +158,16 @@ def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng
     shape = np.array(volume.data.shape) - np.array([0, 0, volume.holdout_columns])
     frames_extent, rows_extent, columns_extent = shape[axes]
 
-    largest = min(ranges.factor[2], rows_extent / (MIN_ROWS + 1))
-    low, mode, high = np.log(ranges.factor[0]), np.log(ranges.factor[1]), np.log(largest)
-    factor = float(np.exp(rng.triangular(low, min(max(low, mode), high), high))) if high > low else float(largest)
+    largest = rows_extent / (MIN_ROWS + 1)
+    if ranges.factors:
+        factor = min(float(rng.choice(ranges.factors)), largest)
+    else:
+        low, mode, high = np.log([*ranges.factor[:2], min(ranges.factor[2], largest)])
+        factor = float(np.exp(rng.triangular(low, min(max(low, mode), high), high) if high > low else high))
     kind = rng.random()
-    if kind < ranges.full_thickness:
+    if ranges.thickness is not None:
+        thickness = max(ranges.thickness, 1 / factor)
+    elif kind < ranges.full_thickness:
         thickness = 1.0
     elif kind < ranges.full_thickness + ranges.single_plane:
         thickness = 1 / factor
@@ -278,12 +306,13 @@ class ClipBatches(torch.utils.data.IterableDataset):
         self.rank, self.world_size, self.start = rank, world_size, start
 
     def batch(self, index: int) -> dict[str, Any]:
-        """Keyword arguments of the model's forward, and ``target``."""
+        """Keyword arguments of the model's forward, ``target``, and the name of the ``volume``."""
         geometry = draw_geometry(self.volumes, self.ranges, np.random.default_rng([self.seed, index]))
         slots = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         streams = [np.random.default_rng([self.seed, index, 1 + slot]) for slot in slots]  # a 0 would be no new stream
         clips = [draw_clip(geometry, self.ranges, stream) for stream in streams]
         stacked: dict[str, Any] = {key: torch.from_numpy(np.stack([clip[key] for clip in clips])) for key in clips[0]}
+        stacked["volume"] = geometry.volume.name
         stacked["factor"] = geometry.sections.factor
         stacked["thickness"] = geometry.sections.thickness
         stacked["frame_spacing"] = geometry.frame_spacing

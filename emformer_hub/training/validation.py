@@ -44,6 +44,7 @@ def validation_clips(volume: TrainingVolume, sections: SectionModel) -> tuple[np
 class Restored:
     """Held-out columns as the model restores them, in standard deviations; all ``(frames, planes, columns)``."""
 
+    target: Tensor
     error: Tensor
     scale: Tensor
     cubic_error: Tensor
@@ -72,6 +73,7 @@ def restore(
     ]
     matrix = torch.from_numpy(interpolation_matrix(positions, degraded.shape[1], "cubic")).to(device)
     return Restored(
+        target,
         torch.cat([output.reconstruction[0] for output in outputs]) - target,
         torch.cat([output.scale[0] for output in outputs]),
         matrix @ degraded - target,

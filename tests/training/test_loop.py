@@ -407,7 +407,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(loop, "reconstruction_loss", broken)
     output = tmp_path / "run"
-    with pytest.raises(InputError, match=r"the loss is nan at step 5; the last checkpoint .* is good.*learning_rate"):
+    with pytest.raises(InputError, match=r"the loss is nan at step 5, on neuropil.tif; the last checkpoint .* is good.*learning_rate"):
         train_here(output, data_root)
     assert json.loads((output / "checkpoint" / "state.json").read_text())["step"] == CHECKPOINT_EVERY
     for weights in ("model", "average"):

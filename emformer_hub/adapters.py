@@ -1,0 +1,86 @@
+"""Adapters on pretrained weights, through PEFT: small folders that name their base instead of repeating it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .pretrained import loading, registry
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from .modeling_emformer import EMformerModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+TARGETS = r"layers\.\d+\.(attention\.(qkv|proj)|mlp\.(conv|fc2))"
+"""The matrices and kernels of the layers: all that mixes tokens, nothing that sets intensities."""
+
+
+def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora: bool = False) -> PeftModel:
+    """Freeze a model and put a low-rank update beside each matrix of its layers (LoRA; Hu et al. 2021).
+
+    Args:
+        model: changed in place: it is the base model of what is returned.
+        base: name, Hub id or folder that the adapter's folder refers to.
+        rank: of the updates.
+        alpha: they are multiplied by ``alpha / rank``.
+        dora: learn the length of each row apart from its direction (Liu et al. 2024).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, use_dora=dora))
+    published = registry().get(base)
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = published.repo_id if published else base
+    config.revision = published.revision if published else None
+    return adapted
+
+
+def is_adapter(folder: str | Path) -> bool:
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def load_adapter(folder: str | Path, **kwargs: Any) -> PeftModel:
+    """Load the base that an adapter's folder names, and the adapter on it.
+
+    More adapters of the same base go on with ``load_adapter(FOLDER, NAME)`` of what is returned, and
+    ``set_adapter(NAME)`` switches between them.
+
+    Args:
+        folder: that fine-tuning wrote.
+        kwargs: for ``EMformerModel.from_pretrained`` of the base.
+
+    Raises:
+        InputError: the folder holds no adapter, its base cannot be found, or does not fit.
+    """
+    from peft import PeftConfig, PeftModel
+
+    from .modeling_emformer import EMformerModel
+
+    if not is_adapter(folder):
+        raise InputError(
+            f"{folder} holds no {ADAPTER_CONFIG}; expected the folder of an adapter, as fine-tuning writes."
+        )
+    with loading(str(folder)):
+        config = PeftConfig.from_pretrained(str(folder))
+    base = config.base_model_name_or_path
+    if config.revision is not None:
+        kwargs = {"revision": config.revision, **kwargs}
+    try:
+        model = EMformerModel.from_pretrained(base, **kwargs)
+    except InputError as error:
+        raise InputError(f"{folder} is an adapter on {base!r}, which cannot be loaded: {error}") from error
+    try:
+        with loading(str(folder)):
+            return PeftModel.from_pretrained(model, str(folder))
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder} is an adapter on other weights than {base!r} is now: {str(error).splitlines()[-1].strip()}"
+        ) from error
+
+
+def merge(folder: str | Path) -> EMformerModel:
+    """The model that an adapter makes of its base, as plain weights: the same results, and no PEFT needed."""
+    return load_adapter(folder).merge_and_unload()

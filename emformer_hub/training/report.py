@@ -1,0 +1,212 @@
+"""Did it help? The weights before and after fine-tuning, on columns that training did not see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel
+from emformer_hub.measurement import comparison_picture
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.pretrained import registry
+from emformer_hub.reconstruction.sections import predict_section
+from emformer_hub.training.losses import psnr_gain
+from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.sampling import TrainingVolume
+from emformer_hub.training.validation import restore
+
+IN_PLANE, LEFT_OUT = "degraded in plane", "section left out"
+FACTORS = (4.0, 8.0)
+MAX_SECTIONS, MAX_SIDE = 32, 192
+WORTH_IT, HARM = 0.03, -0.05
+"""dB: below the first, the gain is within the noise of a short run; beyond the second, real sections suffer."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task on one volume: gains in dB over an interpolation, before and after.
+
+    Attributes:
+        volume: its name.
+        task: the plane degraded along y and restored, or each inner section left out and predicted from the others.
+        geometry: factor and thickness.
+        baseline: bicubic interpolation, or the mean of the neighbouring sections.
+        before, after: gains over the baseline.
+    """
+
+    volume: str
+    task: str
+    geometry: str
+    baseline: str
+    before: float
+    after: float
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+
+def compare_models(
+    before: EMformerModel, after: EMformerModel, volumes: Sequence[TrainingVolume], recipe: Recipe
+) -> list[Comparison]:
+    """Measure both models, on one device, on the held-out columns of each volume."""
+    return [row for volume in volumes for row in _compare(before.eval(), after.eval(), volume, recipe)]
+
+
+def _compare(
+    before: EMformerModel, after: EMformerModel, volume: TrainingVolume, recipe: Recipe
+) -> Iterator[Comparison]:
+    for factor in recipe.sampling.factors or FACTORS:
+        geometry = SectionModel(factor, _thickness(recipe, factor))
+        restored = [restore(model, volume, geometry, model.device) for model in (before, after)]
+        gains = [psnr_gain(one.error, one.cubic_error) for one in restored if one is not None]
+        if gains:
+            yield Comparison(volume.name, IN_PLANE, _words(geometry), "bicubic", *gains)
+    if volume.aligned and len(volume.data) >= 3:
+        spacing = float(np.clip(volume.anisotropy, 1, 16))
+        geometry = SectionModel(spacing, _thickness(recipe, spacing))
+        stack = held_out_stack(volume)
+        gains = [left_out_gain(model, stack, geometry) for model in (before, after)]
+        yield Comparison(volume.name, LEFT_OUT, _words(geometry), "mean of both neighbours", *gains)
+
+
+def held_out_stack(volume: TrainingVolume) -> np.ndarray:
+    """The middle of the held-out columns, at most 32 sections of 192 rows: float32, standard deviations."""
+    sections, rows, _ = volume.data.shape
+    z, y = max(0, (sections - MAX_SECTIONS) // 2), max(0, (rows - MAX_SIDE) // 2)
+    held_out = volume.data[z : z + MAX_SECTIONS, y : y + MAX_SIDE, -volume.holdout_columns :]
+    return volume.statistics.normalise(held_out)
+
+
+def left_out_gain(model: EMformerModel, stack: np.ndarray, geometry: SectionModel) -> float:
+    """Gain in dB over the mean of both neighbours, each inner section of ``(sections, y, x)`` left out in turn."""
+    errors, mean_errors = [], []
+    for hidden in range(1, len(stack) - 1):
+        errors.append(predict_section(model, stack, hidden, geometry) - stack[hidden])
+        mean_errors.append((stack[hidden - 1] + stack[hidden + 1]) / 2 - stack[hidden])
+    return psnr_gain(torch.from_numpy(np.stack(errors)), torch.from_numpy(np.stack(mean_errors)))
+
+
+def verdict(rows: Sequence[Comparison]) -> str:
+    """One plain sentence: whether to use what was trained, or the base."""
+    in_plane = [row.difference for row in rows if row.task == IN_PLANE]
+    left_out = [row.difference for row in rows if row.task == LEFT_OUT]
+    if not in_plane:
+        return "The volumes are too small to tell whether it helped: nothing could be held out that shows it."
+    gain, worst = float(np.mean(in_plane)), min(left_out, default=0.0)
+    beside = f", and {worst:+.2f} dB where a section was left out" if left_out else ""
+    if gain < WORTH_IT:
+        return f"It did not help: {gain:+.2f} dB in the mean on held-out columns{beside}. Use the base."
+    if worst < HARM:
+        return (
+            f"Take care: {gain:+.2f} dB in the mean on held-out columns, but {worst:+.2f} dB where a real section was "
+            f"left out. Use the base, or fewer minutes."
+        )
+    return f"It helped: {gain:+.2f} dB in the mean on held-out columns{beside}."
+
+
+def table(rows: Sequence[Comparison]) -> str:
+    """Markdown, one line a row."""
+    lines = ["| volume | task | geometry | gain over | before dB | after dB | difference dB |", "|" + " --- |" * 7]
+    for row in rows:
+        words = [row.volume, row.task, row.geometry, row.baseline]
+        figures = [f"{value:+.2f}" for value in (row.before, row.after, row.difference)]
+        lines.append("| " + " | ".join([*words, *figures]) + " |")
+    return "\n".join(lines)
+
+
+def write_report(
+    folder: Path, before: EMformerModel, after: EMformerModel, volumes: Sequence[TrainingVolume], recipe: Recipe
+) -> str:
+    """Compare both models; leave ``report.json``, ``comparison.png`` and the card ``README.md`` in a run's folder.
+
+    Returns:
+        The table and the verdict.
+    """
+    rows = compare_models(before, after, volumes, recipe)
+    said = f"{table(rows)}\n\n{verdict(rows)}"
+    content = {"verdict": verdict(rows), "rows": [{**asdict(row), "difference": row.difference} for row in rows]}
+    (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n")
+    try:
+        picture = draw(folder / "comparison.png", before, after, volumes[0], recipe)
+    except InputError as error:  # matplotlib is not installed
+        said += f"\n\nThere is no picture: {error}"
+        picture = None
+    (folder / "README.md").write_text(_card(folder, said, volumes, recipe, picture))
+    return said
+
+
+def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Recipe, picture: Path | None) -> str:
+    """A model page: front matter, what it is, how to use it, whether it helped."""
+    adapter = recipe.method in ("lora", "dora")
+    published = registry().get(str(recipe.base))
+    base = published.repo_id if published else str(recipe.base)
+    front = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "image-to-image",
+        "base_model": base,
+        "base_model_relation": "adapter" if adapter else "finetune",
+        "tags": ["electron-microscopy", "volume-em", "super-resolution", "isotropic", "emformer"],
+    }
+    what = {
+        "lora": "A LoRA adapter",
+        "dora": "A DoRA adapter",
+        "head": "A new decoder",
+        "full": "All weights, trained on",
+    }
+    sources = "\n".join(
+        f"- {volume.name}, {volume.data.shape} voxels z, y, x, {volume.voxel_size}" for volume in volumes
+    )
+    use = f'result = reconstruct(stack, factor=10, model="{folder.name}")  # this folder, or its Hub id'
+    length = f"{recipe.minutes:g} minutes" if recipe.minutes else f"{recipe.steps} steps"
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {folder.name}\n\n"
+        f"{what[recipe.method]} for [{base}](https://huggingface.co/{base}), fine-tuned by self-supervision on\n\n"
+        f"{sources}\n\nin {length}; `recipe.yaml` beside this page has every choice. The licence is that of the base "
+        f"and of these data.\n\n## Use\n\n```python\nfrom emformer_hub import reconstruct\n\n{use}\n```\n\n"
+        f"## Did it help?\n\nOn columns at the far end of x, which training did not see:\n\n{said}\n"
+        + (f"\n![Input, cubic interpolation, before, after, truth, error]({picture.name})\n" if picture else "")
+    )
+
+
+def draw(
+    path: Path, before: EMformerModel, after: EMformerModel, volume: TrainingVolume, recipe: Recipe
+) -> Path | None:
+    """Held-out columns, degraded along y: input, cubic interpolation, before, after, truth. ``None`` if too small."""
+    factor = (recipe.sampling.factors or FACTORS)[-1]
+    geometry = SectionModel(factor, _thickness(recipe, factor))
+    restored = [restore(model, volume, geometry, model.device) for model in (before, after)]
+    if restored[0] is None or restored[1] is None:
+        return None
+    target = restored[0].target
+    planes = [target + restored[0].cubic_error, *(target + one.error for one in restored if one), target]
+    cubic, first, second, truth = (
+        volume.statistics.mean + volume.statistics.std * plane.cpu().numpy().transpose(1, 0, 2) for plane in planes
+    )
+    comparison_picture(
+        path,
+        sections=geometry.degrade(truth),
+        interpolated=cubic,
+        before=first,
+        reconstruction=second,
+        truth=truth,
+        voxel_size=volume.voxel_size.with_z(volume.voxel_size.lateral),
+        factor=factor,
+        title=f"{volume.name}, held-out columns, degraded along y, {_words(geometry)}",
+    )
+    return path
+
+
+def _thickness(recipe: Recipe, factor: float) -> float:
+    return 1.0 if recipe.sampling.thickness is None else max(recipe.sampling.thickness, 1 / factor)
+
+
+def _words(geometry: SectionModel) -> str:
+    return f"x{geometry.factor:g} t={geometry.thickness:.3g}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,23 +25,34 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
 ) -> None:
-    """Replace the run's checkpoint; the former one stays whole until the new one is."""
+    """Replace the run's checkpoint; the former one stays whole until the new one is.
+
+    Raises:
+        InputError: the disk refuses; the former checkpoint stays.
+    """
     partial, former = run / f".{LATEST}.partial", run / f".{LATEST}.former"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(model, partial / "model.safetensors")
-    save_file(average, partial / "average.safetensors")
     moments = {
         f"{index}.{name}": value
         for index, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    save_file(moments, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps(state, indent=2))
-    if (run / LATEST).exists():
-        shutil.rmtree(former, ignore_errors=True)
-        os.rename(run / LATEST, former)
-    os.rename(partial, run / LATEST)
+    try:
+        partial.mkdir(parents=True)
+        save_file(model, partial / "model.safetensors")
+        save_file(average, partial / "average.safetensors")
+        save_file(moments, partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps(state, indent=2))
+        if (run / LATEST).exists():
+            shutil.rmtree(former, ignore_errors=True)
+            os.rename(run / LATEST, former)
+        os.rename(partial, run / LATEST)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise InputError(
+            f"{run}: the checkpoint of step {state['step']} cannot be written ({error}). Free some space and go on with "
+            f"--resume from the one before it, which is whole."
+        ) from error
     shutil.rmtree(former, ignore_errors=True)
 
 

@@ -35,6 +35,8 @@ from emformer_hub.volumes import read_volume
 
 logger = logging.getLogger(__name__)
 
+CLIPS = ("sections", "section_mask", "target")
+"""What of a batch is stacked clip by clip."""
 BYTES_PER_TOKEN = 80
 """That a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded up."""
 
@@ -47,6 +49,11 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
+        if voxel_size.z < min(voxel_size.y, voxel_size.x):
+            raise InputError(
+                f"{entry.path}: z is finer than y and x in the voxel size {voxel_size}; expected sections further apart "
+                f"than pixels. Voxel sizes are given as Z,Y,X; is the order right?"
+            )
         data = volume.data[parse_sections(entry, len(volume.data))] if entry.sections else volume.data
         statistics = processor.measure(data)
         volumes.append(
@@ -133,14 +140,9 @@ class Gradients:
                 torch.cuda.empty_cache()
 
     def _add(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        shared = {name: value for name, value in batch.items() if name not in tensors}
-        pieces = [
-            dict(zip(tensors, piece, strict=True))
-            for piece in zip(
-                *(tensor.tensor_split(min(self.pieces, len(tensor))) for tensor in tensors.values()), strict=True
-            )
-        ]
+        shared = {name: value for name, value in batch.items() if name not in CLIPS}
+        split = (batch[name].tensor_split(min(self.pieces, len(batch[name]))) for name in CLIPS)
+        pieces = [dict(zip(CLIPS, piece, strict=True)) for piece in zip(*split, strict=True)]
         sums: dict[str, Tensor] = {}
         for number, piece in enumerate(pieces, start=1):
             piece = {name: tensor.to(self.accelerator.device) for name, tensor in piece.items()}
@@ -287,8 +289,8 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         if recipe.base is not None:
             base = EMformerModel.from_pretrained(recipe.base).to(accelerator.device)
             report = write_report(output, base, model, volumes, recipe)
-    accelerator.end_training()
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return report
 
 

@@ -329,7 +329,7 @@ def test_a_checkpoint_cut_off_while_it_was_replaced_is_not_lost(
     def full(*arguments: Any) -> None:
         raise OSError("no space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="no space"):
         patch.setattr(checkpoint, "save_file", full)
         train_here(run, data_root, steps=2 * CHECKPOINT_EVERY, resume=True)
     train_here(run, data_root, steps=2 * CHECKPOINT_EVERY, resume=True)
@@ -407,7 +407,8 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(
 
     monkeypatch.setattr(loop, "reconstruction_loss", broken)
     output = tmp_path / "run"
-    with pytest.raises(InputError, match=r"the loss is nan at step 5, on neuropil.tif; the last checkpoint .* is good.*learning_rate"):
+    message = r"the loss is nan at step 5, on neuropil\.tif; the last checkpoint .* is good.*learning_rate"
+    with pytest.raises(InputError, match=message):
         train_here(output, data_root)
     assert json.loads((output / "checkpoint" / "state.json").read_text())["step"] == CHECKPOINT_EVERY
     for weights in ("model", "average"):

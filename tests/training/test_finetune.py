@@ -1,0 +1,311 @@
+"""Fine-tuning by the real command: what it leaves behind, what it says, and the equalities that it promises."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tifffile
+import torch
+from click.testing import CliRunner, Result
+from safetensors import safe_open
+
+from emformer_hub.adapters import is_adapter
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.phantom import neuropil
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.training import loop
+from emformer_hub.training.__main__ import command
+from emformer_hub.training.loop import train
+from emformer_hub.training.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+TINY: dict[str, Any] = {
+    "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": [2, 2, 4]},
+    "volumes": [{"path": "neuropil.tif", "voxel_size": "8,8,8"}],
+    "sampling": {"factor": [1.5, 4, 8], "frames": 4, "rows": 4, "columns": 16},
+    "steps": 3,
+    "batch_size": 1,
+}
+RECIPE = """
+base: {base}
+method: lora
+volumes: []
+sampling: {{frames: 4, rows: 4, columns: 16}}
+minutes: 1.0
+batch_size: 2
+learning_rate: 0.01
+warmup_steps: 2
+validate_every: 1000
+checkpoint_every: 4
+precision: float32
+"""
+STEPS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")  # runs are compared digit for digit
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stack of 40 nm sections, a tiny base, and a recipe for them."""
+    folder = tmp_path_factory.mktemp("place")
+    volume = neuropil((32, 64, 128))
+    tifffile.imwrite(folder / "neuropil.tif", volume)
+    tifffile.imwrite(folder / "stack.tif", volume[::2])
+    tifffile.imwrite(folder / "three.tif", volume[:3])
+    train(Recipe.from_content(TINY, "TINY"), folder / "base", data_root=folder)
+    (folder / "tiny.yaml").write_text(RECIPE.format(base=folder / "base"))
+    return folder
+
+
+def arguments(place: Path, output: Path, *options: str, steps: int = STEPS) -> list[str]:
+    chosen = ["--volume", str(place / "stack.tif"), "--voxel-size", "40,4,4", "--recipe", str(place / "tiny.yaml")]
+    return [*chosen, "--output-dir", str(output), "--factor", "4", "--steps", str(steps), *options]
+
+
+def run_here(place: Path, output: Path, *options: str, steps: int = STEPS) -> Result:
+    return CliRunner().invoke(command, arguments(place, output, *options, steps=steps))
+
+
+def launch(launcher: list[str], given: list[str], **more: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, "finetune", *given],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def losses(output: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run by ``python finetune``, and what it printed."""
+    output = tmp_path_factory.mktemp("runs") / "mine"
+    process = launch([], arguments(place, output))
+    printed, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    return output, printed
+
+
+# --- what it leaves behind ---------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_a_model(finished: tuple[Path, str], place: Path) -> None:
+    output, _ = finished
+    assert is_adapter(output)
+    model, base = EMformerModel.from_pretrained(output), EMformerModel.from_pretrained(place / "base")
+    clip = torch.randn(1, 4, 4, 16)
+    with torch.inference_mode():
+        assert not torch.equal(model(clip, 4.0).reconstruction, base(clip, 4.0).reconstruction)
+    quantiles = EMformerProcessor.from_pretrained(output).error_quantiles
+    assert quantiles != EMformerProcessor.from_pretrained(place / "base").error_quantiles
+    present = {path.name for path in output.iterdir()}
+    assert {"README.md", "recipe.yaml", "log.jsonl", "report.json", "comparison.png"} <= present
+
+
+def test_checkpoints_hold_the_adapter_and_not_the_base(finished: tuple[Path, str]) -> None:
+    for path in (finished[0] / "checkpoint").glob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            names = list(tensors.keys())
+        assert names and all("lora_" in name or path.stem == "optimizer" for name in names)
+        assert len(names) <= 3 * 2 * 8
+
+
+def test_it_ends_with_whether_it_helped(finished: tuple[Path, str]) -> None:
+    output, printed = finished
+    report = json.loads((output / "report.json").read_text())
+    assert printed.strip().endswith(report["verdict"])
+    assert {row["task"] for row in report["rows"]} == {"degraded in plane", "section left out"}
+    for row in report["rows"]:
+        assert row["difference"] == pytest.approx(row["after"] - row["before"])
+        assert f"{row['after']:+.2f}" in printed
+    card = (output / "README.md").read_text()
+    assert report["verdict"] in card and "base_model_relation: adapter" in card
+
+
+@pytest.mark.parametrize("method", ["full", "head", "dora"])
+def test_other_methods_leave_models_too(place: Path, tmp_path: Path, method: str) -> None:
+    result = run_here(place, tmp_path / "run", "--method", method, steps=3)
+    assert result.exit_code == 0, result.output
+    assert is_adapter(tmp_path / "run") == (method == "dora")
+    model, base = EMformerModel.from_pretrained(tmp_path / "run"), EMformerModel.from_pretrained(place / "base")
+    if method != "dora":
+        changed = {name for name, weight in model.state_dict().items() if not weight.equal(base.state_dict()[name])}
+        assert changed and (method == "full" or all(name.startswith("decoder.") for name in changed))
+
+
+def test_only_the_named_sections_are_used(place: Path, tmp_path: Path) -> None:
+    volume = tifffile.imread(place / "stack.tif")
+    tifffile.imwrite(tmp_path / "stack.tif", volume[2:10])
+    whole = run_here(place, tmp_path / "whole", "--sections", "2:10", steps=3)
+    cropped = CliRunner().invoke(
+        command, [*arguments(place, tmp_path / "cropped", steps=3), "--volume", str(tmp_path / "stack.tif")][2:]
+    )
+    assert whole.exit_code == cropped.exit_code == 0, whole.output + cropped.output
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cropped")
+
+
+# --- equalities --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_weights(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
+    again = launch([], arguments(place, tmp_path / "again"))
+    _, errors = again.communicate(timeout=180)
+    assert again.returncode == 0, errors
+    name = "adapter_model.safetensors"
+    assert checksum(tmp_path / "again" / name) == checksum(finished[0] / name)
+    assert losses(tmp_path / "again") == losses(finished[0])
+
+
+def test_a_killed_run_resumes_digit_for_digit(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = launch([], arguments(place, output))
+    log = output / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") > 4):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    assert not is_adapter(output)
+    resumed = launch([], arguments(place, output, "--resume"))
+    _, errors = resumed.communicate(timeout=180)
+    assert resumed.returncode == 0, errors
+    assert losses(output) == losses(finished[0])
+    name = "adapter_model.safetensors"
+    assert checksum(output / name) == checksum(finished[0] / name)
+
+
+def test_two_processes_of_one_clip_equal_one_of_two(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "single.yaml"
+    recipe.write_text((place / "tiny.yaml").read_text().replace("batch_size: 2", "batch_size: 1"))
+    given = [*arguments(place, tmp_path / "two"), "--recipe", str(recipe)]
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    process = launch([*launcher, "--main_process_port", "0"], given)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    together, alone = EMformerModel.from_pretrained(tmp_path / "two"), EMformerModel.from_pretrained(finished[0])
+    for name, weight in alone.state_dict().items():
+        torch.testing.assert_close(together.state_dict()[name], weight, rtol=0, atol=1e-4)
+
+
+def test_pieces_of_a_batch_add_up_to_it(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
+    result = run_here(place, tmp_path / "run", "--memory", "1e-6")  # one clip at a time
+    assert result.exit_code == 0, result.output
+    for step, loss in losses(finished[0]).items():
+        assert losses(tmp_path / "run")[step] == pytest.approx(loss, abs=1e-4)
+
+
+def test_out_of_memory_goes_on_in_smaller_pieces(
+    finished: tuple[Path, str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = loop.reconstruction_loss
+
+    def small_device(reconstruction: torch.Tensor, *others: torch.Tensor) -> Any:
+        if len(reconstruction) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return loss(reconstruction, *others)
+
+    monkeypatch.setattr(loop, "reconstruction_loss", small_device)
+    result = run_here(place, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    for step, value in losses(finished[0]).items():
+        assert losses(tmp_path / "run")[step] == pytest.approx(value, abs=1e-4)
+
+
+def test_a_clip_that_does_not_fit_is_said(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*tensors: torch.Tensor) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(loop, "reconstruction_loss", no_memory)
+    assert "out of memory with 1 clips at a time. Raise 'pieces'" in refused(run_here(place, tmp_path / "run"))
+
+
+# --- before the work ---------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(place: Path, tmp_path: Path) -> None:
+    result = run_here(place, tmp_path / "run", "--dry-run", steps=100)
+    assert result.exit_code == 0, result.output
+    for word in ("method       lora", "trained", "memory", "a step", "steps        100", "time"):
+        assert word in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sections", "0:3"], "stack.tif has 3 sections; training takes clips of at least 4"),
+        (["--sections", "4:99"], "stack.tif has 16 sections, 0 to 15; sections 4:99 are not all there"),
+        (["--sections", "4-9"], "sections '4-9' is not A:B"),
+        (["--voxel-size", "4,4,40"], "is the order right"),
+        (["--method", "lore"], "method is 'lore'; expected one of full, head, lora, dora"),
+        (["--factor", "40"], "anisotropy factor is 40; expected 1 to 16"),
+        (["--thickness", "4"], "section thickness is 4"),
+        (["--base", "emformer-smal"], "model 'emformer-smal' is not known; expected one of emformer-small"),
+        (["--recipe", "lorra"], "recipe 'lorra' is not known; expected one of .*lora"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    place: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    error = refused(run_here(place, tmp_path / "run", *options))
+    assert __import__("re").search(message, error), error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_base_is_refused(place: Path, tmp_path: Path) -> None:
+    assert run_here(place, tmp_path / "run", steps=2).exit_code == 0
+    more = {**TINY, "seed": 1}
+    train(Recipe.from_content(more, "more"), tmp_path / "other", data_root=place)
+    before = checksum(tmp_path / "run" / "checkpoint" / "model.safetensors")
+    error = refused(run_here(place, tmp_path / "run", "--base", str(tmp_path / "other"), "--resume"))
+    assert "belongs to a run that started from other weights" in error
+    assert checksum(tmp_path / "run" / "checkpoint" / "model.safetensors") == before
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(place: Path, tmp_path: Path) -> None:
+    assert run_here(place, tmp_path / "run", steps=2).exit_code == 0
+    before = checksum(tmp_path / "run" / "checkpoint" / "model.safetensors")
+
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+
+    process = launch([], arguments(place, tmp_path / "run", "--resume"), preexec_fn=no_room)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "cannot be written" in errors and "go on with --resume" in errors
+    assert checksum(tmp_path / "run" / "checkpoint" / "model.safetensors") == before
+    resumed = run_here(place, tmp_path / "run", "--resume")
+    assert resumed.exit_code == 0, resumed.output

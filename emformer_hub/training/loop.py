@@ -49,10 +49,10 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
-        if voxel_size.z < min(voxel_size.y, voxel_size.x):
+        if voxel_size.z < voxel_size.lateral:
             raise InputError(
-                f"{entry.path}: z is finer than y and x in the voxel size {voxel_size}; expected sections further apart "
-                f"than pixels. Voxel sizes are given as Z,Y,X; is the order right?"
+                f"{entry.path}: z is finer than y and x in the voxel size {voxel_size}; expected sections at least as "
+                f"far apart as pixels. Voxel sizes are given as Z,Y,X; is the order right?"
             )
         data = volume.data[parse_sections(entry, len(volume.data))] if entry.sections else volume.data
         statistics = processor.measure(data)

@@ -160,7 +160,7 @@ def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng
 
     largest = rows_extent / (MIN_ROWS + 1)
     if ranges.factors:
-        factor = min(float(rng.choice(ranges.factors)), largest)
+        factor = float(min(rng.choice(ranges.factors), largest))
     else:
         low, mode, high = np.log([*ranges.factor[:2], min(ranges.factor[2], largest)])
         factor = float(np.exp(rng.triangular(low, min(max(low, mode), high), high) if high > low else high))

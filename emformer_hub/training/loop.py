@@ -29,7 +29,7 @@ from emformer_hub.training.methods import Average, Trainee, put_weights, trained
 from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe, VolumeEntry
 from emformer_hub.training.report import write_report
-from emformer_hub.training.sampling import ClipBatches, TrainingVolume
+from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, TrainingVolume
 from emformer_hub.training.validation import error_quantiles, validate
 from emformer_hub.volumes import read_volume
 
@@ -49,7 +49,7 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
-        if voxel_size.z < voxel_size.lateral:
+        if voxel_size.z * ISOTROPIC_WITHIN < voxel_size.lateral:
             raise InputError(
                 f"{entry.path}: z is finer than y and x in the voxel size {voxel_size}; expected sections at least as "
                 f"far apart as pixels. Voxel sizes are given as Z,Y,X; is the order right?"

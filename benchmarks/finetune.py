@@ -2,8 +2,8 @@
 
     python benchmarks/finetune.py --json finetune.json
 
-trains each row (an hour and a half in all on two cores) and prints three Markdown tables; benchmarks/README.md says what each
-column means.
+trains each row (an hour and a half in all on two cores) and prints three Markdown tables; benchmarks/README.md says what
+each column means.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ class Learner:
 
 
 def measured(stack: Stack, data: np.ndarray, model: str, device: str) -> dict[str, Any]:
-    """In-plane gains over bicubic at x4 and x8, and the gain over the mean of both neighbours where a section is out."""
+    """In-plane gains over bicubic at x4 and x8, and the gain over the mean of both neighbours of a section left out."""
     methods = [Interpolation(BASELINE), EMformer(model, device, ensemble=2)]
-    side = min(IN_PLANE_CROP, min(data.shape[1:]))
+    side = min(IN_PLANE_CROP, *data.shape[1:])
     rows = in_plane(stack, centre_crop(data, [len(data), side, side]), methods)
     gains = [row["gain_over_bicubic_db"] for row in rows if row["method"] == model]
     (left_out,) = [row for row in leave_one_out(stack, data, methods) if row["method"] == model]

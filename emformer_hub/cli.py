@@ -211,6 +211,29 @@ def models(name: str | None) -> None:
 
 
 @main.command()
+@click.argument("adapter", type=PATH)
+@click.argument("output", metavar="OUT", type=PATH)
+@OVERWRITE
+def merge(adapter: Path, output: Path, overwrite: bool) -> None:
+    """Bake an adapter into its base: OUT becomes a model of plain weights with the same results."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from emformer_hub.adapters import merge as bake
+    from emformer_hub.processing_emformer import EMformerProcessor
+    from emformer_hub.volumes.output import check_file, replacing
+
+    disable_progress_bar()
+    _check_different(adapter, output)
+    check_file(output, overwrite)
+    model = bake(adapter)
+    processor = EMformerProcessor.from_pretrained(adapter)
+    with replacing(output) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+    click.echo(f"{output}: {model.num_parameters() / 1e6:.2f} M parameters, no adapter needed")
+
+
+@main.command()
 @click.argument("name")
 def card(name: str) -> None:
     """Write the page of a published model from what the registry, training and the benchmark state."""

@@ -213,9 +213,8 @@ def models(name: str | None) -> None:
 @main.command()
 @click.argument("adapter", type=PATH)
 @click.argument("output", metavar="OUT", type=PATH)
-@OVERWRITE
-def merge(adapter: Path, output: Path, overwrite: bool) -> None:
-    """Bake an adapter into its base: OUT becomes a model of plain weights with the same results."""
+def merge(adapter: Path, output: Path) -> None:
+    """Bake an adapter into its base: the folder OUT becomes a model of plain weights with the same results."""
     from transformers.utils.logging import disable_progress_bar
 
     from emformer_hub.adapters import merge as bake
@@ -224,7 +223,7 @@ def merge(adapter: Path, output: Path, overwrite: bool) -> None:
 
     disable_progress_bar()
     _check_different(adapter, output)
-    check_file(output, overwrite)
+    check_file(output, overwrite=False)
     model = bake(adapter)
     processor = EMformerProcessor.from_pretrained(adapter)
     with replacing(output) as partial:

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emformer_hub.adapters import ADAPTER_CONFIG, add_adapter, is_adapter, load_adapter, merge
+from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
@@ -138,3 +140,15 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path: Path) -> Non
 def test_a_folder_without_an_adapter_is_not_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no adapter_config\.json; expected the folder of an adapter"):
         load_adapter(tmp_path)
+
+
+def test_the_merge_command_writes_a_plain_model(tmp_path: Path) -> None:
+    folder, expected = write_adapter(tmp_path / "mine")
+    result = CliRunner().invoke(main, ["merge", str(folder), str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    torch.testing.assert_close(output(EMformerModel.from_pretrained(tmp_path / "out")), expected, rtol=0, atol=1e-5)
+    assert EMformerProcessor.from_pretrained(tmp_path / "out").percentiles == EMformerProcessor().percentiles
+    again = CliRunner().invoke(main, ["merge", str(folder), str(tmp_path / "out")])
+    assert again.exit_code == 2 and "is a folder; it is never replaced" in again.output
+    lost = CliRunner().invoke(main, ["merge", str(tmp_path / "lost"), str(tmp_path / "other")])
+    assert lost.exit_code == 2 and not (tmp_path / "other").exists()

@@ -76,8 +76,11 @@ class Muon(torch.optim.AdamW):
 
 
 def is_layer_matrix(name: str, weight: Tensor) -> bool:
-    """Whether a parameter is a matrix, or a convolution's kernel, of the network's layers, modulation apart."""
-    return weight.ndim >= 2 and "layers." in name and "modulation" not in name
+    """Whether a parameter is a matrix, or a convolution's kernel, of the network's layers, modulation apart.
+
+    The thin factors of an adapter are none.
+    """
+    return weight.ndim >= 2 and "layers." in name and "modulation" not in name and "lora_" not in name
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The default model on real microscopy, where the data are at hand (they may not be distributed with the project).
 
-Set ``EMFORMER_DATA`` to the folder that holds ``eval/`` and ``train/``; without it, ``../shared/data`` beside the checkout is used.
+Set ``EMFORMER_DATA`` to the folder that holds ``eval/`` and ``train/``; without it, ``../shared/data`` beside the
+checkout is used.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ FINEST, COARSEST = 2.0, 8.0
 gradients of brightness."""
 DISTINCT = 1.5
 """How many times the second-highest peak the highest must be. Unrelated images reach less in 95 % of pairs, aligned
-sections over a field of 512 x 512 voxels more in 99 %, over one of 256 x 256 more in 90 %."""
+sections over a field of 512 x 512 voxels more in 99 %, over one of 256 x 256 more in 94 %."""
 LARGE_SHIFT = 12.0
 """Voxels. Over the middle 512 x 512 voxels of aligned stacks shifts reach 1 (FIB-SEM, 8 nm), 3 (SBF-SEM), 8 (every 8th
 plane of a FIB-SEM), 10 and 11 voxels (ssTEM); in a stack known to be badly aligned 28 % are larger, up to 28 voxels."""

@@ -21,6 +21,7 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.measurement import alignment_note
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
@@ -29,20 +30,27 @@ from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
 from emformer_hub.training.validation import error_quantiles, validate
-from emformer_hub.volumes import read_volume
+from emformer_hub.volumes import open_volume
 
 logger = logging.getLogger(__name__)
 
 
-def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) -> list[TrainingVolume]:
-    """Open the recipe's volumes; voxel sizes come from the recipe, else from the file."""
+def load_volumes(
+    recipe: Recipe, data_root: Path, processor: EMformerProcessor, *, check_alignment: bool = True
+) -> list[TrainingVolume]:
+    """Open the recipe's volumes, on disk where possible; voxel sizes come from the recipe, else from the file.
+
+    With ``check_alignment``, a warning is logged for a volume that is badly aligned and not marked so.
+    """
     volumes = []
     for entry in recipe.volumes:
-        volume = read_volume(data_root / entry.path)
+        volume = open_volume(data_root / entry.path)
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
         statistics = processor.measure(volume.data)
+        if check_alignment and entry.aligned and (note := alignment_note(volume.data)):
+            logger.warning("%s: %s", entry.path, note)
         volumes.append(
             TrainingVolume(entry.path, volume.data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
         )
@@ -126,7 +134,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     accelerator = Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
     set_seed(recipe.seed)
     processor = EMformerProcessor()
-    volumes = load_volumes(recipe, data_root, processor)
+    volumes = load_volumes(recipe, data_root, processor, check_alignment=accelerator.is_main_process)
     if recipe.base is not None:
         model = EMformerModel.from_pretrained(recipe.base)
     else:

@@ -2,8 +2,8 @@
 
     python benchmarks/finetune.py --json finetune.json
 
-trains each row (an hour and a half in all on two cores) and prints three Markdown tables; benchmarks/README.md says what
-each column means.
+trains each row (an hour and a half in all on two cores) and prints three Markdown tables; benchmarks/README.md says
+what each column means.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from transformers import AutoFeatureExtractor, AutoProcessor
@@ -15,6 +16,12 @@ from .errors import InputError
 from .geometry import SectionModel
 from .pretrained import loading, resolve_pretrained
 from .uncertainty import ErrorQuantiles
+
+if TYPE_CHECKING:
+    from .volumes.stored import StoredArray
+
+READ_VOXELS = 2**28
+"""How many voxels of a volume on disk are read for its statistics: a second or two of decompression."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,22 @@ class EMformerProcessor(FeatureExtractionMixin):
         """How many times its stated uncertainty holds a voxel's error with this probability, 0 to 0.99."""
         return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections)
 
-    def measure(self, volume: np.ndarray) -> IntensityStatistics:
+    def measure(self, volume: np.ndarray | StoredArray) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.
+
+        A :class:`StoredArray` is measured as the same voxels in memory would be, up to 2^28 voxels; of a larger one,
+        boxes of so many voxels together are drawn at random, always the same ones, and read one after the other.
 
         Raises:
             InputError: all sampled voxels are equal, or some are not finite.
         """
-        step = max(1, int(np.ceil((volume.size / self.sample_size) ** (1 / 2))))
-        sample = volume[:, ::step, ::step].astype(np.float64)
+        if volume.size > READ_VOXELS and not isinstance(volume, np.ndarray):
+            boxes = volume.draw_boxes(READ_VOXELS)
+            step = self._step(sum(math.prod(part.stop - part.start for part in box) for box in boxes))
+            sample = np.concatenate([volume[box][:, ::step, ::step].ravel() for box in boxes]).astype(np.float64)
+        else:
+            step = self._step(volume.size)
+            sample = volume[:, ::step, ::step].astype(np.float64)
         if not np.isfinite(sample).all():
             raise InputError("the volume holds NaN or infinite voxels; replace them, or mask the sections they are in.")
         low, high = np.percentile(sample, self.percentiles)
@@ -107,6 +122,10 @@ class EMformerProcessor(FeatureExtractionMixin):
         if not std > 0:
             raise InputError(f"every voxel is {mean:g}; expected an image with contrast. Is this the right file?")
         return IntensityStatistics(mean, std, volume.dtype)
+
+    def _step(self, voxels: int) -> int:
+        """Every how many rows and columns of so many voxels are measured."""
+        return max(1, int(np.ceil((voxels / self.sample_size) ** (1 / 2))))
 
     def normalise(self, volume: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
         """Intensity units -> standard deviations from the mean, float32, same shape."""

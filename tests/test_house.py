@@ -33,7 +33,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # The facade re-exports every layer, so it has none; the modules inside import from where a name is defined.
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
-HEAVY = {"torch", "transformers", "huggingface_hub", "accelerate", "peft", "zarr", "skimage", "matplotlib"}
+HEAVY = {"torch", "transformers", "huggingface_hub", "accelerate", "peft", "zarr", "h5py", "skimage", "matplotlib"}
 TEXT_SUFFIXES = {".cff", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
 TEXT_FOLDERS = ["emformer_hub", "finetune", "model_cards", "benchmarks", "examples"]
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home)/")
@@ -133,5 +133,5 @@ def test_tested_versions_satisfy_the_bounds() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     assert list(pins) == sorted(pins)
-    for requirement in requirements("evaluate", "images", "dev"):
+    for requirement in requirements("evaluate", "images", "hdf5", "dev"):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel
+from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
+from emformer_hub.volumes import StoredArray, open_volume, write_volume
 
 INTEGERS = ["uint8", "uint16", "int16"]
 SHAPE = (4, 24, 32)
@@ -124,6 +126,33 @@ def test_a_volume_on_disk_measures_as_in_memory(processor: EMformerProcessor, tm
     mapped = np.memmap(tmp_path / "volume.raw", volume.dtype, "w+", shape=volume.shape)
     mapped[:] = volume
     assert processor.measure(mapped) == processor.measure(volume)
+
+
+@pytest.mark.parametrize("sample_size", [2**22, 1000])
+def test_a_volume_that_stays_on_disk_measures_as_in_memory(tmp_path: Path, sample_size: int) -> None:
+    volume = np.random.default_rng(0).integers(0, 60_000, (9, 40, 50), np.uint16)
+    write_volume(tmp_path / "a.zarr", volume, VoxelSize(8, 8, 8))
+    stored = open_volume(tmp_path / "a.zarr").data
+    processor = EMformerProcessor(sample_size=sample_size)
+    assert isinstance(stored, StoredArray)
+    assert processor.measure(stored) == processor.measure(volume)
+
+
+def test_a_large_volume_on_disk_is_measured_by_a_few_boxes() -> None:
+    """Brightness grows along z and y, so that boxes from one place would not do."""
+    read = []
+
+    def voxels(box: tuple[slice, slice, slice]) -> np.ndarray:
+        read.append(math.prod(part.stop - part.start for part in box))
+        z, y, x = (np.arange(part.start, part.stop, part.step, dtype=np.float32) for part in box)
+        return z[:, None, None] / 64 + y[:, None] / 256 + np.zeros_like(x)
+
+    terabyte = StoredArray((6400, 12_800, 12_800), np.dtype("float32"), (64, 256, 256), voxels)
+    found = EMformerProcessor(percentiles=(0, 100)).measure(terabyte)
+    assert sum(read) <= 2**28 and max(read) <= 2**22
+    spread = math.hypot(100, 50) / math.sqrt(12)
+    assert found.mean == pytest.approx(75, abs=5 * spread / math.sqrt(len(read)))
+    assert found.std == pytest.approx(spread, rel=0.25)
 
 
 def test_a_large_volume_is_measured_by_a_sample() -> None:

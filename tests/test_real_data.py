@@ -1,6 +1,7 @@
 """The default model on real microscopy, where the data are at hand (they may not be distributed with the project).
 
-Set ``EMFORMER_DATA`` to the folder that holds ``eval/``; without it, ``../shared/data`` beside the checkout is used.
+Set ``EMFORMER_DATA`` to the folder that holds ``eval/`` and ``train/``; without it, ``../shared/data`` beside the
+checkout is used.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from click.testing import CliRunner
 from emformer_hub.cli import main
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
-from emformer_hub.measurement import evaluate, psnr
+from emformer_hub.measurement import alignment_note, evaluate, psnr, section_shifts
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import read_volume, write_volume
 
 DATA = Path(os.environ.get("EMFORMER_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
-def load(name: str) -> np.ndarray:
-    path = DATA / "eval" / name
+def load(name: str, folder: str = "eval") -> np.ndarray:
+    path = DATA / folder / name
     if not path.is_file():
-        pytest.skip(f"{path} is not there; set EMFORMER_DATA to the folder that holds eval/{name}")
+        pytest.skip(f"{path} is not there; set EMFORMER_DATA to the folder that holds {folder}/{name}")
     return read_volume(path).data
 
 
@@ -84,3 +85,34 @@ def test_serial_sections_become_isotropic(tmp_path: Path) -> None:
     assert found.voxel_size == VoxelSize(4, 4, 4)
     missed = np.abs(SectionModel(10).degrade(found.data) - stack).mean()
     assert missed < 0.1 * stack.std()  # cut again, it is what was measured
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [
+        ("fibsem_fib25_a.tif", 1),
+        ("sbem_platynereis.tif", 3),
+        ("sbem_cdeep3m.tif", 4),
+        ("sssem_icon.tif", 2),
+        ("sstem_cremi.tif", 8),
+        ("sstem_vnc.tif", 12),
+    ],
+)
+def test_aligned_stacks_are_not_taken_for_unaligned(name: str, largest: float) -> None:
+    stack = load(name, "train")[:60]
+    shifts = section_shifts(stack)
+    assert np.hypot(*shifts.T).max() <= largest  # every pair is told, none is NaN
+    assert alignment_note(stack) is None
+
+
+def test_the_badly_aligned_stack_is_found() -> None:
+    note = alignment_note(load("sstem_isbi2012.tif", "train"))
+    assert note is not None
+    assert note.startswith(
+        "8 of 29 neighbouring sections are shifted against each other by more than 12 voxels, at most"
+    )
+
+
+def test_images_of_unrelated_places_are_found() -> None:
+    note = alignment_note(load("em2d_lsd.tif", "train"))
+    assert note is not None and "too little in common" in note

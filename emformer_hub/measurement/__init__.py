@@ -1,11 +1,14 @@
-"""How good a reconstruction is: fidelity to a known truth, resolution by direction, and a picture to look at."""
+"""How good a reconstruction is: fidelity to a known truth, resolution by direction, and a picture to look at; and how
+well the sections of a stack are aligned."""
 
+from emformer_hub.measurement.alignment import alignment_note, section_shifts
 from emformer_hub.measurement.compare import comparison_picture
 from emformer_hub.measurement.fidelity import evaluate, grey_range, psnr, ssim
 from emformer_hub.measurement.fsc import FSCCurve, directional_resolution, fsc, resolution
 
 __all__ = [
     "FSCCurve",
+    "alignment_note",
     "comparison_picture",
     "directional_resolution",
     "evaluate",
@@ -13,5 +16,6 @@ __all__ = [
     "grey_range",
     "psnr",
     "resolution",
+    "section_shifts",
     "ssim",
 ]

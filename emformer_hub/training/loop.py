@@ -21,6 +21,7 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision, peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.measurement import alignment_note
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
@@ -31,7 +32,7 @@ from emformer_hub.training.recipe import Recipe, VolumeEntry
 from emformer_hub.training.report import write_report
 from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, TrainingVolume
 from emformer_hub.training.validation import error_quantiles, validate
-from emformer_hub.volumes import read_volume
+from emformer_hub.volumes import open_volume
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +42,16 @@ BYTES_PER_TOKEN = 80
 """That a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded up."""
 
 
-def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) -> list[TrainingVolume]:
-    """Open the recipe's volumes; voxel sizes come from the recipe, else from the file."""
+def load_volumes(
+    recipe: Recipe, data_root: Path, processor: EMformerProcessor, *, check_alignment: bool = True
+) -> list[TrainingVolume]:
+    """Open the recipe's volumes, on disk where possible; voxel sizes come from the recipe, else from the file.
+
+    With ``check_alignment``, a warning is logged for a volume that is badly aligned and not marked so.
+    """
     volumes = []
     for entry in recipe.volumes:
-        volume = read_volume(data_root / entry.path)
+        volume = open_volume(data_root / entry.path)
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
@@ -54,8 +60,10 @@ def load_volumes(recipe: Recipe, data_root: Path, processor: EMformerProcessor) 
                 f"{entry.path}: z is finer than y and x in the voxel size {voxel_size}; expected sections at least as "
                 f"far apart as pixels. Voxel sizes are given as Z,Y,X; is the order right?"
             )
-        data = volume.data[parse_sections(entry, len(volume.data))] if entry.sections else volume.data
+        data = volume.data[parse_sections(entry, volume.data.shape[0])] if entry.sections else volume.data
         statistics = processor.measure(data)
+        if check_alignment and entry.aligned and (note := alignment_note(data)):
+            logger.warning("%s: %s", entry.path, note)
         volumes.append(
             TrainingVolume(entry.path, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
         )
@@ -183,7 +191,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     )
     set_seed(recipe.seed)
     processor = EMformerProcessor.from_pretrained(recipe.base) if recipe.base else EMformerProcessor()
-    volumes = load_volumes(recipe, data_root, processor)
+    volumes = load_volumes(recipe, data_root, processor, check_alignment=accelerator.is_main_process)
     trainee = Trainee(recipe)
     model = trainee.model
     muon = make_trainable(model, recipe, accelerator.device, dtype)

@@ -69,7 +69,7 @@ def _compare(
         gains = [psnr_gain(one.error, one.cubic_error) for one in restored if one is not None]
         if gains:
             yield Comparison(volume.name, IN_PLANE, _words(geometry), "bicubic", *gains)
-    if volume.aligned and len(volume.data) >= 3:
+    if volume.aligned and volume.data.shape[0] >= 3:
         spacing = float(np.clip(volume.anisotropy, 1, 16))
         geometry = SectionModel(spacing, _thickness(recipe, spacing))
         stack = held_out_stack(volume)

@@ -16,6 +16,7 @@ import torch
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
+from emformer_hub.volumes import StoredArray
 
 ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
 MIN_ROWS, MIN_COLUMNS, MIN_SECTIONS = 4, 16, 4
@@ -27,7 +28,7 @@ class TrainingVolume:
 
     Args:
         name: what logs call it.
-        data: ``(z, y, x)``, any real dtype; may be memory-mapped.
+        data: ``(z, y, x)``, any real dtype; may be memory-mapped, or stay on disk.
         voxel_size: nm.
         statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
         weight: relative share of training samples.
@@ -41,7 +42,7 @@ class TrainingVolume:
     """
 
     name: str
-    data: np.ndarray
+    data: np.ndarray | StoredArray
     voxel_size: VoxelSize
     statistics: IntensityStatistics
     weight: float = 1.0

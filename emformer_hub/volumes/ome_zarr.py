@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.stored import Box, StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 _CHUNKS = (64, 256, 256)  # 4 MB of 8-bit voxels: one request to a file server, one section shows without reading all
 _AXES = ("z", "y", "x")
+# what zarr and its codecs raise on damaged or unsupported data
+_READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError)
 
 
 def is_zarr(path: Path) -> bool:
@@ -26,8 +30,8 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in _METADATA_FILES)
 
 
-def read(path: Path) -> Volume:
-    """Read level 0 of the first multiscale image, or a plain array, into memory.
+def open_volume(path: Path) -> Volume[StoredArray]:
+    """Open level 0 of the first multiscale image, or a plain array; voxels stay on disk.
 
     Axes before z (time, channel) must have length 1 and are dropped. The voxel size is the product of the scales of
     level and image, in the units of the axes; a plain array has none.
@@ -40,17 +44,12 @@ def read(path: Path) -> Volume:
     try:
         node = zarr.open(path, mode="r")
         if isinstance(node, zarr.Array):
-            return Volume(_load(node, None, path), None, "")
-        return _read_image(node, path)
+            return Volume(_stored(node, None, path), None, "")
+        return _open_image(node, path)
     except InputError:
         raise
-    except PermissionError:
-        raise InputError(f"{path} cannot be read: permission denied. Ask for read permission.") from None
-    except (ValueError, RuntimeError, LookupError, TypeError, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as Zarr ({type(error).__name__}: {error}). Was it copied completely? "
-            f"Expected an OME-Zarr 0.4 or 0.5 image or a Zarr array."
-        ) from error
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
 
 
 def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: Sequence[float]) -> None:
@@ -79,7 +78,7 @@ def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: S
         array[z : z + _CHUNKS[0]] = np.asarray(data[z : z + _CHUNKS[0]])
 
 
-def _read_image(group: zarr.Group, path: Path) -> Volume:
+def _open_image(group: zarr.Group, path: Path) -> Volume[StoredArray]:
     import zarr
 
     attributes: dict[str, Any] = group.attrs.asdict()
@@ -96,7 +95,7 @@ def _read_image(group: zarr.Group, path: Path) -> Volume:
     axes = multiscale.get("axes", [])
     if not isinstance(array, zarr.Array) or not all(isinstance(axis, dict) for axis in axes) or array.ndim != len(axes):
         raise InputError(f"{path} is not OME-Zarr 0.4 or 0.5: its multiscales do not describe the axes of level 0.")
-    data = _load(array, [axis["name"] for axis in axes], path)
+    data = _stored(array, [axis["name"] for axis in axes], path)
     units = [axis.get("unit") for axis in axes[-3:]]
     scale, translation = np.ones(3), np.zeros(3)
     for step in (*level.get("coordinateTransformations", []), *multiscale.get("coordinateTransformations", [])):
@@ -109,7 +108,7 @@ def _read_image(group: zarr.Group, path: Path) -> Volume:
     return Volume(data, voxel_size, "multiscales" if voxel_size else "", zyx_nanometres(translation.tolist(), units))
 
 
-def _load(array: zarr.Array[Any], axes: list[str] | None, path: Path) -> np.ndarray:
+def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path) -> StoredArray:
     """The array as (z, y, x) in native byte order; ``axes`` are its names, if known."""
     leading = array.shape[:-3]
     if array.ndim < 3 or (axes and tuple(axes[-3:]) != _AXES) or any(size != 1 for size in leading):
@@ -118,5 +117,23 @@ def _load(array: zarr.Array[Any], axes: list[str] | None, path: Path) -> np.ndar
             f"grey-value stack z, y, x, where axes before z have length 1. Save one channel and time point."
         )
     check_dtype(array.dtype, str(path))
-    data = np.asarray(array[(0,) * len(leading)])
+    z, y, x = array.shape[-3:]
+    depth, height, width = array.chunks[-3:]
+    return StoredArray((z, y, x), array.dtype.newbyteorder("="), (depth, height, width), partial(_read, array, path))
+
+
+def _read(array: zarr.Array[Any], path: Path, box: Box) -> np.ndarray:
+    try:
+        data = np.asarray(array[(0,) * (array.ndim - 3) + box])
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
     return data.astype(data.dtype.newbyteorder("="), copy=False)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, PermissionError):
+        return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
+    return InputError(
+        f"{path} cannot be read as Zarr ({type(error).__name__}: {error}). Was it copied completely? "
+        f"Expected an OME-Zarr 0.4 or 0.5 image or a Zarr array."
+    )

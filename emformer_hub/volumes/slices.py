@@ -16,7 +16,7 @@ from emformer_hub.volumes.volume import Volume
 _TIFF, _PNG = (".tif", ".tiff"), (".png",)
 
 
-def read(folder: Path) -> Volume:
+def open_volume(folder: Path) -> Volume[np.ndarray]:
     """Read all sections of a folder into memory; other files and hidden ones are left out.
 
     Images do not say how far sections are apart, so ``voxel_size`` is ``None``.

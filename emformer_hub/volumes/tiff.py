@@ -28,8 +28,9 @@ _IMAGE_DESCRIPTION = 270  # TIFF 6.0 tag numbers and values
 _RESOLUTION_UNIT_NONE = 1
 
 
-def read(path: Path) -> Volume:
-    """Read a TIFF stack; memory-mapped read-only if it is uncompressed, contiguous and in native byte order.
+def open_volume(path: Path) -> Volume[np.ndarray]:
+    """Open a TIFF stack: memory-mapped read-only if it is uncompressed, contiguous and in native byte order, else
+    loaded.
 
     Raises:
         InputError: not a TIFF, truncated, not one grey-value stack, or an unsupported dtype or compression.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.stored import StoredArray
+
+Voxels_co = TypeVar("Voxels_co", bound=np.ndarray | StoredArray, covariant=True)
 
 # Casefolded spellings, so that Å (U+00C5, U+212B) and µ (U+00B5, U+03BC) each arrive as one letter. OME-XML writes
 # symbols, OME-Zarr UDUNITS-2 names, ImageJ what the user typed.
@@ -28,17 +32,19 @@ _NANOMETRES_PER = {
 
 
 @dataclass(frozen=True, eq=False)
-class Volume:
+class Volume(Generic[Voxels_co]):
     """A stack of sections and what its file says about it.
 
     Attributes:
         data: ``(z, y, x)``, native byte order, the file's dtype and values; a read-only memory map where possible.
+            From ``open_volume`` it may be a :class:`StoredArray`, whose slices are arrays.
         voxel_size: nm; ``None`` if the file does not state all three lengths in a known unit.
-        source: where ``voxel_size`` came from: "OME-XML", "ImageJ metadata", "multiscales", "flag"; "" if nowhere.
+        source: where ``voxel_size`` came from: "OME-XML", "ImageJ metadata", "multiscales", "element_size_um",
+            "resolution"; "" if nowhere.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre in nm; ``None`` if the file has none.
     """
 
-    data: np.ndarray
+    data: Voxels_co
     voxel_size: VoxelSize | None
     source: str
     translation_nm: tuple[float, float, float] | None = None

@@ -11,18 +11,22 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
 import torch
 import yaml
+import zarr
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -30,7 +34,9 @@ from emformer_hub.training import checkpoint, loop
 from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import learning_rate_share, load_volumes, train
 from emformer_hub.training.recipe import Recipe
-from emformer_hub.training.validation import error_quantiles
+from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume
+from emformer_hub.training.validation import error_quantiles, validation_clips
+from emformer_hub.volumes import StoredArray, write_volume
 
 ROOT = Path(__file__).parents[2]
 STEPS, CHECKPOINT_EVERY = 16, 4
@@ -258,6 +264,120 @@ def test_the_learning_rate_stays_until_it_falls_to_zero(decay: float) -> None:
 
 def test_without_decay_the_learning_rate_never_falls() -> None:
     assert set(shares(np.linspace(0, 1.2, 20), decay=0)) == {1}
+
+
+# --- volumes on disk ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored_root(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """The volume of ``data_root`` in every format that stays on disk."""
+    folder, data = tmp_path_factory.mktemp("stored"), tifffile.imread(data_root / "neuropil.tif")
+    tifffile.imwrite(folder / "neuropil.tif", data)
+    write_volume(folder / "neuropil.zarr", data, VoxelSize(8, 8, 8))
+    zarr.create_array(folder / "chunks.zarr", data=data, chunks=(5, 16, 24))
+    with h5py.File(folder / "neuropil.h5", "w") as file:
+        file.create_dataset("em/raw", data=data, chunks=(8, 8, 32), compression="gzip")
+        file.create_dataset("em/labels", data=data.astype(np.uint64))
+    return folder
+
+
+def opened(folder: Path, path: str, **changes: Any) -> list[TrainingVolume]:
+    entry = {"path": path, "voxel_size": "8,8,8", **changes}
+    return load_volumes(Recipe.from_content({**TINY, "volumes": [entry]}, "tiny"), folder, EMformerProcessor())
+
+
+@pytest.mark.parametrize("path", ["neuropil.zarr", "chunks.zarr", "neuropil.h5:/em/raw"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_format_gives_the_same_batches(stored_root: Path, path: str, workers: int) -> None:
+    mapped, stored = opened(stored_root, "neuropil.tif"), opened(stored_root, path)
+    assert isinstance(mapped[0].data, np.memmap) and isinstance(stored[0].data, StoredArray)
+    assert stored[0].statistics == mapped[0].statistics
+    ranges = SamplingRanges(frames=4, rows=4, columns=16)
+    expected = ClipBatches(mapped, ranges, seed=0, batch_size=2)
+    batches = ClipBatches(stored, ranges, seed=0, batch_size=2)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
+    for index, found in enumerate(islice(loader, 8)):
+        for name, value in expected.batch(index).items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    for found, clip in zip(*(validation_clips(v[0], SectionModel(4)) for v in (stored, mapped)), strict=True):
+        np.testing.assert_array_equal(found, clip)
+
+
+def test_a_run_on_stored_volumes_gives_the_same_losses(stored_root: Path, tmp_path: Path) -> None:
+    paths = {"tif": "neuropil.tif", "h5": "neuropil.h5:/em/raw"}
+    runs = [
+        train_here(tmp_path / name, stored_root, steps=3, workers=2, volumes=[{"path": path, "voxel_size": "8,8,8"}])
+        for name, path in paths.items()
+    ]
+    assert losses(runs[0]) == losses(runs[1])
+    assert_same_weights(runs[0] / "model.safetensors", runs[1] / "model.safetensors")
+
+
+SAMPLE_A_LARGE_VOLUME = """
+import re, sys
+from pathlib import Path
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.training.loop import load_volumes
+from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.sampling import ClipBatches, SamplingRanges
+
+def memory(name): return 1024 * int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+content = {"volumes": [{"path": "large.zarr", "voxel_size": "8,8,8"}], "base": "emformer-small", "steps": 1}
+before = memory("VmRSS")
+volumes = load_volumes(Recipe.from_content(content, "large"), Path(sys.argv[1]), EMformerProcessor())
+batches = ClipBatches(volumes, SamplingRanges(), seed=0, batch_size=2)
+for index in range(20):
+    batches.batch(index)
+print(volumes[0].data.size, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_volume_may_be_much_larger_than_memory(tmp_path: Path) -> None:
+    """One chunk of tissue, linked to wherever a chunk is: 16 GB that take 4 MB of disk."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak of a process's memory is read from /proc, which only Linux has")
+    counts, chunk = (16, 16, 16), (64, 256, 256)
+    shape = tuple(count * side for count, side in zip(counts, chunk, strict=True))
+    array = zarr.create_array(tmp_path / "large.zarr", shape=shape, dtype="uint8", chunks=chunk)
+    array[: chunk[0], : chunk[1], : chunk[2]] = neuropil(chunk)
+    first = tmp_path / "large.zarr" / "c" / "0" / "0" / "0"
+    for z, y, x in np.ndindex(counts):
+        target = tmp_path / "large.zarr" / "c" / str(z) / str(y) / str(x)
+        if target != first:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(first, target)
+    command = [sys.executable, "-c", SAMPLE_A_LARGE_VOLUME, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    size, grown = map(int, run.stdout.split())
+    assert size == 2**34
+    assert grown < 400 * 2**20, grown
+
+
+# --- alignment ---------------------------------------------------------------------------------------------------
+
+
+def shaken(folder: Path) -> None:
+    """A volume whose every second section is displaced by 20 voxels."""
+    data = neuropil((16, 128, 192))
+    tifffile.imwrite(folder / "shaken.tif", np.stack([np.roll(s, 20 * (z % 2), 0) for z, s in enumerate(data)]))
+
+
+def test_a_badly_aligned_volume_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shaken(tmp_path)
+    opened(tmp_path, "shaken.tif")
+    (warning,) = caplog.messages
+    assert warning.startswith("shaken.tif: 15 of 15 neighbouring sections are shifted against each other")
+
+
+def test_no_warning_where_none_is_due(tmp_path: Path, data_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shaken(tmp_path)
+    opened(tmp_path, "shaken.tif", aligned=False)
+    opened(data_root, "neuropil.tif")
+    assert caplog.messages == []
 
 
 # --- interrupted and resumed -------------------------------------------------------------------------------------

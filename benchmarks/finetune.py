@@ -22,7 +22,7 @@ from _methods import EMformer, Interpolation
 from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 from quality import DATA, centre_crop
 
-from emformer_hub.adapters import is_adapter
+from emformer_hub.adapter_folder import is_adapter
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import grey_range, psnr

@@ -1,19 +1,17 @@
-"""Adapters on pretrained weights, through PEFT: small folders that name their base instead of repeating it."""
+"""Adapters on pretrained weights, through PEFT: made, loaded, switched and merged."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
-from .pretrained import loading, registry
+from emformer_hub.adapter_folder import attach
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.pretrained import registry
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from .modeling_emformer import EMformerModel
-
-ADAPTER_CONFIG = "adapter_config.json"
 TARGETS = r"layers\.\d+\.(attention\.(qkv|proj)|mlp\.(conv|fc2))"
 """The matrices and kernels of the layers: all that mixes tokens, nothing that sets intensities."""
 
@@ -38,10 +36,6 @@ def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora:
     return adapted
 
 
-def is_adapter(folder: str | Path) -> bool:
-    return (Path(folder) / ADAPTER_CONFIG).is_file()
-
-
 def load_adapter(folder: str | Path, **kwargs: Any) -> PeftModel:
     """Load the base that an adapter's folder names, and the adapter on it.
 
@@ -55,30 +49,7 @@ def load_adapter(folder: str | Path, **kwargs: Any) -> PeftModel:
     Raises:
         InputError: the folder holds no adapter, its base cannot be found, or does not fit.
     """
-    from peft import PeftConfig, PeftModel
-
-    from .modeling_emformer import EMformerModel
-
-    if not is_adapter(folder):
-        raise InputError(
-            f"{folder} holds no {ADAPTER_CONFIG}; expected the folder of an adapter, as fine-tuning writes."
-        )
-    with loading(str(folder)):
-        config = PeftConfig.from_pretrained(str(folder))
-    base = config.base_model_name_or_path
-    if config.revision is not None:
-        kwargs = {"revision": config.revision, **kwargs}
-    try:
-        model = EMformerModel.from_pretrained(base, **kwargs)
-    except InputError as error:
-        raise InputError(f"{folder} is an adapter on {base!r}, which cannot be loaded: {error}") from error
-    try:
-        with loading(str(folder)):
-            return PeftModel.from_pretrained(model, str(folder))
-    except RuntimeError as error:
-        raise InputError(
-            f"{folder} is an adapter on other weights than {base!r} is now: {str(error).splitlines()[-1].strip()}"
-        ) from error
+    return attach(folder, EMformerModel.from_pretrained, **kwargs)
 
 
 def merge(folder: str | Path) -> EMformerModel:

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .adapters import is_adapter, load_adapter
+from .adapter_folder import attach, is_adapter
 from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
@@ -375,7 +375,7 @@ class EMformerPreTrainedModel(PreTrainedModel):
         resize = kwargs.pop("ignore_mismatched_sizes", False)
         source = resolve_pretrained(name, kwargs.get("revision"))
         if is_adapter(source):
-            return load_adapter(source, **kwargs).get_base_model()
+            return attach(source, cls.from_pretrained, **kwargs).get_base_model()
         with loading(name):
             loaded: Any = super().from_pretrained(
                 source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs

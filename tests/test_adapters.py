@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emformer_hub.adapters import ADAPTER_CONFIG, add_adapter, is_adapter, load_adapter, merge
+from emformer_hub.adapter_folder import ADAPTER_CONFIG, is_adapter
+from emformer_hub.adapters import add_adapter, load_adapter, merge
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
@@ -138,7 +139,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_an_adapter_is_not_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no adapter_config\.json; expected the folder of an adapter"):
+    with pytest.raises(InputError, match=r"holds no adapter_config\.json; expected the folder of a fine-tuned adapter"):
         load_adapter(tmp_path)
 
 

@@ -25,7 +25,8 @@ VERSION = PROJECT["version"]
 LAYERS = [
     {"errors", "geometry"},
     {"volumes", "interpolation", "phantom", "devices"}
-    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"},
+    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
+    | {"adapter_folder", "adapters"},
     {"reconstruction", "measurement", "training"},
     {"hub", "cli", "__main__"},
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from emformer_hub.adapters import ADAPTER_CONFIG, is_adapter
+from emformer_hub.adapter_folder import ADAPTER_CONFIG, is_adapter
 from emformer_hub.errors import InputError
 
 NOT_PUBLISHED = ["checkpoint/*", ".checkpoint*", "log.jsonl", "emformer/*"]

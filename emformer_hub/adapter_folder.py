@@ -20,7 +20,11 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def attach(folder: str | Path, load_base: Callable[..., Any], **kwargs: Any) -> PeftModel:
-    """Load the base that an adapter's folder names, by ``load_base(NAME, revision=..., **kwargs)``, and the adapter on it.
+    """Load the base that an adapter's folder names, and the adapter on it.
+
+    Args:
+        folder: of the adapter.
+        load_base: called with the base's name, its ``revision`` if it has one, and ``kwargs``.
 
     Raises:
         InputError: the folder holds no adapter, its base cannot be found, or does not fit.

@@ -139,7 +139,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_an_adapter_is_not_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no adapter_config\.json; expected the folder of a fine-tuned adapter"):
+    with pytest.raises(InputError, match=r"holds no adapter_config\.json; expected the folder of an adapter"):
         load_adapter(tmp_path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emformer_hub.adapter_folder import attach
+from emformer_hub.model_folder import model_folder
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 
@@ -32,26 +33,32 @@ def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora:
     published = registry().get(base)
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = published.repo_id if published else base
-    config.revision = published.revision if published else None
+    config.revision = model.hub_revision or (published.revision if published else None)
     return adapted
 
 
-def load_adapter(folder: str | Path, **kwargs: Any) -> PeftModel:
-    """Load the base that an adapter's folder names, and the adapter on it.
+def load_adapter(name: str | Path, **options: Any) -> PeftModel:
+    """Load the base that an adapter names, and the adapter on it.
 
     More adapters of the same base go on with ``load_adapter(FOLDER, NAME)`` of what is returned, and
     ``set_adapter(NAME)`` switches between them.
 
     Args:
-        folder: that fine-tuning wrote.
-        kwargs: for ``EMformerModel.from_pretrained`` of the base.
+        name: a folder that fine-tuning wrote, or a Hub id.
+        options: ``revision`` and ``subfolder`` of the adapter on the Hub, and for both it and its base ``cache_dir``,
+            ``force_download``, ``local_files_only`` and ``token``, as in ``from_pretrained``.
 
     Raises:
-        InputError: the folder holds no adapter, its base cannot be found, or does not fit.
+        InputError: there is no adapter, its base cannot be found, or does not fit.
     """
-    return attach(folder, EMformerModel.from_pretrained, **kwargs)
+    folder = model_folder(str(name), **options)
+    for_base = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
+    return attach(folder, EMformerModel.from_pretrained, name=str(name), **for_base)
 
 
-def merge(folder: str | Path) -> EMformerModel:
-    """The model that an adapter makes of its base, as plain weights: the same results, and no PEFT needed."""
-    return load_adapter(folder).merge_and_unload()
+def merge(name: str | Path, **options: Any) -> EMformerModel:
+    """The model that an adapter makes of its base, as plain weights: the same results, and no PEFT needed.
+
+    Takes what :func:`load_adapter` takes.
+    """
+    return load_adapter(name, **options).merge_and_unload()

@@ -211,10 +211,13 @@ def models(name: str | None) -> None:
 
 
 @main.command()
-@click.argument("adapter", type=PATH)
+@click.argument("adapter")
 @click.argument("output", metavar="OUT", type=PATH)
-def merge(adapter: Path, output: Path) -> None:
-    """Bake an adapter into its base: the folder OUT becomes a model of plain weights with the same results."""
+def merge(adapter: str, output: Path) -> None:
+    """Bake an adapter into its base: the folder OUT becomes a model of plain weights with the same results.
+
+    ADAPTER is a folder or a Hub id.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     from emformer_hub.adapters import merge as bake
@@ -222,7 +225,7 @@ def merge(adapter: Path, output: Path) -> None:
     from emformer_hub.volumes.output import check_file, replacing
 
     disable_progress_bar()
-    _check_different(adapter, output)
+    _check_different(Path(adapter), output)
     check_file(output, overwrite=False)
     model = bake(adapter)
     processor = EMformerProcessor.from_pretrained(adapter)

@@ -1,8 +1,25 @@
 """The one exception that means "the input or the request is at fault, not the program"."""
 
+import re
+
 
 class InputError(ValueError):
     """Something the user can mend: says what was found, what was expected, and what to do.
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+def reason(error: BaseException) -> str:
+    """What an exception of a library says, as part of one line: its first that tells something, without full stop.
+
+    What a server answered is added, or else what caused the exception, if it says more.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not re.match(r"\d{3} (Client|Server) Error|For more information", line)]
+    said = [(telling or lines or [type(error).__name__])[0].rstrip(".")]
+    if hasattr(error, "server_message"):
+        said.append(" ".join((error.server_message or "").split()).rstrip("."))
+    elif error.__cause__ is not None:
+        said.append(reason(error.__cause__))
+    return said[0] if said[-1].lower() in said[0].lower() else ": ".join(said)

@@ -29,7 +29,8 @@ from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
 from .interpolation import interpolation_matrix
-from .pretrained import loading, resolve_pretrained
+from .model_folder import HUB_OPTIONS, commit_of, model_folder
+from .pretrained import loading
 
 CACHED_TOKENS = 2**14  # that a layer works on at a time on a CPU; benchmarks/architecture.md has others
 LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume
@@ -332,7 +333,14 @@ class EMformerDecoder(nn.Module):
 
 
 class EMformerPreTrainedModel(PreTrainedModel):
+    """Loading and initialisation.
+
+    Attributes:
+        hub_revision: the commit on the Hub that the weights came from, if they did.
+    """
+
     config: EMformerConfig
+    hub_revision: str | None = None
     base_model_prefix = "emformer"
     main_input_name = "sections"
     supports_gradient_checkpointing = True
@@ -360,10 +368,10 @@ class EMformerPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load weights by bundled name, folder or Hub id (in this order), offline wherever the files are local.
 
-        A folder that holds an adapter becomes its base, found by name, with the adapter in place.
+        An adapter becomes its base, found by name and revision, with the adapter in place.
 
         Takes what :meth:`transformers.PreTrainedModel.from_pretrained` takes; a ``revision`` other than that of the
-        bundled weights is fetched from the Hub.
+        bundled weights is fetched from the Hub. Weights are read from safetensors, in one file.
 
         Raises:
             InputError: unknown name, a damaged file, a config of another model, or weights that do not fit it.
@@ -373,14 +381,22 @@ class EMformerPreTrainedModel(PreTrainedModel):
         name = os.fspath(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         resize = kwargs.pop("ignore_mismatched_sizes", False)
-        source = resolve_pretrained(name, kwargs.get("revision"))
-        if is_adapter(source):
-            return attach(source, cls.from_pretrained, **kwargs).get_base_model()
-        with loading(name):
-            loaded: Any = super().from_pretrained(
-                source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        folder = model_folder(name, **hub)
+        if is_adapter(folder):
+            for_base = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
+            return attach(folder, cls.from_pretrained, name=name, **for_base, **kwargs).get_base_model()
+        kwargs.setdefault("use_safetensors", True)
+        try:
+            with loading(name):
+                loaded: Any = super().from_pretrained(
+                    folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                )
+        except InputError as error:  # of the config: call it what the user calls it
+            raise InputError(str(error).replace(str(folder), name)) from error
         model, info = loaded
+        model.name_or_path = model.config.name_or_path = name  # rather than a folder of the cache or the installation
+        model.hub_revision = commit_of(folder)
         faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         for kind, keys in faults.items():
             if keys and not (kind == "mismatched_keys" and resize):

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
-from .errors import InputError
+from .errors import InputError, reason
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -159,9 +159,8 @@ def loading(name: str) -> Iterator[None]:
         raise InputError(f"{name}: the weight file is damaged or cut short ({error}); fetch it again.") from error
     except StrictDataclassError as error:
         raise InputError(f"{name}: config.json describes an impossible network: {error}") from error
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, HTTPError) as error:
         raise InputError(
-            f"{name}: cannot be loaded: {reason} Is the name right? Without a network, give a folder, or a bundled "
-            f"name that 'emformer-hub models' lists."
+            f"{name}: cannot be loaded: {reason(error)}. Is the name right? Without a network, give a folder, or a "
+            f"bundled name that 'emformer-hub models' lists."
         ) from error

@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "geometry"},
     {"volumes", "interpolation", "phantom", "devices"}
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
-    | {"adapter_folder", "adapters"},
+    | {"adapter_folder", "adapters", "model_folder"},
     {"reconstruction", "measurement", "training"},
     {"hub", "cli", "__main__"},
 ]

@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,8 +53,8 @@ class User:
     organisations: tuple[str, ...] = ()
     role: str = "write"
 
-    def may_write(self, repo_id: str) -> bool:
-        return self.role == "write" and repo_id.split("/")[0] in (self.name, *self.organisations)
+    def owns(self, repo_id: str) -> bool:
+        return repo_id.partition("/")[0] in (self.name, *self.organisations)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class File:
 
     def described(self, path: str) -> dict[str, Any]:
         lfs = {"oid": self.sha256, "size": self.size, "pointerSize": 134}
-        return {"type": "file", "path": path, "oid": self.oid, "size": self.size} | ({"lfs": lfs} if self.sha256 else {})
+        return {"type": "file", "path": path, "oid": self.oid, "size": self.size} | (
+            {"lfs": lfs} if self.sha256 else {}
+        )
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,11 @@ class Commit:
 
 
 class Repository:
-    """Commits, which never change, and names that point to them."""
+    """Commits, which never change, names that point to them, and a folder with the contents."""
 
-    def __init__(self, kind: str, repo_id: str, private: bool):
-        self.kind, self.repo_id, self.private = kind, repo_id, private
+    def __init__(self, kind: str, repo_id: str, private: bool, folder: Path):
+        self.kind, self.repo_id, self.private, self.folder = kind, repo_id, private, folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.commits: dict[str, Commit] = {}
         self.branches: dict[str, str] = {}
         self.tags: dict[str, str] = {}
@@ -125,6 +129,14 @@ class Repository:
         commit = Commit(hashlib.sha1(text.encode()).hexdigest(), parent, title, author, date, files)
         self.commits[commit.sha] = commit
         return commit
+
+    def content(self, file: File) -> Path:
+        return self.folder / file.etag
+
+    def store(self, content: bytes, *, lfs: bool) -> File:
+        file = File.by_lfs(hashlib.sha256(content).hexdigest(), len(content)) if lfs else File.of(content)
+        self.content(file).write_bytes(content)
+        return file
 
     def history(self, revision: str) -> Iterator[Commit]:
         commit: Commit | None = self.find(revision)
@@ -188,7 +200,7 @@ class HubServer:
     """The Hub: repositories, users by their token, faults, and a log of all calls.
 
     Attributes:
-        folder: of the stored contents.
+        folder: of the repositories' contents.
         users: by token.
         log: ``NAME PATH`` of every call so far.
     """
@@ -204,7 +216,6 @@ class HubServer:
 
     @contextmanager
     def running(self) -> Iterator[HubServer]:
-        self.folder.mkdir(parents=True, exist_ok=True)
         http = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": self}))
         http.daemon_threads = True
         self.port = http.server_port
@@ -221,47 +232,40 @@ class HubServer:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @property
-    def storage(self) -> str:
+    def storage(self, repository: Repository) -> str:
         """Another host name than the endpoint's, for contents; clients must not send their token there."""
-        return f"http://localhost:{self.port}/storage/{self.secret}"
+        return f"http://localhost:{self.port}/storage/{self.secret}/{repository.kind}s/{repository.repo_id}"
 
     def repository(self, repo_id: str, kind: str = "model") -> Repository:
         return self.repositories[kind, repo_id]
 
     def drop(self, repo_id: str, kind: str = "model") -> None:
-        del self.repositories[kind, repo_id]
+        shutil.rmtree(self.repositories.pop((kind, repo_id)).folder)
 
-    def content(self, file: File) -> Path:
-        return self.folder / file.etag
-
-    def store(self, content: bytes, *, lfs: bool) -> File:
-        file = File.by_lfs(hashlib.sha256(content).hexdigest(), len(content)) if lfs else File.of(content)
-        self.content(file).write_bytes(content)
-        return file
-
-    def read(self, repo_id: str, path: str, revision: str = "main") -> bytes:
-        return self.content(self.repository(repo_id).find(revision).files[path]).read_bytes()
+    def read(self, repo_id: str, path: str) -> bytes:
+        repository = self.repository(repo_id)
+        return repository.content(repository.head.files[path]).read_bytes()
 
     def write(self, repo_id: str, files: dict[str, bytes], title: str = "From beside") -> Commit:
         """A commit by somebody else."""
         with self.lock:
             repository = self.repository(repo_id)
-            stored = {path: self.store(data, lfs=bool(BY_LFS.search(path))) for path, data in files.items()}
+            stored = {path: repository.store(data, lfs=bool(BY_LFS.search(path))) for path, data in files.items()}
             commit = repository.add({**repository.head.files, **stored}, repository.head, title, "somebody")
             repository.branches["main"] = commit.sha
             return commit
 
-    def alter(self, repo_id: str, path: str, change: Callable[[bytes], bytes], revision: str = "main") -> None:
+    def alter(self, repo_id: str, path: str, change: Callable[[bytes], bytes]) -> None:
         """Damage a stored content: size and hash are still stated as they were."""
-        file = self.repository(repo_id).find(revision).files[path]
-        self.content(file).write_bytes(change(self.content(file).read_bytes()))
+        repository = self.repository(repo_id)
+        repository.content(repository.head.files[path]).write_bytes(change(self.read(repo_id, path)))
 
 
 ROUTES: dict[str, tuple[str, re.Pattern[str], Callable[..., Any]]] = {}
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space", None: "model"}
 API = r"/api/(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
 PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo_id>[^/]+/[^/]+?)"
+STORAGE = API.replace("/api/", "/storage/(?P<secret>[^/]+)/") + r"/(?P<sha256>[0-9a-f]{64})"
 REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -311,11 +315,9 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
 
     def _route(self, path: str) -> None:
-        for name, (methods, pattern, function) in ROUTES.items():
-            found = pattern.fullmatch(path)
-            if found and self.command in methods.split():
-                break
-        else:
+        matches = ((name, one[1].fullmatch(path)) for name, one in ROUTES.items() if self.command in one[0].split())
+        name, found = next(((name, found) for name, found in matches if found), (None, None))
+        if name is None or found is None:
             raise Refused(404, f"Sorry, we can't find the page {path}")
         self.hub.log.append(f"{name} {self.command} {unquote(path)}")
         self.fault = self.hub.faults.take(name)
@@ -326,9 +328,13 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(self.fault.status, self.fault.message, **wait)
         self.user = self._who()
         parts = {key: unquote(value) for key, value in found.groupdict().items() if value is not None}
-        if "repo_id" in parts:
+        if "secret" in parts:  # a signed address: who has it, may
+            if parts.pop("secret") != self.hub.secret or self.user is not None:
+                raise Refused(403, "Signed addresses only, and no token")
+            parts["repository"] = self.hub.repositories[KINDS[parts.pop("kind")], parts.pop("repo_id")]
+        elif "repo_id" in parts:
             parts["repository"] = self._repository(KINDS[parts.pop("kind", None)], parts.pop("repo_id"))
-        function(self, **parts)
+        ROUTES[name][2](self, **parts)
 
     def _who(self) -> User | None:
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
@@ -341,15 +347,14 @@ class Handler(BaseHTTPRequestHandler):
     def _repository(self, kind: str, repo_id: str) -> Repository:
         """A repository that the caller may see; one that is private does not exist for others."""
         repository = self.hub.repositories.get((kind, repo_id))
-        member = self.user and repo_id.split("/")[0] in (self.user.name, *self.user.organisations)
-        if repository is None or (repository.private and not member):
+        if repository is None or (repository.private and not (self.user and self.user.owns(repo_id))):
             raise Refused(404 if self.user else 401, "Repository not found", "RepoNotFound")
         return repository
 
     def check_may_write(self, repo_id: str) -> User:
         if self.user is None:
             raise Refused(401, "Invalid username or password.")
-        if not self.user.may_write(repo_id):
+        if self.user.role != "write" or not self.user.owns(repo_id):
             raise Refused(403, f"You don't have the rights to write to {repo_id}")
         return self.user
 
@@ -426,12 +431,12 @@ def create(call: Handler) -> None:
         raise Refused(401, "Invalid username or password.")
     repo_id = f"{wanted.get('organization') or call.user.name}/{wanted['name']}"
     user = call.check_may_write(repo_id)
-    repository = Repository(kind, repo_id, wanted.get("visibility") == "private")
+    repository = Repository(kind, repo_id, wanted.get("visibility") == "private", call.hub.folder / kind / repo_id)
     url = call.hub.endpoint + repository.page
     with call.hub.lock:
         if (kind, repo_id) in call.hub.repositories:
             return call.answer({"error": f"You already created this {kind} repo", "url": url}, 409)
-        attributes = call.hub.store(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", lfs=False)
+        attributes = repository.store(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", lfs=False)
         first = repository.add({".gitattributes": attributes}, None, "initial commit", user.name)
         repository.branches["main"] = first.sha
         call.hub.repositories[kind, repo_id] = repository
@@ -457,7 +462,8 @@ def info(call: Handler, repository: Repository, revision: str = "main") -> None:
             file = commit.files[sibling["rfilename"]]
             lfs = {"sha256": file.sha256, "size": file.size, "pointerSize": 134}
             sibling |= {"size": file.size, "blobId": file.oid} | ({"lfs": lfs} if file.sha256 else {})
-    card = front_matter(call.hub.content(commit.files["README.md"]).read_text()) if "README.md" in commit.files else {}
+    readme = commit.files.get("README.md")
+    card = front_matter(repository.content(readme).read_text()) if readme else {}
     call.answer(
         {
             "id": repository.repo_id,
@@ -568,16 +574,14 @@ def resolve(call: Handler, repository: Repository, revision: str, path: str) -> 
     file = commit.files[path]
     headers["ETag"] = f'"{file.etag}"'
     if file.sha256 is None:
-        return call.send_range(call.hub.content(file).read_bytes(), **headers)
+        return call.send_range(repository.content(file).read_bytes(), **headers)
     headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
-    return call.send(b"", 302, Location=f"{call.hub.storage}/{file.sha256}", **headers)
+    return call.send(b"", 302, Location=f"{call.hub.storage(repository)}/{file.sha256}", **headers)
 
 
-@route("content", "GET HEAD", "/storage/(?P<secret>[^/]+)/(?P<sha256>[0-9a-f]{64})")
-def content(call: Handler, secret: str, sha256: str) -> None:
-    if secret != call.hub.secret or call.user is not None:
-        raise Refused(403, "Signed addresses only, and no token")
-    call.send_range((call.hub.folder / sha256).read_bytes(), ETag=f'"{sha256}"')
+@route("content", "GET HEAD", STORAGE)
+def content(call: Handler, repository: Repository, sha256: str) -> None:
+    call.send_range((repository.folder / sha256).read_bytes(), ETag=f'"{sha256}"')
 
 
 # --- uploads and commits -----------------------------------------------------------------------------------------
@@ -620,29 +624,27 @@ def batch(call: Handler, repository: Repository) -> None:
     objects = []
     for wanted in call.json()["objects"]:
         one = {"oid": wanted["oid"], "size": wanted["size"]}
-        if not (call.hub.folder / wanted["oid"]).exists():
+        if not (repository.folder / wanted["oid"]).exists():
             verify_at = f"{call.hub.endpoint}{repository.page}.git/info/lfs/objects/verify"
-            upload = {"href": f"{call.hub.storage}/{wanted['oid']}", "header": {}}
+            upload = {"href": f"{call.hub.storage(repository)}/{wanted['oid']}", "header": {}}
             one["actions"] = {"upload": upload, "verify": {"href": verify_at, "header": {}}}
         objects.append(one)
     call.answer({"transfer": "basic", "objects": objects})
 
 
-@route("upload", "PUT", "/storage/(?P<secret>[^/]+)/(?P<sha256>[0-9a-f]{64})")
-def upload(call: Handler, secret: str, sha256: str) -> None:
+@route("upload", "PUT", STORAGE)
+def upload(call: Handler, repository: Repository, sha256: str) -> None:
     data = call.body()
-    if secret != call.hub.secret or call.user is not None:
-        raise Refused(403, "Signed addresses only, and no token")
     if hashlib.sha256(data).hexdigest() != sha256:
         raise Refused(400, "The content does not have the hash that was announced")
-    call.hub.store(data, lfs=True)
+    repository.store(data, lfs=True)
     call.send(b"", ETag=f'"{sha256}"')
 
 
 @route("verify", "POST", rf"{PAGE}\.git/info/lfs/objects/verify")
 def verify(call: Handler, repository: Repository) -> None:
     wanted = call.json()
-    path = call.hub.folder / wanted["oid"]
+    path = repository.folder / wanted["oid"]
     if not path.exists() or path.stat().st_size != wanted["size"]:
         raise Refused(404, f"{wanted['oid']} of {repository.repo_id} has not arrived")
     call.answer({})
@@ -666,7 +668,7 @@ def commit(call: Handler, repository: Repository, revision: str) -> None:
         expected = header["value"].get("parentCommit")
         if expected is not None and not parent.sha.startswith(expected) and not as_request:
             raise Refused(412, "A commit has happened since. Please refresh and try again.")
-        made = repository.add(_changed(call.hub, parent, changes), parent, header["value"]["summary"], author.name)
+        made = repository.add(_changed(repository, parent, changes), parent, header["value"]["summary"], author.name)
         if as_request:
             revision, names = f"refs/pr/{len(repository.pull_requests) + 1}", repository.pull_requests
         names[revision] = made.sha
@@ -677,15 +679,15 @@ def commit(call: Handler, repository: Repository, revision: str) -> None:
     call.answer(answer)
 
 
-def _changed(hub: HubServer, parent: Commit, changes: list[dict[str, Any]]) -> dict[str, File]:
+def _changed(repository: Repository, parent: Commit, changes: list[dict[str, Any]]) -> dict[str, File]:
     files = dict(parent.files)
     for change in changes:
         value = change["value"]
         path = value["path"]
         if change["key"] == "file":
-            files[path] = hub.store(base64.b64decode(value["content"]), lfs=False)
+            files[path] = repository.store(base64.b64decode(value["content"]), lfs=False)
         elif change["key"] == "lfsFile":
-            stored = hub.folder / value["oid"]
+            stored = repository.folder / value["oid"]
             if not stored.exists():
                 raise Refused(400, f"The LFS pointer of {path} points to a content that does not exist")
             files[path] = File.by_lfs(value["oid"], stored.stat().st_size)

@@ -1,0 +1,131 @@
+"""The folder with a model's files: bundled, the user's own, or fetched from the Hub, all of one commit, and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from .adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from .errors import InputError, reason
+from .pretrained import loading, registry, resolve_pretrained
+
+WEIGHTS = "model.safetensors"
+HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
+"""Of ``from_pretrained`` of transformers: where on the Hub a model is, and how it is fetched."""
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def model_folder(name: str, revision: str | None = None, subfolder: str = "", **options: Any) -> Path:
+    """The folder on this machine that holds a whole model, or an adapter, fetched first if it is on the Hub.
+
+    Args:
+        name: bundled name, folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+        subfolder: where below the name the files are.
+        options: the others of ``HUB_OPTIONS``.
+
+    Raises:
+        InputError: the name is not known, the Hub cannot be reached and the cache lacks the files, there is no model in
+            safetensors, or a file is not what the Hub or the registry states.
+    """
+    source = resolve_pretrained(name, revision)
+    if Path(source).is_dir():
+        return Path(source) / subfolder
+    published = {weights.repo_id: weights for weights in registry().values()}.get(source)
+    if revision is None and published is not None:
+        revision = published.revision
+    with loading(name):
+        files = _HubFiles(source, revision, subfolder, options)
+        needed = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if _is_adapter(files) else ["config.json", WEIGHTS]
+        found = {file: files.fetch(file) for file in needed}
+    missing = [file for file, path in found.items() if path is None]
+    if missing:
+        raise InputError(
+            f"{name} holds no {missing[0]}; expected config.json and {WEIGHTS}, or {ADAPTER_CONFIG} and "
+            f"{ADAPTER_WEIGHTS}, as save_pretrained or training wrote them."
+        )
+    for file, path in found.items():
+        if path is not None and SHA256.fullmatch(stated := _blob_name(path)):
+            _check(path, stated, f"{name}: {file}", "the Hub")
+    if published is not None and (path := found.get(WEIGHTS)) is not None:
+        known = {published.revision: published.sha256, **{one.revision: one.sha256 for one in published.replaces}}
+        if revision in known:
+            _check(path, known[revision], f"{name}: {WEIGHTS} of {revision}", "the registry")
+    folders = {path.parent for path in found.values() if path is not None}
+    if len(folders) > 1:
+        raise InputError(f"{name} changed on the Hub while it was being fetched; load it again.")
+    return folders.pop()
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit on the Hub that a model's folder is a copy of, if it is one."""
+    return next((folder.parts[k + 1] for k, part in enumerate(folder.parts[:-1]) if part == "snapshots"), None)
+
+
+class _HubFiles:
+    """Files of a Hub id, all of one commit: from the cache where it has them."""
+
+    def __init__(self, repo_id: str, revision: str | None, subfolder: str, options: dict[str, Any]):
+        from transformers.utils.hub import resolve_revision
+
+        self.repo_id, self.subfolder, self.options = repo_id, subfolder, options
+        shared = {key: value for key, value in options.items() if key in ("token", "local_files_only", "cache_dir")}
+        self.revision = resolve_revision(repo_id, revision, **shared)  # as it was given, where that fails
+
+    def fetch(self, file: str) -> Path | None:
+        """A file in the cache; ``None`` where the commit has no such file; raises ``InputError`` if it breaks off."""
+        from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+        if self._cached(file) is _CACHED_NO_EXIST:
+            return None
+        try:
+            return Path(
+                hf_hub_download(
+                    self.repo_id, file, subfolder=self.subfolder or None, revision=self.revision, **self.options
+                )
+            )
+        except RemoteEntryNotFoundError:
+            return None
+        except (HfHubHTTPError, LocalEntryNotFoundError):
+            raise
+        except (HTTPError, OSError, ValueError) as error:
+            raise InputError(f"{self.repo_id}: {file} cannot be fetched: {reason(error)}. Try again.") from error
+
+    def holds(self, file: str) -> bool:
+        """Whether the cache has a file."""
+        return isinstance(self._cached(file), str)
+
+    def _cached(self, file: str) -> Any:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = f"{self.subfolder}/{file}" if self.subfolder else file
+        revision = getattr(self.revision, "resolved", self.revision)
+        return try_to_load_from_cache(self.repo_id, path, cache_dir=self.options.get("cache_dir"), revision=revision)
+
+
+def _is_adapter(files: _HubFiles) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return files.fetch(ADAPTER_CONFIG) is not None
+    except LocalEntryNotFoundError:  # the Hub is out of reach
+        if files.holds(WEIGHTS):  # and was asked when they were fetched
+            return False
+        raise
+
+
+def _blob_name(path: Path) -> str:
+    """What the cache calls a content: its SHA-256, for files that the Hub keeps in its large storage."""
+    return path.readlink().name if path.is_symlink() else path.name
+
+
+def _check(path: Path, sha256: str, what: str, authority: str) -> None:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{what} is damaged, or was altered: sha256 {found[:12]}…, but {authority} states {sha256[:12]}…. Delete "
+            f"{path.resolve()} and load it again; if that does not help, do not use it, and tell its publisher."
+        )

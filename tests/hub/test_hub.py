@@ -1,0 +1,733 @@
+"""Models on the Hub: pushed, loaded back by their id, and what happens when networks, servers and people fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from click.testing import CliRunner
+from client import Client, client_process, environment, waits
+from server import HubServer, User
+
+from emformer_hub import model_folder, pretrained
+from emformer_hub.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from emformer_hub.adapters import add_adapter, load_adapter, merge
+from emformer_hub.cli import main
+from emformer_hub.configuration_emformer import EMformerConfig
+from emformer_hub.errors import InputError
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.phantom import neuropil
+from emformer_hub.pretrained import Superseded, registry
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.training.publish import check_publishable, push
+
+ROOT = Path(__file__).parents[2]
+NAME = "emformer-small"
+PAGE = registry()[NAME].folder
+REPO_ID = registry()[NAME].repo_id
+USERS = {
+    "hf_alice": User("alice", ("lab", REPO_ID.split("/")[0])),
+    "hf_reader": User("bob", ("lab",), role="read"),
+    "hf_stranger": User("carol"),
+}
+CLIP = torch.linspace(-1, 1, 6 * 6 * 32).sin().reshape(1, 6, 6, 32)
+NUMBERS = itertools.count(1)
+METHODS = pytest.mark.parametrize("method", ["lora", "dora"])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    with HubServer(tmp_path_factory.mktemp("hub"), USERS).running() as hub:
+        yield hub
+
+
+@pytest.fixture(autouse=True)
+def every_fault_was_met(server: HubServer) -> Iterator[None]:
+    yield
+    server.faults.clear()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def client(server: HubServer, home: Path) -> Iterator[Client]:
+    with client_process(environment(server, home, "hf_alice")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def offline(server: HubServer, home: Path) -> Iterator[Client]:
+    with client_process(environment(server, home, None, HF_HUB_OFFLINE="1")) as process:
+        yield process
+
+
+@pytest.fixture
+def repo_id(request: pytest.FixtureRequest) -> str:
+    """A repository of the test's own."""
+    return f"lab/{request.function.__name__[5:60]}-{next(NUMBERS)}"
+
+
+# --- what a client does, in its own process ----------------------------------------------------------------------
+
+
+def output(model: torch.nn.Module) -> np.ndarray:
+    with torch.inference_mode():
+        return model.eval()(CLIP, 4.0).reconstruction.numpy()
+
+
+def load(name: str, **options: Any) -> np.ndarray:
+    """What the model of this name makes of the clip."""
+    return output(EMformerModel.from_pretrained(name, **options))
+
+
+def load_by_adapter(name: str, **options: Any) -> np.ndarray:
+    return output(load_adapter(name, **options))
+
+
+def load_merged(name: str) -> np.ndarray:
+    return output(merge(name))
+
+
+def load_by_command(name: str, out: Path) -> np.ndarray:
+    result = CliRunner().invoke(main, ["merge", name, str(out)])
+    assert result.exit_code == 0, result.output
+    EMformerProcessor.from_pretrained(out)
+    return output(EMformerModel.from_pretrained(out))
+
+
+def quantiles(name: str, **options: Any) -> dict[str, list[float]]:
+    return EMformerProcessor.from_pretrained(name, **options).error_quantiles
+
+
+def percentiles(name: str, **options: Any) -> list[float]:
+    return EMformerProcessor.from_pretrained(name, **options).percentiles
+
+
+def origin(name: str, **options: Any) -> tuple[str, str | None]:
+    model = EMformerModel.from_pretrained(name, **options)
+    return model.name_or_path, model.hub_revision
+
+
+def upload(folder: Path, repo_id: str, tag: str | None = None, private: bool = False) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    api.create_repo(repo_id, exist_ok=True, private=private)
+    commit = api.upload_folder(repo_id=repo_id, folder_path=folder)
+    if tag:
+        api.create_tag(repo_id, tag=tag)
+    return commit.oid
+
+
+def tag(repo_id: str, name: str) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().create_tag(repo_id, tag=name)
+
+
+def download(repo_id: str, file: str, **options: Any) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repo_id, file, **options))
+
+
+def refusal(function: Callable[..., Any], *args: Any, **options: Any) -> str:
+    """What the user is told; every other exception is a bug."""
+    try:
+        function(*args, **options)
+    except InputError as error:
+        return str(error)
+    raise AssertionError(f"{function.__name__} did what was asked")
+
+
+def as_user(token: str | None, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Call a function as somebody else, or, without a token, as nobody."""
+    kept = os.environ.pop("HF_TOKEN")
+    os.environ.update({"HF_TOKEN": token} if token else {})
+    try:
+        return function(*args, **options)
+    finally:
+        os.environ["HF_TOKEN"] = kept
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- folders to push ---------------------------------------------------------------------------------------------
+
+
+def disturbed(model: torch.nn.Module, part: str, seed: int) -> torch.nn.Module:
+    """The weights whose names hold ``part`` become others."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if part in name:
+                weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def write_adapter(folder: Path, method: str = "lora", base: str = NAME, seed: int = 0) -> np.ndarray:
+    """Write an adapter with weights that do something; return what it makes of the clip."""
+    adapted = add_adapter(EMformerModel.from_pretrained(base), base=base, rank=4, alpha=8, dora=method == "dora")
+    disturbed(adapted, "lora_B", seed)
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    EMformerProcessor().save_pretrained(folder)
+    return output(adapted)
+
+
+def write_model(folder: Path, seed: int = 0) -> np.ndarray:
+    """Write a small model of random weights; return what it makes of the clip."""
+    torch.manual_seed(seed)
+    config = EMformerConfig(hidden_size=16, num_hidden_layers=2, window_size=[2, 2, 4])
+    model = disturbed(EMformerModel(config), "", seed)
+    model.save_pretrained(folder)
+    EMformerProcessor(percentiles=(1.0 + seed, 99.0)).save_pretrained(folder)
+    return output(model)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    return tmp_path / "tiny", write_model(tmp_path / "tiny")
+
+
+# --- the server itself -------------------------------------------------------------------------------------------
+
+
+def exercise(repo_id: str, folder: Path) -> None:
+    """The ways of the client that the other tests build on."""
+    from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, get_session, snapshot_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    api = HfApi()
+    assert api.whoami()["name"] == "alice"
+    assert api.create_repo(repo_id).repo_id == repo_id
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_repo(repo_id)
+    first = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="first").oid
+    assert api.upload_folder(repo_id=repo_id, folder_path=folder).oid == first  # nothing changed
+    api.create_tag(repo_id, tag="v1")
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_tag(repo_id, tag="v1")
+    api.create_branch(repo_id, branch="side/way")
+
+    def add_notes(text: bytes, **where: Any) -> CommitInfo:
+        change = CommitOperationAdd("below/notes.txt", text)
+        return api.create_commit(repo_id, [change], commit_message="notes", **where)
+
+    assert add_notes(b"two lines\nof text\n", create_pr=True).pr_num == 1
+    add_notes(b"on the branch", revision="side/way", parent_commit=first)
+    with pytest.raises(HfHubHTTPError, match="412"):
+        add_notes(b"too late", revision="side/way", parent_commit=first)
+    names = {file.path for file in api.list_repo_tree(repo_id, revision="side/way", recursive=True)}
+    assert names == {*os.listdir(folder), ".gitattributes", "below", "below/notes.txt"}
+    (notes,) = api.get_paths_info(repo_id, ["below/notes.txt", "nothing"], revision="refs/pr/1")
+    (weights,) = api.get_paths_info(repo_id, "model.safetensors")
+    assert notes.size == 18 and weights.lfs.sha256 == sha256((folder / "model.safetensors").read_bytes())
+    api.delete_folder("below", repo_id, revision="side/way")
+    api.delete_file("README.md", repo_id)
+    refs = api.list_repo_refs(repo_id, include_pull_requests=True)
+    assert {ref.name: ref.target_commit == first for ref in [*refs.branches, *refs.tags, *refs.pull_requests]} == {
+        "main": False,
+        "side/way": False,
+        "v1": True,
+        "refs/pr/1": False,
+    }
+    assert [commit.title for commit in api.list_repo_commits(repo_id)][1:] == ["first", "initial commit"]
+    assert api.model_info(repo_id, revision="v1").card_data.license == "cc-by-4.0"
+    assert "README.md" not in {one.rfilename for one in api.model_info(repo_id).siblings}
+    for old in ("v1", first):  # what was committed stays
+        snapshot = Path(snapshot_download(repo_id, revision=old))
+        assert snapshot.name == first
+        for path in folder.iterdir():
+            assert (snapshot / path.name).read_bytes() == path.read_bytes()
+
+    with pytest.raises(EntryNotFoundError):
+        download(repo_id, "README.md")
+    with pytest.raises(RevisionNotFoundError):
+        download(repo_id, "README.md", revision="v9")
+    with pytest.raises(RepositoryNotFoundError):
+        api.model_info("lab/nothing")
+    with pytest.raises(HfHubHTTPError, match="403"):
+        as_user("hf_stranger", api.delete_file, "config.json", repo_id)
+    with pytest.raises(HfHubHTTPError, match="401"):
+        as_user("hf_wrong", api.model_info, repo_id)
+    with pytest.raises(ValueError, match="Invalid metadata"):
+        api.upload_file(path_or_fileobj=b"---\na: b: c\n---\n", path_in_repo="README.md", repo_id=repo_id)
+    api.create_repo("lab/secret", private=True)
+    assert api.model_info("lab/secret").private
+    for token in ("hf_stranger", None):
+        with pytest.raises(RepositoryNotFoundError):
+            as_user(token, api.model_info, "lab/secret")
+    api.delete_repo("lab/secret")
+    assert not api.repo_exists("lab/secret")
+    part = get_session().get(f"{api.endpoint}/{repo_id}/resolve/v1/config.json", headers={"Range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, (folder / "config.json").read_bytes()[2:6])
+
+
+def test_the_server_does_what_the_client_expects_of_the_hub(client: Client, repo_id: str) -> None:
+    client(exercise, repo_id, PAGE)
+
+
+def test_the_hf_command_works_with_it(server: HubServer, home: Path, tmp_path: Path, repo_id: str) -> None:
+    hf = Path(sys.executable).with_name("hf")
+    for words in (
+        ["auth", "whoami"],
+        ["upload", repo_id, str(PAGE), "."],
+        ["download", repo_id, "--local-dir", str(tmp_path)],
+    ):
+        settings = environment(server, home, "hf_alice")
+        run = subprocess.run([hf, *words], check=False, capture_output=True, text=True, timeout=60, env=settings)
+        assert run.returncode == 0, run.stderr
+    for path in PAGE.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+# --- there and back ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", [upload, push])
+def test_a_pushed_model_comes_back_to_the_bit(
+    server: HubServer, client: Client, repo_id: str, way: Callable[..., str]
+) -> None:
+    client(way, PAGE, repo_id)
+    client(tag, repo_id, "v1")
+    assert {path.name for path in PAGE.iterdir()} == set(server.repository(repo_id).head.files) - {".gitattributes"}
+    server.write(repo_id, {"config.json": b"{}", "model.safetensors": b"later"})  # a tag stays where it is
+    assert np.array_equal(client(load, repo_id, revision="v1"), load(NAME))
+    weights = client(download, repo_id, "model.safetensors", revision="v1")
+    assert sha256(weights.read_bytes()) == registry()[NAME].sha256
+    assert client(quantiles, repo_id, revision="v1") == quantiles(NAME)
+    commit = server.repository(repo_id).find("v1").sha
+    assert client(origin, repo_id, revision="v1") == (repo_id, commit)
+
+
+def test_an_older_revision_of_a_bundled_model_is_fetched_by_its_name(
+    server: HubServer, client: Client, offline: Client, tmp_path: Path
+) -> None:
+    old = disturbed(EMformerModel.from_pretrained(NAME), "decoder", seed=1)
+    expected = output(old)
+    old.save_pretrained(tmp_path / "old")
+    EMformerProcessor(percentiles=(2.0, 98.0)).save_pretrained(tmp_path / "old")
+    client(upload, tmp_path / "old", REPO_ID, tag="v0-old")
+    client(push, PAGE, REPO_ID)
+    assert not np.array_equal(expected, load(NAME))
+    for name in (NAME, REPO_ID):
+        assert np.array_equal(client(load, name, revision="v0-old"), expected)
+    assert client(percentiles, NAME, revision="v0-old") == [2.0, 98.0]
+    calls = len(server.log)
+    assert np.array_equal(client(load, NAME), load(NAME)) and len(server.log) == calls  # the bundle's needs no Hub
+    assert np.array_equal(offline(load, NAME, revision="v0-old"), expected)  # now from the cache
+    assert offline(percentiles, NAME, revision="v0-old") == [2.0, 98.0] and len(server.log) == calls
+    assert "Without a network" in offline(refusal, load, NAME, revision="v9")
+    assert "Revision Not Found" in client(refusal, load, NAME, revision="v9")
+
+
+def test_a_private_model_needs_its_owner(client: Client, tiny: tuple[Path, np.ndarray], repo_id: str) -> None:
+    folder, expected = tiny
+    client(upload, folder, repo_id, private=True)
+    for token in ("hf_stranger", None):
+        assert "Repository Not Found" in client(as_user, token, refusal, load, repo_id)
+    assert np.array_equal(client(load, repo_id), expected)
+    assert np.array_equal(client(as_user, None, load, repo_id, token="hf_alice", force_download=True), expected)
+    assert "Invalid credentials" in client(as_user, "hf_wrong", refusal, load, repo_id, force_download=True)
+
+
+def test_a_repository_without_a_model_says_what_is_missing(server: HubServer, client: Client, repo_id: str) -> None:
+    client(upload, ROOT / "emformer_hub" / "hub", repo_id)
+    assert f"{repo_id} holds no config.json; expected config.json and" in client(refusal, load, repo_id)
+    server.write(repo_id, {"config.json": b'{"model_type": "bert"}', "pytorch_model.bin": b"pickled"})
+    assert f"{repo_id} holds no model.safetensors" in client(refusal, load, repo_id)
+    server.write(repo_id, {"model.safetensors": b"not really"})
+    assert f"{repo_id} is a config of model type 'bert'; expected 'emformer'" in client(refusal, load, repo_id)
+    server.write(repo_id, {ADAPTER_CONFIG: b"{}"})
+    assert f"{repo_id} holds no {ADAPTER_WEIGHTS}" in client(refusal, load, repo_id)
+    assert "Repository Not Found" in client(refusal, load, "lab/nothing")
+
+
+# --- adapters ----------------------------------------------------------------------------------------------------
+
+
+@METHODS
+def test_an_adapter_comes_back_on_its_bundled_base(
+    server: HubServer, client: Client, offline: Client, tmp_path: Path, repo_id: str, method: str
+) -> None:
+    expected = write_adapter(tmp_path / "mine", method)
+    client(push, tmp_path / "mine", repo_id)
+    client(tag, repo_id, "v1")
+    server.write(repo_id, {ADAPTER_WEIGHTS: b"later"})
+    calls = len(server.log)
+    assert np.abs(expected - load(NAME)).max() > 0.01
+    assert np.array_equal(client(load, repo_id, revision="v1"), expected)
+    assert np.array_equal(client(load_by_adapter, repo_id, revision="v1"), expected)
+    assert client(quantiles, repo_id) == EMformerProcessor().error_quantiles
+    assert all(repo_id in call for call in server.log[calls:])  # the base is bundled, and needs no Hub
+    assert np.array_equal(offline(load, repo_id, revision="v1"), expected)
+
+
+def test_an_adapter_on_the_hub_is_merged_into_plain_weights(client: Client, tmp_path: Path, repo_id: str) -> None:
+    expected = write_adapter(tmp_path / "mine", "dora")
+    client(push, tmp_path / "mine", repo_id)
+    np.testing.assert_allclose(client(load_merged, repo_id), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(client(load_by_command, repo_id, tmp_path / "out"), expected, rtol=0, atol=1e-5)
+    assert not (tmp_path / "out" / ADAPTER_CONFIG).exists()
+
+
+def adapt(folder: Path, base: str) -> np.ndarray:
+    return write_adapter(folder, base=base)
+
+
+def test_an_adapter_keeps_the_base_that_it_was_trained_on(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    base = f"{repo_id}-base"
+    client(push, tiny[0], base)
+    expected = client(adapt, tmp_path / "mine", base)
+    client(push, tmp_path / "mine", repo_id)
+    config = json.loads(server.read(repo_id, ADAPTER_CONFIG))
+    head = server.repository(base).head.sha
+    assert (config["base_model_name_or_path"], config["revision"]) == (base, head)
+    write_model(tmp_path / "other", seed=1)
+    client(push, tmp_path / "other", base)
+    assert np.array_equal(client(load, repo_id), expected)
+    server.drop(base)
+    assert np.array_equal(client(load, repo_id), expected)  # from the cache
+    told = client(refusal, load, repo_id, cache_dir=tmp_path / "empty")
+    assert f"{repo_id} is an adapter on '{base}', which cannot be loaded: {base}: cannot be loaded" in told
+
+
+# --- what is pushed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "base", "message"),
+    [
+        (None, "lab/mine", None, "needs a login: run 'hf auth login', or set HF_TOKEN"),
+        ("hf_wrong", "lab/mine", None, "the Hub cannot be used: Invalid user token"),
+        ("hf_reader", "lab/mine", None, "the token of bob may only read"),
+        ("hf_alice", "other/mine", None, "alice may publish as alice or lab or emformer-hub, not as other"),
+        ("hf_alice", "mine", None, "It names no owner. Expected ORG/NAME"),
+        ("hf_alice", "lab/a--b", None, "Expected ORG/NAME"),
+        ("hf_alice", "lab/mine/too", None, "Expected ORG/NAME"),
+        ("hf_alice", "lab/mine", str(PAGE), "is a folder of this machine; publish it first"),
+    ],
+)
+def test_what_cannot_be_pushed_is_told_before_the_work(
+    server: HubServer,
+    client: Client,
+    tiny: tuple[Path, np.ndarray],
+    token: str | None,
+    repo_id: str,
+    base: str | None,
+    message: str,
+) -> None:
+    assert message in client(as_user, token, refusal, check_publishable, base, repo_id)
+    if base is None:
+        assert message in client(as_user, token, refusal, push, tiny[0], repo_id)
+    assert ("model", repo_id) not in server.repositories
+
+
+def test_a_hub_out_of_reach_is_told_before_the_work(server: HubServer, client: Client) -> None:
+    server.faults.add("whoami", cut_download=0)
+    told = client(refusal, check_publishable, None, "lab/mine")
+    assert told.startswith("--push-to-hub lab/mine: the Hub cannot be used: peer closed connection")
+    server.faults.add("whoami", status=500, message="we are moving house")
+    assert "500 Internal Server Error" in (told := client(refusal, check_publishable, None, "lab/mine"))
+    assert "we are moving house" in told
+    client(check_publishable, None, "lab/mine")
+    client(check_publishable, REPO_ID, "alice/mine")
+
+
+def test_a_busy_hub_is_asked_again_as_late_as_it_wants(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    client(waits)
+    server.faults.add("preupload", status=500, times=2)
+    server.faults.add("batch", status=429, retry_after=7)
+    server.faults.add("upload", cut_upload=1000, times=2)
+    client(push, tiny[0], repo_id)
+    assert {1, 2, 8} <= set(client(waits))
+    assert np.array_equal(client(load, repo_id), tiny[1])
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"call": "create", "status": 500, "message": "try later"}, "500 Internal Server Error.*try later"),
+        ({"call": "validate-yaml", "cut_download": 0}, "peer closed connection"),
+        ({"call": "upload", "cut_upload": 1000, "times": 6}, r"Error while uploading 'model\.safetensors'.*: \S"),
+        ({"call": "verify", "status": 404, "message": "it is lost"}, r"'model\.safetensors'.*it is lost"),
+        ({"call": "commit", "status": 507, "message": "the disk is full"}, "507 Insufficient.*the disk is full"),
+        ({"call": "commit", "status": 429, "message": "wait an hour"}, "429 Too Many Requests.*wait an hour"),
+        ({"call": "commit", "status": 500, "message": "it broke"}, "500 Internal Server Error.*it broke"),
+        ({"call": "commit", "cut_upload": 100}, r"\S"),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_a_push_that_fails_changes_nothing_and_says_why(
+    server: HubServer, client: Client, tmp_path: Path, repo_id: str, fault: dict[str, Any], message: str
+) -> None:
+    first, second = (tmp_path / name for name in ("first", "second"))
+    before, after = write_model(first), write_model(second, seed=1)
+    (second / "README.md").write_text("---\nlicense: mit\n---\n")
+    client(upload, first, repo_id)
+    head = server.repository(repo_id).head
+    server.faults.add(**fault)
+    told = client(refusal, push, second, repo_id)
+    assert re.match(f"{repo_id}: the upload failed: .*{message}", told), told
+    assert told.endswith(f"The result in {second} is complete; the same command with --resume uploads it again.")
+    assert server.repository(repo_id).head is head
+    assert np.array_equal(client(load, repo_id), before)
+    client(push, second, repo_id)
+    assert np.array_equal(client(load, repo_id), after)
+
+
+def test_a_repository_that_vanishes_is_named(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    server.faults.add("preupload", before=lambda hub: hub.drop(repo_id))
+    told = client(refusal, push, tiny[0], repo_id)
+    assert f"{repo_id}: the upload failed: Repository Not Found for url" in told
+    client(push, tiny[0], repo_id)
+    assert np.array_equal(client(load, repo_id), tiny[1])
+
+
+def test_a_push_whose_answer_is_lost_is_not_made_twice(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    server.faults.add("commit", cut_download=0)
+    client(refusal, push, tiny[0], repo_id)
+    commits = len(server.repository(repo_id).commits)
+    assert client(push, tiny[0], repo_id).endswith(server.repository(repo_id).head.sha)
+    assert len(server.repository(repo_id).commits) == commits
+
+
+def holds(server: HubServer, repo_id: str, folder: Path) -> bool:
+    """Whether a repository is now what a folder is, and nothing else."""
+    files = {path: server.read(repo_id, path) for path in server.repository(repo_id).head.files}
+    del files[".gitattributes"]
+    return files == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def pushes_at_once(folders: list[Path], repo_id: str) -> list[str]:
+    with ThreadPoolExecutor(len(folders)) as pool:
+        return list(pool.map(push, folders, [repo_id] * len(folders)))
+
+
+def test_two_pushes_at_once_leave_one_whole_state(
+    server: HubServer, client: Client, tmp_path: Path, repo_id: str
+) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    outputs = [write_model(folder, seed) for seed, folder in enumerate(folders)]
+    client(push, folders[0], repo_id)  # so that one of them finds nothing to change, until the other has been there
+    for folder in folders:
+        (folder / "notes.txt").write_text(folder.name)
+    both = threading.Barrier(2)
+    server.faults.add("preupload", times=2, before=lambda hub: both.wait(timeout=60))
+    client(pushes_at_once, folders, repo_id)
+    (winner,) = [k for k, folder in enumerate(folders) if holds(server, repo_id, folder)]
+    assert np.array_equal(client(load, repo_id), outputs[winner])
+    assert [commit.title for commit in server.repository(repo_id).history("main")].count("Fine-tuned weights") == 3
+
+
+def test_a_commit_of_somebody_else_is_never_mixed_with_a_push(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    folder, expected = tiny
+    client(push, folder, repo_id)
+    (folder / "notes.txt").write_text("only this is new")
+    write_model(tmp_path / "other", seed=1)
+    others = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    server.faults.add("commit", before=lambda hub: hub.write(repo_id, others))
+    client(push, folder, repo_id)
+    assert holds(server, repo_id, folder)
+    assert np.array_equal(client(load, repo_id), expected)
+    (folder / "notes.txt").write_text("and this")
+    server.faults.add("commit", times=5, before=lambda hub: hub.write(repo_id, others))
+    assert "412 Precondition Failed" in client(refusal, push, folder, repo_id)
+
+
+def test_a_model_replaces_an_adapter_and_the_other_way_round(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    adapter = tmp_path / "mine"
+    adapted = write_adapter(adapter)
+    for folder, expected in ((adapter, adapted), tiny, (adapter, adapted)):
+        client(push, folder, repo_id)
+        server.write(repo_id, {"figure.png": b"somebody's own"})
+        assert np.array_equal(client(load, repo_id), expected)
+    client(push, tiny[0], repo_id)
+    assert server.read(repo_id, "figure.png") == b"somebody's own"
+
+
+def test_what_only_resumes_a_run_is_not_published(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    folder, _ = tiny
+    published = {path.name for path in folder.iterdir()}
+    for name in ("log.jsonl", "checkpoint/model.safetensors", ".checkpoint-1/state.json", "emformer/events", ".hidden"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    client(push, folder, repo_id)
+    assert set(server.repository(repo_id).head.files) == published | {".gitattributes"}
+
+
+# --- what is fetched ---------------------------------------------------------------------------------------------
+
+
+def test_a_connection_cut_while_weights_come_in_goes_on_where_it_broke(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    client(upload, tiny[0], repo_id)
+    server.faults.add("content", cut_download=20_000)
+    server.faults.add("content", cut_download=10_000)
+    assert np.array_equal(client(load, repo_id), tiny[1])
+
+
+def test_a_connection_that_stays_cut_is_named_and_nothing_is_kept(
+    server: HubServer, client: Client, home: Path, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    client(upload, tiny[0], repo_id)
+    server.faults.add("content", cut_download=20_000)
+    server.faults.add("content", cut_download=0, times=6)
+    told = client(refusal, load, repo_id)
+    assert f"{repo_id}: model.safetensors cannot be fetched: peer closed connection" in told
+    cache = home / "hub" / f"models--{repo_id.replace('/', '--')}"
+    assert not list(cache.rglob("model.safetensors")) and not list(cache.rglob("*incomplete*"))
+    assert np.array_equal(client(load, repo_id), tiny[1])
+
+
+def test_a_busy_hub_is_asked_again_for_weights(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    client(upload, tiny[0], repo_id)
+    client(waits)
+    server.faults.add("info", status=500)
+    server.faults.add("resolve", status=500, times=2)
+    server.faults.add("content", status=429, retry_after=7)
+    assert np.array_equal(client(load, repo_id), tiny[1])
+    assert 8 in client(waits)
+    server.faults.add("info", status=503)  # and where it stays down, the cache has them
+    assert np.array_equal(client(load, repo_id), tiny[1])
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_weights_that_were_altered_are_never_loaded(
+    server: HubServer, client: Client, home: Path, tmp_path: Path, repo_id: str, kind: str
+) -> None:
+    expected = write_adapter(tmp_path / "mine") if kind == "adapter" else write_model(tmp_path / "mine", seed=7)
+    file = ADAPTER_WEIGHTS if kind == "adapter" else "model.safetensors"
+    client(upload, tmp_path / "mine", repo_id)
+    good = server.read(repo_id, file)
+    server.alter(repo_id, file, lambda content: content[:-1] + bytes([content[-1] ^ 1]))
+    told = client(refusal, load, repo_id)
+    assert f"{repo_id}: {file} is damaged, or was altered: sha256 {sha256(server.read(repo_id, file))[:12]}" in told
+    assert f"the Hub states {sha256(good)[:12]}" in told
+    server.alter(repo_id, file, lambda content: good)
+    assert client(refusal, load, repo_id) == told  # it is still in the cache
+    Path(re.search("Delete (.*) and load it again", told)[1]).unlink()
+    assert np.array_equal(client(load, repo_id), expected)
+
+
+def test_weights_that_are_cut_short_on_the_server_are_named(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    client(upload, tiny[0], repo_id)
+    server.alter(repo_id, "model.safetensors", lambda content: content[:-100])
+    told = client(refusal, load, repo_id)
+    assert f"{repo_id}: model.safetensors cannot be fetched: Consistency check failed: file should be of size" in told
+
+
+def test_weights_that_were_pushed_broken_are_named(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    folder, _ = tiny
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    client(push, folder, repo_id)
+    assert f"{repo_id}: the weight file is damaged or cut short" in client(refusal, load, repo_id)
+
+
+def with_registry(sha256: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """As if the registry stated that the bundled weights replace a revision ``v0`` with this checksum."""
+    known = {NAME: dataclasses.replace(registry()[NAME], replaces=(Superseded("v0", sha256, "0.1.0"),))}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pretrained, model_folder):
+            patch.setattr(module, "registry", lambda: known)
+        return function(*args, **options)
+
+
+def test_superseded_weights_are_those_that_the_registry_states(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray]
+) -> None:
+    folder, expected = tiny
+    client(upload, folder, REPO_ID, tag="v0")
+    stated = sha256((folder / "model.safetensors").read_bytes())
+    for name in (NAME, REPO_ID):
+        assert np.array_equal(client(with_registry, stated, load, name, revision="v0"), expected)
+        told = client(with_registry, 64 * "0", refusal, load, name, revision="v0")
+        assert f"{name}: model.safetensors of v0 is damaged, or was altered: sha256 {stated[:12]}" in told
+        assert "but the registry states 000000000000" in told
+    client(tag, REPO_ID, "v1")  # whatever it holds, it is not the v1 of the registry
+    assert "but the registry states a18af85f5d29" in client(refusal, load, NAME, revision="v1")
+
+
+# --- the real command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_finetuning_pushes_what_it_made(
+    server: HubServer,
+    home: Path,
+    client: Client,
+    tiny: tuple[Path, np.ndarray],
+    tmp_path: Path,
+    repo_id: str,
+    method: str,
+) -> None:
+    client(push, tiny[0], f"{repo_id}-base")
+    tifffile.imwrite(tmp_path / "stack.tif", neuropil((32, 64, 128))[::2])
+    words = ["--volume", str(tmp_path / "stack.tif"), "--voxel-size", "40,4,4", "--factor", "4", "--steps", "2"]
+    words += ["--base", f"{repo_id}-base", "--method", method, "--output-dir", str(tmp_path / "run")]
+
+    def finetune(*more: str) -> subprocess.CompletedProcess[str]:
+        settings = environment(server, home, "hf_alice", ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
+        command = [sys.executable, "finetune", *words, "--push-to-hub", repo_id, *more]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, cwd=ROOT, env=settings)
+
+    server.faults.add("commit", status=507, message="the disk is full")
+    failed = finetune()
+    assert failed.returncode == 2 and "507 Insufficient Storage" in failed.stderr and "--resume" in failed.stderr
+    done = finetune("--resume")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(f"/{repo_id}/commit/{server.repository(repo_id).head.sha}")
+    files = set(server.repository(repo_id).head.files)
+    assert files >= {"README.md", "recipe.yaml", "report.json", "preprocessor_config.json"}
+    assert (ADAPTER_WEIGHTS in files) == (method == "lora") and "log.jsonl" not in files
+    made = client(load, str(tmp_path / "run"))
+    assert np.array_equal(client(load, repo_id), made) and not np.array_equal(made, tiny[1])
+    assert client(quantiles, repo_id) == quantiles(tmp_path / "run")
+    assert f"base_model: {repo_id}-base" in server.read(repo_id, "README.md").decode()

@@ -22,7 +22,7 @@ def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora:
 
     Args:
         model: changed in place: it is the base model of what is returned.
-        base: name, Hub id or folder that the adapter's folder refers to.
+        base: name, Hub id or folder that the adapter's folder refers to, at the revision that the model came from.
         rank: of the updates.
         alpha: they are multiplied by ``alpha / rank``.
         dora: learn the length of each row apart from its direction (Liu et al. 2024).
@@ -51,9 +51,7 @@ def load_adapter(name: str | Path, **options: Any) -> PeftModel:
     Raises:
         InputError: there is no adapter, its base cannot be found, or does not fit.
     """
-    folder = model_folder(str(name), **options)
-    for_base = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
-    return attach(folder, EMformerModel.from_pretrained, name=str(name), **for_base)
+    return attach(model_folder(str(name), **options), EMformerModel.from_pretrained, name=str(name), **options)
 
 
 def merge(name: str | Path, **options: Any) -> EMformerModel:

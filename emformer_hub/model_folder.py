@@ -61,7 +61,8 @@ def model_folder(name: str, revision: str | None = None, subfolder: str = "", **
 
 def commit_of(folder: Path) -> str | None:
     """The commit on the Hub that a model's folder is a copy of, if it is one."""
-    return next((folder.parts[k + 1] for k, part in enumerate(folder.parts[:-1]) if part == "snapshots"), None)
+    found = re.search(r"/snapshots/([0-9a-f]{40})(/|$)", folder.as_posix())
+    return found[1] if found else None
 
 
 class _HubFiles:

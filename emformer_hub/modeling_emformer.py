@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -384,16 +385,17 @@ class EMformerPreTrainedModel(PreTrainedModel):
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         folder = model_folder(name, **hub)
         if is_adapter(folder):
-            for_base = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
-            return attach(folder, cls.from_pretrained, name=name, **for_base, **kwargs).get_base_model()
+            return attach(folder, cls.from_pretrained, name=name, **hub, **kwargs).get_base_model()
         kwargs.setdefault("use_safetensors", True)
         try:
             with loading(name):
                 loaded: Any = super().from_pretrained(
                     folder, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
                 )
-        except InputError as error:  # of the config: call it what the user calls it
-            raise InputError(str(error).replace(str(folder), name)) from error
+        except InputError as error:
+            if Path(name).is_dir():
+                raise
+            raise InputError(str(error).replace(str(folder), name)) from error  # call it what the user calls it
         model, info = loaded
         model.name_or_path = model.config.name_or_path = name  # rather than a folder of the cache or the installation
         model.hub_revision = commit_of(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emformer_hub.adapter_folder import ADAPTER_CONFIG, is_adapter
+from emformer_hub.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from emformer_hub.adapters import add_adapter, load_adapter, merge
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
@@ -44,6 +45,12 @@ def write_adapter(folder: Path, *, dora: bool = False, seed: int = 0, base: str 
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     EMformerProcessor().save_pretrained(folder)
     return folder, output(adapted)
+
+
+def change_config(folder: Path, **changes: Any) -> dict[str, Any]:
+    config = {**json.loads((folder / ADAPTER_CONFIG).read_text()), **changes}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+    return config
 
 
 @METHODS
@@ -120,8 +127,7 @@ def test_a_base_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     folder, _ = write_adapter(tmp_path / "mine")
     for change in ({"base_model_name_or_path": "lab/emformer-lost", "revision": None}, {"revision": "v99"}):
-        config = {**json.loads((folder / ADAPTER_CONFIG).read_text()), **change}
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+        config = change_config(folder, **change)
         with pytest.raises(
             InputError, match=rf"mine is an adapter on '{config['base_model_name_or_path']}', which cannot"
         ):
@@ -136,6 +142,50 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(tmp_path: Path) -> Non
     save_file({**weights, name: weights[name][..., :-1].contiguous()}, path)
     with pytest.raises(InputError, match="is an adapter on other weights than"):
         EMformerModel.from_pretrained(folder)
+
+
+def test_an_adapter_of_another_network_is_refused(tmp_path: Path) -> None:
+    folder, _ = write_adapter(tmp_path / "mine")
+    path = folder / ADAPTER_WEIGHTS
+    weights = load_file(path)
+    name = next(iter(weights))
+    for changed in ({f"{name}s": torch.ones(2), **weights}, {key: weights[key] for key in weights if key != name}):
+        save_file(changed, path)
+        with pytest.raises(InputError, match=rf"mine is an adapter on another network than .*: {name}s? does not fit"):
+            EMformerModel.from_pretrained(folder)
+    change_config(folder, target_modules="encoder")
+    with pytest.raises(InputError, match=r"mine is an adapter on other weights .*: Target modules encoder not found"):
+        EMformerModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no configuration of PEFT"),
+        ("[]", "is no configuration of PEFT"),
+        ('{"peft_type": "LOTTERY"}', "is no configuration of PEFT: 'LOTTERY'"),
+        ('{"peft_type": "LORA"}', "names no base_model_name_or_path"),
+    ],
+)
+def test_a_configuration_that_says_nothing_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    folder, _ = write_adapter(tmp_path / "mine")
+    (folder / ADAPTER_CONFIG).write_text(content)
+    with pytest.raises(InputError, match=f"mine: adapter_config.json {message}"):
+        EMformerModel.from_pretrained(folder)
+
+
+def test_nothing_pickled_is_loaded(tmp_path: Path) -> None:
+    folder, _ = write_adapter(tmp_path / "mine")
+    torch.save(load_file(folder / ADAPTER_WEIGHTS), folder / "adapter_model.bin")
+    (folder / ADAPTER_WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"mine holds no adapter_model\.safetensors"):
+        EMformerModel.from_pretrained(folder)
+    model = EMformerModel.from_pretrained(BASE)
+    model.save_pretrained(tmp_path / "model")
+    torch.save(model.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model: cannot be loaded: Error no file named model\.safetensors"):
+        EMformerModel.from_pretrained(tmp_path / "model")
 
 
 def test_a_folder_without_an_adapter_is_not_one(tmp_path: Path) -> None:

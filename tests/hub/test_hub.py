@@ -306,6 +306,22 @@ def test_the_hf_command_works_with_it(server: HubServer, home: Path, tmp_path: P
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
+def transform(folder: Path, repo_id: str) -> np.ndarray:
+    """The ways of transformers."""
+    from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
+
+    EMformerModel.from_pretrained(folder).push_to_hub(repo_id)
+    EMformerProcessor.from_pretrained(folder).push_to_hub(repo_id)
+    for auto in (AutoFeatureExtractor, AutoProcessor):
+        assert auto.from_pretrained(repo_id).percentiles == EMformerProcessor.from_pretrained(folder).percentiles
+    return output(AutoModel.from_pretrained(repo_id))
+
+
+def test_transformers_works_with_it(client: Client, tiny: tuple[Path, np.ndarray], repo_id: str) -> None:
+    assert np.array_equal(client(transform, tiny[0], repo_id), tiny[1])
+    assert np.array_equal(client(load, repo_id), tiny[1])
+
+
 # --- there and back ----------------------------------------------------------------------------------------------
 
 
@@ -322,7 +338,7 @@ def test_a_pushed_model_comes_back_to_the_bit(
     assert sha256(weights.read_bytes()) == registry()[NAME].sha256
     assert client(quantiles, repo_id, revision="v1") == quantiles(NAME)
     commit = server.repository(repo_id).find("v1").sha
-    assert client(origin, repo_id, revision="v1") == (repo_id, commit)
+    assert client(origin, repo_id, revision="v1") == (repo_id, commit) and client(origin, NAME) == (NAME, None)
 
 
 def test_an_older_revision_of_a_bundled_model_is_fetched_by_its_name(
@@ -383,6 +399,8 @@ def test_an_adapter_comes_back_on_its_bundled_base(
     assert np.abs(expected - load(NAME)).max() > 0.01
     assert np.array_equal(client(load, repo_id, revision="v1"), expected)
     assert np.array_equal(client(load_by_adapter, repo_id, revision="v1"), expected)
+    weights = client(download, repo_id, ADAPTER_WEIGHTS, revision="v1")
+    assert weights.read_bytes() == (tmp_path / "mine" / ADAPTER_WEIGHTS).read_bytes()
     assert client(quantiles, repo_id) == EMformerProcessor().error_quantiles
     assert all(repo_id in call for call in server.log[calls:])  # the base is bundled, and needs no Hub
     assert np.array_equal(offline(load, repo_id, revision="v1"), expected)
@@ -447,6 +465,14 @@ def test_what_cannot_be_pushed_is_told_before_the_work(
     assert message in client(as_user, token, refusal, check_publishable, base, repo_id)
     if base is None:
         assert message in client(as_user, token, refusal, push, tiny[0], repo_id)
+    assert ("model", repo_id) not in server.repositories
+
+
+def test_an_adapter_whose_base_is_on_this_machine_is_not_pushed(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    write_adapter(tmp_path / "mine", base=str(tiny[0]))
+    assert "is a folder of this machine; publish it first" in client(refusal, push, tmp_path / "mine", repo_id)
     assert ("model", repo_id) not in server.repositories
 
 
@@ -670,9 +696,22 @@ def test_weights_that_were_pushed_broken_are_named(
     assert f"{repo_id}: the weight file is damaged or cut short" in client(refusal, load, repo_id)
 
 
+def test_a_model_that_another_program_fetched_is_loaded_offline(
+    client: Client, offline: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    client(upload, tiny[0], repo_id)
+    assert f"{repo_id}: cannot be loaded" in offline(refusal, load, repo_id)
+    client(download, repo_id, "config.json")
+    assert f"{repo_id}: cannot be loaded" in offline(refusal, load, repo_id)
+    client(download, repo_id, "model.safetensors")
+    assert np.array_equal(offline(load, repo_id), tiny[1])
+
+
 def with_registry(sha256: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """As if the registry stated that the bundled weights replace a revision ``v0`` with this checksum."""
-    known = {NAME: dataclasses.replace(registry()[NAME], replaces=(Superseded("v0", sha256, "0.1.0"),))}
+    """As if this were the checksum of ``v0``, which the bundled weights replace, and of weights beside the bundle."""
+    bundled = dataclasses.replace(registry()[NAME], replaces=(Superseded("v0", sha256, "0.1.0"),))
+    far = dataclasses.replace(bundled, name="emformer-far", repo_id="lab/emformer-far", revision="v1", sha256=sha256)
+    known = {weights.name: weights for weights in (bundled, far)}
     with pytest.MonkeyPatch.context() as patch:
         for module in (pretrained, model_folder):
             patch.setattr(module, "registry", lambda: known)
@@ -692,6 +731,17 @@ def test_superseded_weights_are_those_that_the_registry_states(
         assert "but the registry states 000000000000" in told
     client(tag, REPO_ID, "v1")  # whatever it holds, it is not the v1 of the registry
     assert "but the registry states a18af85f5d29" in client(refusal, load, NAME, revision="v1")
+
+
+def test_registered_weights_that_are_not_bundled_are_those_of_their_tag(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray]
+) -> None:
+    folder, expected = tiny
+    stated = sha256((folder / "model.safetensors").read_bytes())
+    client(upload, folder, "lab/emformer-far", tag="v1")
+    server.write("lab/emformer-far", {"model.safetensors": b"later"})
+    assert np.array_equal(client(with_registry, stated, load, "lab/emformer-far"), expected)
+    assert "but the registry states 0000" in client(with_registry, 64 * "0", refusal, load, "lab/emformer-far")
 
 
 # --- the real command --------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_a_bundled_model_is_a_whole_page_of_at_most_10_mb(weights: PretrainedWei
     found = [path for path in weights.folder.rglob("*") if path.is_file()]
     assert {path.name for path in found} >= MODEL_PAGE
     assert sum(path.stat().st_size for path in found) <= 10_000_000
-    assert {path.suffix for path in found} <= {".md", ".json", ".safetensors", ".png"}  # nothing pickled
+    assert {path.suffix for path in found} <= {".md", ".json", ".yaml", ".safetensors", ".png"}  # nothing pickled
 
 
 @EVERY_WEIGHT

@@ -18,6 +18,7 @@ import yaml
 from _figures import low_pass_psnr, resampled_mse
 from _methods import EMformer, Interpolation, SlicedUNet
 from _unet import UNet, trained_unet
+from learning_curve import Curve, read_curves
 from quality import RECIPE, Geometry, Truth
 
 from emformer_hub.configuration_emformer import EMformerConfig
@@ -361,3 +362,59 @@ def test_a_mistake_in_a_variant_is_a_message_and_exit_status_2(tmp_path: Path, v
     process = run("architecture.py", "--variant", variant, "--data-root", tmp_path)
     assert process.returncode == 2 and named in process.stderr, process.stderr
     assert "Traceback" not in process.stderr
+
+
+# --- how much of the truth lies inside the stated intervals ------------------------------------------------------
+
+
+def test_quality_counts_voxels_inside_the_stated_intervals(quality: Outcome) -> None:
+    assert "inside 50, 80, 95 % intervals" in quality.table
+    for row in quality.of("degraded along z"):
+        is_model = row["method"] == str(quality.folder / "model")
+        assert ("coverage" in row) == is_model
+        if is_model:
+            assert 0 <= row["coverage"][0] < row["coverage"][1] < row["coverage"][2] <= 1
+
+
+# --- every factor ------------------------------------------------------------------------------------------------
+
+
+def test_factors_compares_a_model_with_interpolation_at_each(data: Path) -> None:
+    truth = neuropil((40, 24, 26))
+    write_volume(data / "sweep.tif", truth, VoxelSize(8, 8, 8))
+    words = ["--truth", data / "sweep.tif", "--model", data / "model", "--crop", "36,24,24", "--device", "cpu"]
+    words += ["--factor", "2.5", "--factor", "7", "--json", data / "sweep.json", "--figure", data / "sweep.png"]
+    done = run("factors.py", *words, folder=data)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((data / "sweep.json").read_text())["rows"]
+    assert [row["factor"] for row in rows] == [2.5, 7]
+    cropped = truth[2:38, :, 1:25]
+    sections = np.rint(SectionModel(7).degrade(cropped)).astype(np.uint8)
+    model = EMformer(str(data / "model"), "cpu", 2)
+    planes = cropped[:35]
+    gains = [
+        psnr(planes, method.restore(sections, SectionModel(7))[0], 255) for method in (model, Interpolation("bicubic"))
+    ]
+    assert rows[1]["gain_over_bicubic_db"]["thickness 1"] == pytest.approx(gains[0] - gains[1])
+    assert (data / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- what more training bought -----------------------------------------------------------------------------------
+
+
+def test_the_learning_curve_finds_the_law_that_made_it() -> None:
+    voxels = 1e8 * 2.0 ** np.arange(6)
+    law = 2.0 - 0.8 * (voxels / voxels[-1]) ** -0.5
+    curve = Curve("task", voxels, law)
+    saturating, straight = curve.forecast(4)
+    assert saturating == pytest.approx(2.0 - 0.8 / 2, abs=0.02)
+    assert straight == pytest.approx(law[-1] + 2 * (law[-1] - law[-2]))
+    assert Curve("task", voxels[:3], law[:3]).forecast(4)[0] is None  # three points fit any such law
+
+
+def test_the_learning_curve_of_the_repository_is_drawn(tmp_path: Path) -> None:
+    done = run("learning_curve.py", "--figure", tmp_path / "curve.png")
+    assert done.returncode == 0, done.stderr
+    runs, curves = read_curves(BENCHMARKS / "learning_curve.json")
+    assert all(run_["run"] in done.stdout for run_ in runs) and all(curve.task in done.stdout for curve in curves)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

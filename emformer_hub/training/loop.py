@@ -65,7 +65,7 @@ def load_volumes(
         if check_alignment and entry.aligned and (note := alignment_note(data)):
             logger.warning("%s: %s", entry.path, note)
         volumes.append(
-            TrainingVolume(entry.path, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
+            TrainingVolume(Path(entry.path).name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
         )
     return volumes
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from emformer_hub.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from emformer_hub.errors import InputError, reason
 from emformer_hub.model_folder import WEIGHTS
@@ -14,6 +16,7 @@ from emformer_hub.pretrained import HUB_ID
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+RECIPE = "recipe.yaml"
 NOT_PUBLISHED = ["log.jsonl", "checkpoint/*", "emformer/*", ".*"]
 """Of a run's folder: what resumes it, and what a tracker wrote."""
 EITHER_OR = ("config.json", WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -90,6 +93,16 @@ def push(folder: Path, repo_id: str) -> str:
         ) from error
 
 
+def _content(file: Path) -> Path | bytes:
+    """What is uploaded of a file; a recipe calls its volumes by name, for folders of this machine tell nobody a thing."""
+    if file.name != RECIPE:
+        return file
+    recipe = yaml.safe_load(file.read_text())
+    for volume in recipe["volumes"]:
+        volume["path"] = Path(volume["path"]).name
+    return yaml.safe_dump(recipe, sort_keys=False).encode()
+
+
 def _commit(api: HfApi, folder: Path, repo_id: str) -> str:
     """One commit on top of the repository as it is now, or an error of status 412 if it does not stay so."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -103,7 +116,7 @@ def _commit(api: HfApi, folder: Path, repo_id: str) -> str:
         repo_id,
         [
             *(CommitOperationDelete(path) for path in stale),
-            *(CommitOperationAdd(path, folder / path) for path in files),
+            *(CommitOperationAdd(path, _content(folder / path)) for path in files),
         ],
         commit_message="Fine-tuned weights",
         parent_commit=there.sha,

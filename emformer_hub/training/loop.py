@@ -64,8 +64,9 @@ def load_volumes(
         statistics = processor.measure(data)
         if check_alignment and entry.aligned and (note := alignment_note(data)):
             logger.warning("%s: %s", entry.path, note)
+        name = Path(entry.path).name
         volumes.append(
-            TrainingVolume(Path(entry.path).name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
+            TrainingVolume(name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
         )
     return volumes
 

@@ -94,7 +94,7 @@ def push(folder: Path, repo_id: str) -> str:
 
 
 def _content(file: Path) -> Path | bytes:
-    """What is uploaded of a file; a recipe calls its volumes by name, for folders of this machine tell nobody a thing."""
+    """What is uploaded of a file; a recipe calls its volumes by name: folders of this machine tell nobody a thing."""
     if file.name != RECIPE:
         return file
     recipe = yaml.safe_load(file.read_text())

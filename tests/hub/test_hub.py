@@ -780,4 +780,6 @@ def test_finetuning_pushes_what_it_made(
     made = client(load, str(tmp_path / "run"))
     assert np.array_equal(client(load, repo_id), made) and not np.array_equal(made, tiny[1])
     assert client(quantiles, repo_id) == quantiles(tmp_path / "run")
+    for page in ("README.md", "recipe.yaml", "report.json"):
+        assert str(tmp_path) not in server.read(repo_id, page).decode()
     assert f"base_model: {repo_id}-base" in server.read(repo_id, "README.md").decode()

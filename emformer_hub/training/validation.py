@@ -22,20 +22,26 @@ from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
 
 VALIDATION_GEOMETRIES = {"x4": SectionModel(4), "x8": SectionModel(8), "x8_single_plane": SectionModel(8, 1 / 8, 3)}
-FULL_THICKNESS = (SectionModel(4), SectionModel(8))
-SINGLE_PLANE = (SectionModel(4, 1 / 4, 1), SectionModel(8, 1 / 8, 3))
+FULL_THICKNESS = (SectionModel(4), SectionModel(6.7), SectionModel(8))
+SINGLE_PLANE = (SectionModel(4, 1 / 4, 1), SectionModel(6.7, 1 / 6.7, 2), SectionModel(8, 1 / 8, 3))
 MAX_FRAMES, MAX_ROWS = 24, 16
 
 
-def validation_clips(volume: TrainingVolume, sections: SectionModel) -> tuple[np.ndarray, np.ndarray] | None:
-    """The held-out columns, degraded along y: sections ``(frames, rows, columns)``, planes; ``None`` if too small."""
-    depth, height, _ = volume.data.shape
+def validation_clips(
+    volume: TrainingVolume, sections: SectionModel, *, along_z: bool = False
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The held-out columns, degraded along y or z: sections ``(frames, rows, columns)``, planes.
+
+    ``None`` if the volume is too small for four sections.
+    """
+    depth, height, _ = volume.data.shape if not along_z else np.array(volume.data.shape)[[1, 0, 2]]
     rows = min(MAX_ROWS, sections.num_sections(height))
     if rows < 4:
         return None
     start = (depth - min(depth, MAX_FRAMES)) // 2
-    planes = volume.data[start : start + MAX_FRAMES, : sections.num_planes(rows), -volume.holdout_columns :]
-    target = volume.statistics.normalise(planes)
+    box = (slice(start, start + MAX_FRAMES), slice(sections.num_planes(rows)))
+    held_out = volume.data[(*(box[::-1] if along_z else box), slice(-volume.holdout_columns, None))]
+    target = volume.statistics.normalise(held_out.swapaxes(0, 1) if along_z else held_out)
     degraded = sections.degrade(target.transpose(1, 0, 2)).transpose(1, 0, 2)
     return degraded, target
 
@@ -52,10 +58,15 @@ class Restored:
 
 @torch.inference_mode()
 def restore(
-    model: EMformerModel, volume: TrainingVolume, sections: SectionModel, device: torch.device
+    model: EMformerModel,
+    volume: TrainingVolume,
+    sections: SectionModel,
+    device: torch.device,
+    *,
+    along_z: bool = False,
 ) -> Restored | None:
     """One pass over a volume's validation clip; ``None`` if the volume is too small for the geometry."""
-    clips = validation_clips(volume, sections)
+    clips = validation_clips(volume, sections, along_z=along_z)
     if clips is None:
         return None
     degraded, target = (torch.from_numpy(clip.astype(np.float32)).to(device) for clip in clips)
@@ -100,14 +111,15 @@ def error_quantiles(
 ) -> ErrorQuantiles | None:
     """How the errors on held-out columns compare with the uncertainty stated there, volumes by their weight.
 
-    ``None`` if no volume is large enough.
+    An isotropic volume is degraded along z, as reconstruction meets it: planes differ in brightness and noise as the
+    microscope went on, which errors along y know nothing of. ``None`` if no volume is large enough.
     """
     model.eval()
     maps: list[tuple[float, ...]] = []
     for geometries in (FULL_THICKNESS, SINGLE_PLANE):
         quantiles, weights = [], []
         for volume, sections in itertools.product(volumes, geometries):
-            if volume.weight and (restored := restore(model, volume, sections, device)):
+            if volume.weight and (restored := restore(model, volume, sections, device, along_z=volume.isotropic)):
                 ratios = restored.error.abs() / (math.sqrt(2) * restored.scale)  # of a Laplace scale
                 quantiles.append(np.quantile(ratios.cpu().numpy(), PROBABILITIES))
                 weights.append(volume.weight)

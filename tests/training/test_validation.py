@@ -37,12 +37,12 @@ def volume(data: np.ndarray, **changes: Any) -> TrainingVolume:
 
 @pytest.fixture(scope="module")
 def tissue() -> np.ndarray:
-    return neuropil((16, 64, 128))
+    return neuropil((64, 32, 128))
 
 
 def ratios(model: EMformerModel, training: TrainingVolume, sections: SectionModel) -> np.ndarray:
     """Errors over the standard deviation of the Laplace distribution that is stated for them."""
-    restored = restore(model, training, sections, CPU)
+    restored = restore(model, training, sections, CPU, along_z=True)
     assert restored is not None
     return (restored.error.abs() / (np.sqrt(2) * restored.scale)).numpy().ravel()
 
@@ -61,6 +61,15 @@ def test_errors_lie_within_the_multiple_as_often_as_it_says(
     assert np.mean(shares) == pytest.approx(probability, abs=0.03)  # the mean of quantiles, not that of shares
 
 
+def test_an_anisotropic_volume_is_calibrated_along_y(model: EMformerModel, tissue: np.ndarray) -> None:
+    turned = np.ascontiguousarray(tissue.swapaxes(0, 1))  # whose y is the other's z
+    statistics = EMformerProcessor().measure(tissue)
+    coarse = TrainingVolume("test", turned, VoxelSize(8.9, 8, 8), statistics)  # hardly coarser, but not isotropic
+    fine = error_quantiles(model, [TrainingVolume("test", tissue, VoxelSize(8, 8, 8), statistics)], CPU)
+    found = error_quantiles(model, [coarse], CPU)
+    np.testing.assert_allclose(found.full_thickness, fine.full_thickness, rtol=0.05)  # the frame spacing differs
+
+
 def test_volumes_count_by_their_weight(model: EMformerModel, tissue: np.ndarray) -> None:
     other = np.random.default_rng(0).integers(0, 256, tissue.shape, np.uint8)
     alone = [error_quantiles(model, [volume(data)], CPU) for data in (tissue, other)]
@@ -73,7 +82,7 @@ def test_volumes_count_by_their_weight(model: EMformerModel, tissue: np.ndarray)
 
 
 def test_a_volume_too_small_for_four_sections_tells_nothing(model: EMformerModel, tissue: np.ndarray) -> None:
-    small = volume(tissue[:, :15])
+    small = volume(tissue[:15, :15])
     assert restore(model, small, SectionModel(4), CPU) is None
     assert error_quantiles(model, [small], CPU) is None
     assert error_quantiles(model, [small, volume(tissue, weight=0.0)], CPU) is None
@@ -93,7 +102,8 @@ def test_sections_know_their_neighbours_only_if_aligned(
     model: EMformerModel, tissue: np.ndarray, aligned: bool
 ) -> None:
     training = volume(tissue, aligned=aligned)
-    alone = TrainingVolume("test", tissue[7:8], training.voxel_size, training.statistics)
+    alone = TrainingVolume("test", tissue[27:28], training.voxel_size, training.statistics)
+    # the middle 24 of 64 sections are looked at: the 27th is their seventh
     whole, single = (restore(model, which, SectionModel(4), CPU) for which in (training, alone))
     assert whole is not None and single is not None
     assert torch.allclose(whole.error[7:8], single.error, atol=1e-4) != aligned

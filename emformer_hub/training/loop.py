@@ -65,9 +65,7 @@ def load_volumes(
         if check_alignment and entry.aligned and (note := alignment_note(data)):
             logger.warning("%s: %s", entry.path, note)
         name = Path(entry.path).name
-        volumes.append(
-            TrainingVolume(name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned)
-        )
+        volumes.append(TrainingVolume(name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned))
     return volumes
 
 

@@ -33,7 +33,7 @@ class TrainingVolume:
         statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
         weight: relative share of training samples.
         holdout: share of the columns at the far end of x that only validation sees, at least 64, or a quarter of them
-            where they are few.
+            where there are fewer than 96.
         aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips
             are one section each.
 
@@ -78,7 +78,7 @@ class TrainingVolume:
     @property
     def holdout_columns(self) -> int:
         columns = self.data.shape[2]
-        return max(min(64, columns // 4), round(self.holdout * columns))
+        return max(64 if columns >= 96 else columns // 4, round(self.holdout * columns))
 
 
 @dataclass(frozen=True)

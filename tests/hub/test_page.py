@@ -39,7 +39,8 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "first"
-    return train(Recipe.from_content(TINY, "TINY"), output, data_root=data_root)
+    train(Recipe.from_content(TINY, "TINY"), output, data_root=data_root)
+    return output
 
 
 def test_a_page_holds_the_weights_of_the_run_and_how_they_came_about(run: Path, tmp_path: Path) -> None:
@@ -66,8 +67,8 @@ def test_stages_add_up_even_in_the_same_folder(run: Path, data_root: Path, tmp_p
     page = tmp_path / "page"
     assemble(run, page, **SOURCE)
     more = {key: value for key, value in TINY.items() if key != "model"} | {"base": str(page)}
-    further = train(Recipe.from_content(more, "more"), tmp_path / "further", data_root=data_root)
-    assemble(further, page, **SOURCE)
+    train(Recipe.from_content(more, "more"), tmp_path / "further", data_root=data_root)
+    assemble(tmp_path / "further", page, **SOURCE)
     assert [stage["recipe"]["base"] for stage in training_stages(page)] == [None, str(page)]
 
 

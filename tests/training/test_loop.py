@@ -70,7 +70,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     tifffile.imwrite(folder / "neuropil.tif", neuropil((32, 48, 128)))
-    tifffile.imwrite(folder / "narrow.tif", neuropil((32, 48, 64)))
+    tifffile.imwrite(folder / "narrow.tif", neuropil((32, 48, 20)))
     return folder
 
 
@@ -115,7 +115,8 @@ def run_here(output: Path, data_root: Path, *options: str, **changes: Any) -> Re
 
 def train_here(output: Path, data_root: Path, resume: bool = False, **changes: Any) -> Path:
     output.parent.mkdir(exist_ok=True)
-    return train(Recipe.load(recipe(output.parent, **changes)), output, data_root=data_root, resume=resume)
+    train(Recipe.load(recipe(output.parent, **changes)), output, data_root=data_root, resume=resume)
+    return output
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -299,6 +300,8 @@ def test_every_format_gives_the_same_batches(stored_root: Path, path: str, worke
     loader = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers)
     for index, found in enumerate(islice(loader, 8)):
         for name, value in expected.batch(index).items():
+            if name == "volume":  # called as the file, or the dataset in it
+                continue
             np.testing.assert_array_equal(found[name], value, err_msg=name)
     for found, clip in zip(*(validation_clips(v[0], SectionModel(4)) for v in (stored, mapped)), strict=True):
         np.testing.assert_array_equal(found, clip)

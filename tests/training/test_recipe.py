@@ -113,7 +113,8 @@ def test_the_command_line_wins(write: Write) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_bundled_recipes_survive_writing(path: Path, tmp_path: Path) -> None:
-    recipe = Recipe.load(path)
+    given = {} if yaml.safe_load(path.read_text())["volumes"] else {"volumes": [{"path": "stack.tif"}]}
+    recipe = Recipe.load(path, **given)
     (tmp_path / "again.yaml").write_text(recipe.to_yaml())
     assert Recipe.load(tmp_path / "again.yaml") == recipe
 

@@ -217,9 +217,10 @@ def test_all_the_rest_is_seen(voxel_size: VoxelSize, axis: str) -> None:
 
 
 def test_the_holdout_is_a_share_of_the_columns_and_at_least_64() -> None:
-    wide = np.zeros((8, 8, 1000), np.uint8)
+    wide = np.zeros((8, 16, 1000), np.uint8)
     assert volume(wide, holdout=0.2).holdout_columns == 200
     assert volume(wide, holdout=0.01).holdout_columns == 64
+    assert volume(wide[:, :, :80]).holdout_columns == 20  # of fewer than 96, a quarter
 
 
 def test_sections_of_anisotropic_volumes_stay_frames() -> None:

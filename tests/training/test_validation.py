@@ -82,8 +82,8 @@ def test_volumes_count_by_their_weight(model: EMformerModel, tissue: np.ndarray)
 
 
 def test_a_volume_too_small_for_four_sections_tells_nothing(model: EMformerModel, tissue: np.ndarray) -> None:
-    small = volume(tissue[:15, :15])
-    assert restore(model, small, SectionModel(4), CPU) is None
+    small = volume(tissue[:15, :16])
+    assert restore(model, small, SectionModel(4), CPU, along_z=True) is None
     assert error_quantiles(model, [small], CPU) is None
     assert error_quantiles(model, [small, volume(tissue, weight=0.0)], CPU) is None
     assert error_quantiles(model, [small, volume(tissue)], CPU) == error_quantiles(model, [volume(tissue)], CPU)
@@ -102,7 +102,7 @@ def test_sections_know_their_neighbours_only_if_aligned(
     model: EMformerModel, tissue: np.ndarray, aligned: bool
 ) -> None:
     training = volume(tissue, aligned=aligned)
-    alone = TrainingVolume("test", tissue[27:28], training.voxel_size, training.statistics)
+    alone = TrainingVolume("test", tissue[27:28], training.voxel_size, training.statistics, aligned=False)
     # the middle 24 of 64 sections are looked at: the 27th is their seventh
     whole, single = (restore(model, which, SectionModel(4), CPU) for which in (training, alone))
     assert whole is not None and single is not None

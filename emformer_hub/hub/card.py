@@ -29,12 +29,18 @@ def gain(row: Row, baseline: str = "bicubic") -> str:
 
 Columns = dict[str, Callable[[Row], str]]
 
+METHOD: Columns = {"method": lambda row: row["method"], "PSNR dB": lambda row: f"{row['psnr_db']:.2f}"}
+GAIN: Columns = {**METHOD, "gain over bicubic dB (95 %)": gain}
+
+
+def places(volume: str, geometry: str) -> Columns:
+    """What was restored, and from which sections, under these headings."""
+    return {volume: lambda row: row["data"], geometry: lambda row: row["geometry"]["name"]}
+
+
 ALONG_Z: Columns = {
-    "volume": lambda row: row["data"],
-    "geometry": lambda row: row["geometry"]["name"],
-    "method": lambda row: row["method"],
-    "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
-    "gain over bicubic dB (95 %)": gain,
+    **places("volume", "geometry"),
+    **GAIN,
     "low-pass PSNR dB": lambda row: f"{row['low_pass']['psnr_db']:.2f}",
     "SSIM 3d": lambda row: f"{row['ssim']['3d']:.4f}",
     "SSIM xz": lambda row: f"{row['ssim']['xz']:.4f}",
@@ -43,21 +49,13 @@ ALONG_Z: Columns = {
 }
 LEFT_OUT: Columns = {
     "stack": lambda row: row["data"],
-    "method": lambda row: row["method"],
-    "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
+    **METHOD,
     "gain over the mean of both neighbours dB (95 %)": lambda row: gain(row, "trilinear"),
     "gain over cubic dB (95 %)": gain,
 }
-IN_PLANE: Columns = {
-    "stack": lambda row: row["data"],
-    "geometry along y": lambda row: row["geometry"]["name"],
-    "method": lambda row: row["method"],
-    "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
-    "gain over bicubic dB (95 %)": gain,
-}
+IN_PLANE: Columns = {**places("stack", "geometry along y"), **GAIN}
 COVERAGE: Columns = {
-    "volume": lambda row: row["data"],
-    "geometry": lambda row: row["geometry"]["name"],
+    **places("volume", "geometry"),
     **{
         f"{share} %": lambda row, place=place: f"{100 * row['coverage'][place]:.1f} %"  # type: ignore[misc]
         for place, share in enumerate((50, 80, 95))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from emformer_hub.errors import InputError
@@ -80,3 +82,10 @@ def _check_finite(data: np.ndarray, name: str) -> None:
             f"{name} has {count} NaN or infinite voxel{'s' * (count != 1)}, the first at {first}; expected finite grey "
             f"values. Replace them, for example with the median, and name damaged sections as missing instead."
         )
+
+
+def not_read(path: Path, error: Exception, otherwise: str) -> InputError:
+    """The error for a file that the operating system refuses, or that for another reason could not be read."""
+    if isinstance(error, PermissionError):
+        return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
+    return InputError(otherwise)

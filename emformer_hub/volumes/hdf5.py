@@ -10,7 +10,7 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.stored import Box, StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size
 
@@ -166,9 +166,9 @@ def _voxel_size(dataset: h5py.Dataset) -> tuple[VoxelSize | None, str]:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    if isinstance(error, PermissionError):
-        return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
-    return InputError(
+    return not_read(
+        path,
+        error,
         f"{path} cannot be read as HDF5 ({type(error).__name__}: {error}). Was it copied completely? "
-        f"A filter that is missing may come with `pip install hdf5plugin`, imported first."
+        f"A filter that is missing may come with `pip install hdf5plugin`, imported first.",
     )

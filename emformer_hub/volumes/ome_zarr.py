@@ -11,7 +11,7 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.stored import Box, StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
 
@@ -131,9 +131,9 @@ def _read(array: zarr.Array[Any], path: Path, box: Box) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    if isinstance(error, PermissionError):
-        return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
-    return InputError(
+    return not_read(
+        path,
+        error,
         f"{path} cannot be read as Zarr ({type(error).__name__}: {error}). Was it copied completely? "
-        f"Expected an OME-Zarr 0.4 or 0.5 image or a Zarr array."
+        f"Expected an OME-Zarr 0.4 or 0.5 image or a Zarr array.",
     )

@@ -19,7 +19,7 @@ import tifffile
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
 
 # what tifffile and its decoders raise on damaged or unsupported data
@@ -117,11 +117,11 @@ def check_intact(tif: tifffile.TiffFile, path: Path) -> None:
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """The error for a file that cannot be opened or decoded as TIFF."""
-    if isinstance(error, PermissionError):
-        return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
-    return InputError(
+    return not_read(
+        path,
+        error,
         f"{path} cannot be read as TIFF ({error}). Is it a TIFF, and copied completely? Compressed files may need "
-        f"`pip install emformer-hub[images]`; otherwise save it again, for example with Fiji."
+        f"`pip install emformer-hub[images]`; otherwise save it again, for example with Fiji.",
     )
 
 

@@ -15,6 +15,7 @@ from _report import Columns
 
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import fsc, resolution
+from emformer_hub.measurement.fsc import SHORTEST_SIDE
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.sections import WINDOW
 from emformer_hub.volumes import read_volume
@@ -78,10 +79,14 @@ IN_PLANE_COLUMNS: Columns = {
     "method": HIDDEN_COLUMNS["method"],
     "PSNR dB (95 %)": HIDDEN_COLUMNS["PSNR dB (95 %)"],
     "gain over bicubic dB (95 %)": HIDDEN_COLUMNS["gain over bicubic dB (95 %)"],
-    "FSC y": lambda row: f"{row['fsc']['resolution']['y']:.1f} {row['fsc']['unit']}",
-    "FSC x": lambda row: f"{row['fsc']['resolution']['x']:.1f} {row['fsc']['unit']}",
+    "FSC y": lambda row: _with_unit(row["fsc"], "y"),
+    "FSC x": lambda row: _with_unit(row["fsc"], "x"),
     "seconds": HIDDEN_COLUMNS["seconds"],
 }
+
+
+def _with_unit(fsc: dict[str, Any] | None, axis: str) -> str:
+    return f"{fsc['resolution'][axis]:.1f} {fsc['unit']}" if fsc else ""
 
 
 def leave_one_out(stack: Stack, data: np.ndarray, methods: list[Method]) -> list[dict[str, Any]]:
@@ -121,7 +126,10 @@ def _by_network(data: np.ndarray, geometry: SectionModel, method: EMformer, hidd
 
 
 def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[dict[str, Any]]:
-    """Degrade the plane along y, restore it with z as frames at their true spacing, and compare it with itself."""
+    """Degrade the plane along y, restore it with z as frames at their true spacing, and compare it with itself.
+
+    A stack of too few sections for a Fourier shell correlation has none in its rows.
+    """
     spacing = stack.sections.factor
     unit = "voxels" if stack.lateral_nm is None else "nm"
     side = stack.lateral_nm or 1.0
@@ -133,6 +141,8 @@ def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[
         restored = [timed(method.name, _along_y, method, rows_zx, geometry, spacing) for method in methods]
 
         def detail(volume: np.ndarray, truth: np.ndarray = truth) -> dict[str, Any]:
+            if min(truth.shape) < SHORTEST_SIDE:
+                return {"fsc": None}
             finest = {axis: resolution(fsc(truth, volume, voxel_size, axis=axis)) for axis in ("y", "x")}
             return {"fsc": {"resolution": finest, "unit": unit}}
 

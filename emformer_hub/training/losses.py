@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-CHARBONNIER_EPSILON = 0.3  # standard deviations of the volume: squared error below, absolute error above
-SCALE_WEIGHT = 0.05
+EXPECTED_ERROR_RANGE = (0.02, 2.0)  # standard deviations of the volume
+VALUE_WEIGHT, SCALE_WEIGHT = 0.35, 0.05
 
 
-def charbonnier(error: Tensor, epsilon: float = CHARBONNIER_EPSILON) -> Tensor:
-    """Mean of ``sqrt(e^2 + eps^2) - eps`` (Charbonnier et al. 1994)."""
-    return (error.square() + epsilon**2).sqrt().mean() - epsilon
+def charbonnier(error: Tensor) -> Tensor:
+    """Mean of ``sqrt(e^2 + 1) - 1``: half the squared error below one, the absolute error above (Charbonnier 1994)."""
+    return (error.square() + 1).sqrt().mean() - 1
 
 
 def laplace_nll(error: Tensor, scale: Tensor) -> Tensor:
@@ -20,12 +20,15 @@ def laplace_nll(error: Tensor, scale: Tensor) -> Tensor:
 def reconstruction_loss(reconstruction: Tensor, scale: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Charbonnier loss on the value, plus the likelihood of its error on the scale.
 
-    The error enters the likelihood detached, so that the scale describes the value and never bends it.
+    A value's error counts in units of the error that the network expects of its clip, so that a small factor, where
+    errors are small, teaches as much as a large one. Each enters the other's loss detached: the scale describes the
+    value and never bends it.
     """
     error = reconstruction - target
-    value, likelihood = charbonnier(error), laplace_nll(error.detach(), scale)
+    expected = scale.detach().flatten(1).mean(1).clamp(*EXPECTED_ERROR_RANGE).view(-1, *[1] * (scale.ndim - 1))
+    value, likelihood = charbonnier(error / expected), laplace_nll(error.detach(), scale)
     parts = {"value": value.detach(), "likelihood": likelihood.detach(), "mae": error.detach().abs().mean()}
-    return value + SCALE_WEIGHT * likelihood, parts
+    return VALUE_WEIGHT * value + SCALE_WEIGHT * likelihood, parts
 
 
 def psnr_gain(error: Tensor, baseline_error: Tensor) -> float:

@@ -166,7 +166,7 @@ def _load(tif: tifffile.TiffFile, path: Path) -> np.ndarray:
 def _zyx(series: tifffile.TiffPageSeries, path: Path) -> tuple[int, int, int]:
     """The shape of a series as (z, y, x): whatever the one axis besides y and x is called, it holds the sections."""
     check_dtype(np.dtype(series.dtype), str(path))
-    axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    axes, shape = series.axes, series.shape  # with axes of length 1, or without, as the version of tifffile has it
     rows, columns = shape[axes.index("Y")], shape[axes.index("X")]
     stacked = [(axis, size) for axis, size in zip(axes, shape, strict=True) if axis not in "YX" and size > 1]
     found = f"axes {axes}, shape {shape}"

@@ -7,18 +7,17 @@ import math
 import pytest
 import torch
 
-from emformer_hub.training.losses import CHARBONNIER_EPSILON, charbonnier, laplace_nll, psnr_gain, reconstruction_loss
+from emformer_hub.training.losses import SCALE_WEIGHT, charbonnier, laplace_nll, psnr_gain, reconstruction_loss
 
 
 def errors(count: int = 1000, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_charbonnier_is_squared_below_epsilon_and_absolute_above() -> None:
+def test_charbonnier_is_squared_below_one_and_absolute_above() -> None:
     assert charbonnier(torch.zeros(5)) == 0
-    small, large = 1e-3 * CHARBONNIER_EPSILON * errors(), 1e3 * CHARBONNIER_EPSILON * errors()
-    expected = (small.square() / (2 * CHARBONNIER_EPSILON)).mean().item()
-    assert charbonnier(small).item() == pytest.approx(expected, rel=1e-4)
+    small, large = 1e-3 * errors(), 1e3 * errors()
+    assert charbonnier(small).item() == pytest.approx((small.square() / 2).mean().item(), rel=1e-4)
     assert charbonnier(large).item() == pytest.approx(large.abs().mean().item(), rel=1e-2)
 
 
@@ -39,18 +38,32 @@ def test_the_likelihood_is_best_where_the_scale_is_the_expected_error() -> None:
         assert laplace_nll(error, wrong * best) > laplace_nll(error, best)
 
 
-def test_the_scale_describes_the_value_and_never_bends_it() -> None:
-    target, reconstruction = errors(seed=1), errors().requires_grad_()
-    scale = errors(seed=2).exp().requires_grad_()
+def clips(seed: int, count: int = 4) -> torch.Tensor:
+    return errors(seed=seed).reshape(count, 2, 5, -1)
+
+
+def test_value_and_scale_do_not_bend_each_other() -> None:
+    target, reconstruction = clips(1), clips(0).requires_grad_()
+    scale = clips(2).exp().requires_grad_()
     loss, parts = reconstruction_loss(reconstruction, scale, target)
     loss.backward()
-    assert scale.grad is not None and scale.grad.abs().max() > 0
-    alone = errors().requires_grad_()
-    charbonnier(alone - target).backward()
-    torch.testing.assert_close(reconstruction.grad, alone.grad)
+    alone = clips(2).exp().requires_grad_()
+    (SCALE_WEIGHT * laplace_nll(clips(0) - target, alone)).backward()
+    torch.testing.assert_close(scale.grad, alone.grad)
+    assert reconstruction.grad is not None and (reconstruction.grad * (reconstruction - target) > 0).all()
     assert set(parts) == {"value", "likelihood", "mae"}
     assert not any(part.requires_grad for part in parts.values())
     torch.testing.assert_close(parts["mae"], (reconstruction - target).abs().mean().detach())
+
+
+def test_clips_count_by_their_error_over_what_is_expected_of_it() -> None:
+    error, scale = clips(0), 0.3 * clips(1).exp()
+    size = torch.tensor([1.0, 0.5, 0.25, 2.0], dtype=error.dtype).view(4, 1, 1, 1)
+    even, uneven = (
+        reconstruction_loss(factor * error, factor * scale, torch.zeros_like(error))[1]["value"]
+        for factor in (torch.ones_like(size), size)
+    )
+    torch.testing.assert_close(even, uneven)
 
 
 def test_gain_is_in_decibels_of_the_squared_error() -> None:

@@ -16,7 +16,11 @@ LENGTHS = ("minutes", "steps")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--volume", "volumes", type=click.Path(path_type=Path), multiple=True, help="Stack to learn from. Repeatable."
+    "--volume",
+    "volumes",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Stack to learn from, or a table of stacks (.csv, .json, .parquet). Repeatable.",
 )
 @click.option(
     "--voxel-size", metavar="Z,Y,X", help="Of the volumes in nm, section spacing first. Wins over the files'."

@@ -31,6 +31,7 @@ from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe, VolumeEntry
 from emformer_hub.training.report import write_report
 from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, TrainingVolume
+from emformer_hub.training.tables import with_tables_read
 from emformer_hub.training.validation import error_quantiles, validate
 from emformer_hub.volumes import open_volume
 
@@ -188,6 +189,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     accelerator = Accelerator(
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no", log_with=recipe.report_to, project_dir=output
     )
+    recipe = with_tables_read(recipe, data_root)
     set_seed(recipe.seed)
     processor = EMformerProcessor.from_pretrained(recipe.base) if recipe.base else EMformerProcessor()
     volumes = load_volumes(recipe, data_root, processor, check_alignment=accelerator.is_main_process)
@@ -309,6 +311,7 @@ def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
     """
     dtype = choose_precision(recipe.precision, choose_device())
     accelerator = Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
+    recipe = with_tables_read(recipe, data_root)
     set_seed(recipe.seed)
     volumes = load_volumes(recipe, data_root, EMformerProcessor())
     model = Trainee(recipe).model

@@ -20,10 +20,14 @@ METHODS = ("full", "head", "lora", "dora")
 
 @dataclass(frozen=True)
 class VolumeEntry:
-    """One training volume. ``path`` is relative to the data root; ``voxel_size`` is Z,Y,X in nm, if not in the file.
+    """One training volume, or a table of them (:mod:`emformer_hub.training.tables`).
 
-    ``sections`` is A:B, the first section that is used and the one after the last (default: all); see
-    :class:`~emformer_hub.training.sampling.TrainingVolume` for the others.
+    Args:
+        path: relative to the data root.
+        voxel_size: Z,Y,X in nm, if not in the file.
+        weight, holdout, aligned: as of :class:`~emformer_hub.training.sampling.TrainingVolume`.
+        sections: A:B, the first section that is used and the one after the last; all of them by default.
+        modality, licence: for the model page: SBF-SEM, ssTEM, FIB-SEM …; what whoever made the data allows.
     """
 
     path: str
@@ -32,6 +36,13 @@ class VolumeEntry:
     holdout: float = 0.125
     aligned: bool = True
     sections: str | None = None
+    modality: str | None = None
+    licence: str | None = None
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any], where: str) -> VolumeEntry:
+        """Build from plain values; raises ``InputError``, naming ``where``, for an unknown field or a wrong type."""
+        return _build(cls, content, where)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 from emformer_hub.reconstruction.sections import predict_section
 from emformer_hub.training.losses import psnr_gain
-from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.recipe import Recipe, VolumeEntry
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.training.validation import restore
 
@@ -161,9 +161,7 @@ def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Re
         "head": "A new decoder",
         "full": "All weights, trained on",
     }
-    sources = "\n".join(
-        f"- {volume.name}, {volume.data.shape} voxels z, y, x, {volume.voxel_size}" for volume in volumes
-    )
+    sources = "\n".join(_source(volume, entry) for volume, entry in zip(volumes, recipe.volumes, strict=True))
     use = f'result = reconstruct(stack, factor=10, model="{folder.name}")  # this folder, or its Hub id'
     length = f"{recipe.minutes:g} minutes" if recipe.minutes else f"{recipe.steps} steps"
     return (
@@ -174,6 +172,12 @@ def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Re
         f"## Did it help?\n\nOn columns at the far end of x, which training did not see:\n\n{said}\n"
         + (f"\n![Input, cubic interpolation, before, after, truth, error]({picture.name})\n" if picture else "")
     )
+
+
+def _source(volume: TrainingVolume, entry: VolumeEntry) -> str:
+    told = [entry.modality or "", f"licence: {entry.licence}" if entry.licence else ""]
+    parts = [volume.name, f"{volume.data.shape} voxels z, y, x", str(volume.voxel_size), *filter(None, told)]
+    return "- " + ", ".join(parts)
 
 
 def draw(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -41,6 +42,12 @@ CLIPS = ("sections", "section_mask", "target")
 """What of a batch is stacked clip by clip."""
 BYTES_PER_TOKEN = 80
 """That a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded up."""
+
+
+def make_accelerator(dtype: torch.dtype, **options: Any) -> Accelerator:
+    """What puts the network on its device and computes in ``dtype``, whatever this process trained in before."""
+    AcceleratorState._reset_state()  # which holds the precision; the processes and their connections stay
+    return Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no", **options)
 
 
 def load_volumes(
@@ -186,9 +193,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     if not resume and (output / "log.jsonl").exists():
         raise InputError(f"{output} holds another run; add --resume to go on with it, or choose another folder.")
     dtype = choose_precision(recipe.precision, choose_device())
-    accelerator = Accelerator(
-        mixed_precision="bf16" if dtype == torch.bfloat16 else "no", log_with=recipe.report_to, project_dir=output
-    )
+    accelerator = make_accelerator(dtype, log_with=recipe.report_to, project_dir=output)
     recipe = with_tables_read(recipe, data_root)
     set_seed(recipe.seed)
     processor = EMformerProcessor.from_pretrained(recipe.base) if recipe.base else EMformerProcessor()
@@ -310,7 +315,7 @@ def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
         InputError: as :func:`train`.
     """
     dtype = choose_precision(recipe.precision, choose_device())
-    accelerator = Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
+    accelerator = make_accelerator(dtype)
     recipe = with_tables_read(recipe, data_root)
     set_seed(recipe.seed)
     volumes = load_volumes(recipe, data_root, EMformerProcessor())

@@ -537,3 +537,9 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(
     for weights in ("model", "average"):
         kept = load_file(output / "checkpoint" / f"{weights}.safetensors")
         assert all(weight.isfinite().all() for weight in kept.values())
+
+
+def test_a_process_may_train_in_one_precision_then_in_another(tmp_path: Path, data_root: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        result = run_here(tmp_path / precision, data_root, steps=2, precision=precision)
+        assert result.exit_code == 0, result.output

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from _anisotropic import IN_PLANE_CROP, STACKS, Stack, in_plane, leave_one_out
 from _figures import BASELINE
 from _methods import EMformer, Interpolation
@@ -36,6 +37,7 @@ from emformer_hub.volumes import read_volume, write_volume
 BASE = "emformer-small"
 INSTRUMENTS = (Stack("fibsem_tiny.tif", SectionModel(1), None), STACKS["sbem_cdeep3m"], STACKS["sstem_cremi"])
 FACTORS = (4.0, 8.0)
+"""Of the in-plane test; learners draw these, and the factor of the stack's own sections, which are left out one by one."""
 FEW_SECTIONS = (4, 8, 16, 32)
 ODD = SectionModel(8.333)
 PARTS = ("instruments", "sections", "spoilt")
@@ -82,7 +84,7 @@ class Learner:
         if is_adapter(folder):
             trained = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" in name)
         else:
-            trained = sum(map(np.size, trained_weights(model).values()))
+            trained = sum(map(torch.Tensor.numel, trained_weights(model).values()))
         described = {"method": self.name, "minutes": self.minutes, "trained": trained, "bytes": kept.stat().st_size}
         return {**described, "model": str(folder)}
 
@@ -113,27 +115,27 @@ def instruments(learners: list[Learner], runs: Path, device: str) -> Iterator[di
         path = DATA / "eval" / stack.file
         data = stack.read(DATA / "eval")
         half = len(data) // 2
-        spacing = stack.sections.factor
-        entry = VolumeEntry(str(path), f"{spacing:g},1,1", sections=f"0:{half}")
+        entry = VolumeEntry(str(path), f"{stack.sections.factor:g},1,1", sections=f"0:{half}")
 
         def rows(stack: Stack = stack, data: np.ndarray = data[half:], entry: VolumeEntry = entry) -> Iterator[Any]:
             for learner in learners:
-                row = learner.learn(entry, FACTORS, runs / f"{stack.name}-{learner.name}")
+                row = learner.learn(entry, (stack.sections.factor, *FACTORS), runs / f"{stack.name}-{learner.name}")
                 yield {"data": stack.name, **row, **measured(stack, data, row["model"], device)}
 
         yield from beside_zero_shot(rows())
 
 
 def few_sections(learner: Learner, runs: Path, device: str) -> Iterator[dict[str, Any]]:
-    """Learn from the first sections of one ssTEM stack, test on another of the same instrument."""
+    """Learn from the first sections of one ssTEM stack, test on half of another of the same instrument."""
     stack = STACKS["sstem_cremi"]
     data = stack.read(DATA / "eval")
+    data = data[len(data) // 2 :]
 
     def rows() -> Iterator[dict[str, Any]]:
         yield {"sections": 0, "method": "zero-shot", **measured(stack, data, BASE, device)}
         for count in FEW_SECTIONS:
             entry = VolumeEntry(str(DATA / "train" / stack.file), "40,4,4", sections=f"0:{count}")
-            row = learner.learn(entry, FACTORS, runs / f"{stack.name}-{count}-sections")
+            row = learner.learn(entry, (stack.sections.factor, *FACTORS), runs / f"{stack.name}-{count}-sections")
             yield {"sections": count, **row, **measured(stack, data, row["model"], device)}
 
     yield from beside_zero_shot(rows())

@@ -37,7 +37,7 @@ from emformer_hub.volumes import read_volume, write_volume
 BASE = "emformer-small"
 INSTRUMENTS = (Stack("fibsem_tiny.tif", SectionModel(1), None), STACKS["sbem_cdeep3m"], STACKS["sstem_cremi"])
 FACTORS = (4.0, 8.0)
-"""Of the in-plane test; learners draw these, and the factor of the stack's own sections, which are left out one by one."""
+"""Of the in-plane test. Learners draw these, and the factor of the sections, which are left out one by one."""
 FEW_SECTIONS = (4, 8, 16, 32)
 ODD = SectionModel(8.333)
 PARTS = ("instruments", "sections", "spoilt")

@@ -42,12 +42,14 @@ def comparison_picture(
     uncertainty: np.ndarray | None = None,
     voxel_size: VoxelSize,
     factor: float,
+    in_plane: bool = False,
     title: str = "",
     scale_bar_nm: float | None = None,
 ) -> None:
     """Write a PNG that compares a reconstruction with its input.
 
-    Rows are the central xz and yz planes, cropped to at most 160 voxels a side around the middle. Columns are the input
+    Rows are the central xz and yz planes, or two sections where these were degraded in their plane, cropped to at most
+    160 voxels a side around the middle. Columns are the input
     (each section drawn as thick as its spacing), cubic interpolation, EMformer (before fine-tuning, where given, and
     now), and where given the truth with the absolute error, and the uncertainty. Every voxel is drawn as the same whole
     number of screen pixels. Grey levels are shared by all columns, black at the 1st and white at the 99th percentile of
@@ -63,6 +65,8 @@ def comparison_picture(
         uncertainty: stated scale of the error, in grey levels.
         voxel_size: of the planes, not of the sections, nm.
         factor: sections are ``factor * voxel_size.z`` apart.
+        in_plane: what was degraded is the plane: all volumes have their axes in the order y, z, x, and the "planes" are
+            rows along y.
         title: a line above the picture.
         scale_bar_nm: length of the scale bar; by default a round number near a quarter of the width.
 
@@ -81,13 +85,14 @@ def comparison_picture(
 
     z, y, x = (_middle(side) for side in reconstruction.shape)
     as_thick = np.minimum((np.arange(z.start, z.stop) + 0.5) // factor, len(sections) - 1).astype(int)
+    coarse, fine = ("rows", "rows") if in_plane else ("sections", "planes")
     columns = [
-        _Column(f"Input\n{factor * voxel_size.z:.4g} nm sections", sections[as_thick][:, y, x]),
-        _Column(f"Cubic interpolation\n{voxel_size.z:.4g} nm planes", interpolated[z, y, x]),
+        _Column(f"Input\n{factor * voxel_size.z:.4g} nm {coarse}", sections[as_thick][:, y, x]),
+        _Column(f"Cubic interpolation\n{voxel_size.z:.4g} nm {fine}", interpolated[z, y, x]),
     ]
     if before is not None:
         columns.append(_Column("EMformer\nbefore fine-tuning", before[z, y, x]))
-    columns.append(_Column(f"EMformer\n{voxel_size.z:.4g} nm planes", reconstruction[z, y, x]))
+    columns.append(_Column(f"EMformer\n{voxel_size.z:.4g} nm {fine}", reconstruction[z, y, x]))
     if truth is not None:
         shown_truth = truth[z, y, x]
         columns.append(_Column("Truth", shown_truth))
@@ -96,12 +101,16 @@ def comparison_picture(
     if uncertainty is not None:
         columns.append(_Column("Stated uncertainty", uncertainty[z, y, x], coloured=True))
 
-    rows = [  # label, slice of the cropped volume, voxel edge across
-        (f"xz at y = {(y.start + y.stop) // 2}", np.s_[:, (y.stop - y.start) // 2, :], voxel_size.x),
-        (f"yz at x = {(x.start + x.stop) // 2}", np.s_[:, :, (x.stop - x.start) // 2], voxel_size.y),
-    ]
-    depth = z.stop - z.start
-    zoom = max(1, PANEL_PX // max(depth, y.stop - y.start, x.stop - x.start))
+    depth, down, across = z.stop - z.start, y.stop - y.start, x.stop - x.start
+    if in_plane:  # label, slice of the cropped volume, voxel edge across
+        cuts = sorted({down // 3, 2 * down // 3})
+        rows = [(f"xy at z = {y.start + cut}", np.s_[:, cut, :], voxel_size.x) for cut in cuts]
+    else:
+        rows = [
+            (f"xz at y = {y.start + down // 2}", np.s_[:, down // 2, :], voxel_size.x),
+            (f"yz at x = {x.start + across // 2}", np.s_[:, :, across // 2], voxel_size.y),
+        ]
+    zoom = max(1, PANEL_PX // max(depth, down, across))
     widths = [zoom * columns[0].volume[cut].shape[1] for _, cut, _ in rows]
     heights = [max(1, round(zoom * depth * voxel_size.z / across)) for _, _, across in rows]
     top = TOP_PX + (TITLE_PX if title else 0)

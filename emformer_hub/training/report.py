@@ -203,6 +203,7 @@ def draw(
         truth=truth,
         voxel_size=volume.voxel_size.with_z(volume.voxel_size.lateral),
         factor=factor,
+        in_plane=True,
         title=f"{volume.name}, held-out columns, degraded along y, {_words(geometry)}",
     )
     return path

@@ -62,6 +62,18 @@ def test_every_voxel_is_a_whole_block_of_pixels_with_the_shown_grey_level(volume
     np.testing.assert_allclose(blocks[:, 0, :, 0, 0] / 255, expected, atol=0.02)
 
 
+def test_in_plane_shows_two_sections_and_says_which(volumes, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    labels, shown = [], []
+    monkeypatch.setattr(Axes, "set_ylabel", lambda axes, label, **_: labels.append(label))
+    monkeypatch.setattr(Axes, "imshow", lambda axes, plane, **_: shown.append(plane))
+    base, _ = volumes
+    comparison_picture(tmp_path / "a.png", **base, in_plane=True)
+    assert labels == ["xy at z = 16", "xy at z = 32"]
+    np.testing.assert_array_equal(shown[-1], base["reconstruction"][:, 32, :])
+
+
 def test_a_large_volume_makes_a_small_file_and_leaves_pyplot_alone(tmp_path):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 256, (176, 200, 180)).astype(np.uint8)  # noise: the hardest to compress

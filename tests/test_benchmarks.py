@@ -18,6 +18,7 @@ import yaml
 from _figures import low_pass_psnr, resampled_mse
 from _methods import EMformer, Interpolation, SlicedUNet
 from _unet import UNet, trained_unet
+from finetune import beside_zero_shot, spoil
 from learning_curve import Curve, read_curves
 from quality import RECIPE, Geometry, Truth
 
@@ -418,3 +419,37 @@ def test_the_learning_curve_of_the_repository_is_drawn(tmp_path: Path) -> None:
     runs, curves = read_curves(BENCHMARKS / "learning_curve.json")
     assert all(run_["run"] in done.stdout for run_ in runs) and all(curve.task in done.stdout for curve in curves)
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- what fine-tuning buys ---------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_of_a_spoilt_instrument_is_compared_row_by_row(tmp_path: Path) -> None:
+    for folder, name in (("train", "fibsem_fib25_a.tif"), ("eval", "fibsem_fib25_b.tif")):
+        (tmp_path / folder).mkdir()
+        write_volume(tmp_path / folder / name, neuropil((104, 20, 136)), VoxelSize(8, 8, 8))
+    words = ["--part", "spoilt", "--minutes", "0.01", "--scratch-minutes", "0.01", "--device", "cpu"]
+    done = run("finetune.py", *words, "--json", tmp_path / "out.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert list(rows) == ["zero-shot", "lora", "full", "from scratch"]
+    assert rows["zero-shot"]["trained"] == 0
+    assert 0 < rows["lora"]["trained"] < 0.05 * rows["full"]["trained"] and rows["lora"]["bytes"] < 1e6
+    gains = [row["gain_over_bicubic_db"] for row in rows.values()]
+    assert len(set(gains)) == 4 and f"{gains[1]:+.2f}" in done.stdout  # each row is of weights of its own
+
+
+def test_gains_over_zero_shot_are_differences_from_the_first_row() -> None:
+    measured = [{"in_plane_db": [1.0, 2.0], "left_out_db": 0.5}, {"in_plane_db": [2.0, 2.0], "left_out_db": 0.25}]
+    rows = list(beside_zero_shot(iter(measured)))
+    assert [row["over_zero_shot_db"] for row in rows] == [0, 0.5]
+    assert [row["left_out_over_zero_shot_db"] for row in rows] == [0, -0.25]
+
+
+def test_a_spoilt_volume_is_inverted_softer_and_the_same_every_time() -> None:
+    volume = neuropil((16, 32, 32))
+    spoilt = spoil(volume)
+    np.testing.assert_array_equal(spoilt, spoil(volume))
+    assert np.corrcoef(volume.ravel(), spoilt.ravel())[0, 1] < -0.5
+    flat = spoil(np.full_like(volume, 128))
+    assert flat.std() > 4 and flat.mean() == pytest.approx(255 * (127 / 255) ** 0.6, abs=1)

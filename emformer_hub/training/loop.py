@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -45,8 +46,17 @@ BYTES_PER_TOKEN = 80
 
 
 def make_accelerator(dtype: torch.dtype, **options: Any) -> Accelerator:
-    """What puts the network on its device and computes in ``dtype``, whatever this process trained in before."""
+    """What puts the network on its device and computes in ``dtype``, whatever this process trained in before.
+
+    Raises:
+        InputError: ``accelerate launch`` was told to shard the weights.
+    """
     AcceleratorState._reset_state()  # which holds the precision; the processes and their connections stay
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise InputError(
+            "accelerate launch was told to shard the weights (FSDP or DeepSpeed). There is nothing to shard: weights, "
+            "gradients and optimizer of the largest EMformer take 0.1 GB. Use finetune/accelerate/many-gpu.yaml."
+        )
     return Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no", **options)
 
 

@@ -285,6 +285,15 @@ def test_mistakes_are_told_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])
+def test_sharding_is_refused_with_the_reason(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharding: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")  # as accelerate launch --use_fsdp sets it
+    assert "There is nothing to shard" in refused(run_here(place, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_of_another_base_is_refused(place: Path, tmp_path: Path) -> None:
     assert run_here(place, tmp_path / "run", steps=2).exit_code == 0
     more = {**TINY, "seed": 1}

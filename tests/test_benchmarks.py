@@ -18,7 +18,6 @@ import yaml
 from _figures import low_pass_psnr, resampled_mse
 from _methods import EMformer, Interpolation, SlicedUNet
 from _unet import UNet, trained_unet
-from finetune import beside_zero_shot, spoil
 from learning_curve import Curve, read_curves
 from quality import RECIPE, Geometry, Truth
 
@@ -31,6 +30,7 @@ from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.volumes import read_volume, write_volume
+from finetune import beside_zero_shot, spoil
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -64,6 +64,8 @@ def _compare(
     before: EMformerModel, after: EMformerModel, volume: TrainingVolume, recipe: Recipe
 ) -> Iterator[Comparison]:
     for factor in recipe.sampling.factors or FACTORS:
+        if factor == 1:  # nothing was lost, so nothing is there to gain; what it is for is the section left out
+            continue
         geometry = SectionModel(factor, _thickness(recipe, factor))
         restored = [restore(model, volume, geometry, model.device) for model in (before, after)]
         gains = [psnr_gain(one.error, one.cubic_error) for one in restored if one is not None]
@@ -98,18 +100,19 @@ def verdict(rows: Sequence[Comparison]) -> str:
     """One plain sentence: whether to use what was trained, or the base."""
     in_plane = [row.difference for row in rows if row.task == IN_PLANE]
     left_out = [row.difference for row in rows if row.task == LEFT_OUT]
-    if not in_plane:
+    if not rows:
         return "The volumes are too small to tell whether it helped: nothing could be held out that shows it."
-    gain, worst = float(np.mean(in_plane)), min(left_out, default=0.0)
-    beside = f", and {worst:+.2f} dB where a section was left out" if left_out else ""
+    gain, worst = float(np.mean(in_plane or left_out)), min(left_out, default=0.0)
+    where = "on held-out columns" if in_plane else "where a section was left out"
+    beside = f", and {worst:+.2f} dB where a section was left out" if in_plane and left_out else ""
     if gain < WORTH_IT:
-        return f"It did not help: {gain:+.2f} dB in the mean on held-out columns{beside}. Use the base."
+        return f"It did not help: {gain:+.2f} dB in the mean {where}{beside}. Use the base."
     if worst < HARM:
         return (
-            f"Take care: {gain:+.2f} dB in the mean on held-out columns, but {worst:+.2f} dB where a real section was "
-            f"left out. Use the base, or fewer minutes."
+            f"Take care: {gain:+.2f} dB in the mean {where}, but {worst:+.2f} dB where a real section was left out. "
+            f"Use the base, or fewer minutes."
         )
-    return f"It helped: {gain:+.2f} dB in the mean on held-out columns{beside}."
+    return f"It helped: {gain:+.2f} dB in the mean {where}{beside}."
 
 
 def table(rows: Sequence[Comparison]) -> str:
@@ -183,8 +186,13 @@ def _source(volume: TrainingVolume, entry: VolumeEntry) -> str:
 def draw(
     path: Path, before: EMformerModel, after: EMformerModel, volume: TrainingVolume, recipe: Recipe
 ) -> Path | None:
-    """Held-out columns, degraded along y: input, cubic interpolation, before, after, truth. ``None`` if too small."""
-    factor = (recipe.sampling.factors or FACTORS)[-1]
+    """Held-out columns, degraded along y: input, cubic interpolation, before, after, truth.
+
+    ``None`` where there is nothing to show: the columns are too small, or the only factor is 1.
+    """
+    factor = max(recipe.sampling.factors or FACTORS)
+    if factor == 1:
+        return None
     geometry = SectionModel(factor, _thickness(recipe, factor))
     restored = [restore(model, volume, geometry, model.device) for model in (before, after)]
     if restored[0] is None or restored[1] is None:

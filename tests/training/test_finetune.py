@@ -27,6 +27,7 @@ from emformer_hub.training import loop
 from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import train
 from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.report import IN_PLANE, LEFT_OUT, Comparison, verdict
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -153,6 +154,33 @@ def test_it_ends_with_whether_it_helped(finished: tuple[Path, str]) -> None:
         assert f"{row['after']:+.2f}" in printed
     card = (output / "README.md").read_text()
     assert report["verdict"] in card and "base_model_relation: adapter" in card
+
+
+def test_a_factor_of_one_is_judged_by_the_section_left_out(place: Path, tmp_path: Path) -> None:
+    given = [word for word in arguments(place, tmp_path / "run", steps=2) if word not in ("--factor", "4")]
+    result = CliRunner().invoke(command, [*given, "--factor", "1"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [row["task"] for row in report["rows"]] == ["section left out"]
+    assert "where a section was left out" in report["verdict"] and "nan" not in report["verdict"]
+    assert not (tmp_path / "run" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("in_plane", "left_out", "begins"),
+    [
+        ([0.3, 0.1], [0.0], "It helped: +0.20 dB in the mean on held-out columns, and +0.00 dB where a section"),
+        ([0.3, -0.3], [0.5], "It did not help: +0.00 dB"),
+        ([0.3], [0.1, -0.2], "Take care: +0.30 dB in the mean on held-out columns, but -0.20 dB"),
+        ([0.3], [], "It helped: +0.30 dB in the mean on held-out columns."),
+        ([], [0.3], "It helped: +0.30 dB in the mean where a section was left out."),
+        ([], [], "The volumes are too small to tell"),
+    ],
+)
+def test_the_verdict_is_plain(in_plane: list[float], left_out: list[float], begins: str) -> None:
+    tasks = [(IN_PLANE, gain) for gain in in_plane] + [(LEFT_OUT, gain) for gain in left_out]
+    rows = [Comparison("stack", task, "x4 t=1", "bicubic", before=1.0, after=1.0 + gain) for task, gain in tasks]
+    assert verdict(rows).startswith(begins)
 
 
 @pytest.mark.parametrize("method", ["full", "head", "dora"])

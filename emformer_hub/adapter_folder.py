@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import safe_open
 
 from .errors import InputError, reason
 from .pretrained import loading
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -21,8 +18,8 @@ def is_adapter(folder: str | Path) -> bool:
     return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
-def attach(folder: str | Path, load_base: Callable[..., Any], *, name: str | None = None, **kwargs: Any) -> PeftModel:
-    """Load the base that an adapter's folder names, and the adapter on it.
+def attach(folder: str | Path, load_base: Callable[..., Any], *, name: str | None = None, **kwargs: Any) -> Any:
+    """Load the base that an adapter's folder names, and the adapter on it: a ``peft.PeftModel``.
 
     Args:
         folder: of the adapter.
@@ -31,9 +28,13 @@ def attach(folder: str | Path, load_base: Callable[..., Any], *, name: str | Non
         name: what the user calls the adapter, if not by its folder.
 
     Raises:
-        InputError: the folder holds no adapter, its base cannot be found, or does not fit.
+        InputError: the folder holds no adapter, its base cannot be found, or does not fit; or PEFT is not installed,
+            as may be where this file travelled with weights on the Hub.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    try:
+        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise InputError("adapters need PEFT; run: pip install peft") from error
 
     name = name or str(folder)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,13 @@ class Commands(click.Group):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="emformer_hub")
-def main() -> None:
+@click.option("--offline", is_flag=True, help="Never ask the Hub: bundled weights, folders, and what the cache holds.")
+def main(offline: bool) -> None:
     """Isotropic volumes from anisotropic electron-microscopy stacks."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = (
+            "1"  # huggingface_hub reads it when it is imported, which no command has done yet
+        )
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
@@ -247,6 +253,87 @@ def card(name: str) -> None:
     with replacing(readme) as partial:
         partial.write_text(render(weights, weights.folder))
     click.echo(f"{readme} is written.")
+
+
+@main.command()
+@click.argument("name", metavar="[NAME_OR_DIR]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Push every published model to its repository.")
+@click.option("--repo-id", metavar="ORG/NAME", help="Where to.  [default: that of a published model]")
+@click.option("--revision", metavar="TAG", help="Tag the commit.  [default: that of a published model]")
+@click.option("--private", is_flag=True, help="If the repository is made here.")
+@click.option("--create-pr", is_flag=True, help="Propose the commit as a pull request.")
+@click.option("--dry-run", is_flag=True, help="Only list the files that would be pushed.")
+def push(
+    name: str | None,
+    everything: bool,
+    repo_id: str | None,
+    revision: str | None,
+    private: bool,
+    create_pr: bool,
+    dry_run: bool,
+) -> None:
+    """Publish a model on the Hub: weights or adapter, processor, page and code in one commit, tagged.
+
+    NAME_OR_DIR is a published model, the folder of a finished run, or that of an adapter. Prints what a registry
+    states of it, as JSON.
+    """
+    from emformer_hub.hub.push import contents
+    from emformer_hub.hub.push import push as publish
+    from emformer_hub.pretrained import check_sha256, registry
+
+    if (name is None) != everything or (everything and (repo_id or revision)):
+        raise click.UsageError("give NAME_OR_DIR, or --all, which takes no --repo-id and no --revision.")
+    known = registry()
+    records = []
+    for one in known if name is None else [name]:
+        weights = None if Path(one).is_dir() else _published(one)
+        target = repo_id or (weights.repo_id if weights else None)
+        if target is None:
+            raise click.UsageError(f"{one} is a folder; give --repo-id ORG/NAME.")
+        if weights:
+            check_sha256(weights)
+        folder = weights.folder if weights else Path(one)
+        if dry_run:
+            click.echo(f"{target}:")
+            for path, content in contents(folder).items():
+                size = len(content) if isinstance(content, bytes) else content.stat().st_size
+                click.echo(f"  {size:>12,} bytes  {path}")
+            continue
+        tag = revision or (weights.revision if weights and not create_pr else None)
+        records.append(publish(folder, target, revision=tag, private=private, create_pr=create_pr))
+        click.echo(f"{records[-1].url}", err=True)
+    if records:
+        click.echo(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
+
+
+@main.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every published model.")
+@click.option("--to", "folder", metavar="DIR", type=PATH, required=True, help="Each becomes a folder in it.")
+@click.option("--revision", metavar="TAG", help="Branch, tag or commit on the Hub.")
+def download(names: tuple[str, ...], everything: bool, folder: Path, revision: str | None) -> None:
+    """Fetch whole models, for machines without a network. NAME is a bundled name or a Hub id."""
+    from emformer_hub.hub.download import download as fetch
+    from emformer_hub.pretrained import registry
+
+    if bool(names) == everything:
+        raise click.UsageError("give one NAME or more, or --all.")
+    for name in names or registry():
+        click.echo(f"{fetch(name, folder, revision)} is whole, and needs no network.")
+
+
+@main.command()
+def doctor() -> None:
+    """Say what is installed, what this machine has, what is wrong, and the command that mends it."""
+    from emformer_hub.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        click.echo(f"{'ok ' if finding.remedy is None else 'BAD'} {finding.what:<19} {finding.found}")
+        if finding.remedy is not None:
+            click.echo(f"{'':<24}{finding.remedy}")
+    if any(finding.remedy for finding in findings):
+        raise SystemExit(1)
 
 
 def _published(name: str) -> PretrainedWeights:

@@ -47,8 +47,8 @@ def model_folder(name: str, revision: str | None = None, subfolder: str = "", **
             f"{ADAPTER_WEIGHTS}, as save_pretrained or training wrote them."
         )
     for file, path in found.items():
-        if path is not None and SHA256.fullmatch(stated := _blob_name(path)):
-            _check(path, stated, f"{name}: {file}", "the Hub")
+        if path is not None:
+            check_blob(path, f"{name}: {file}")
     if published is not None and (path := found.get(WEIGHTS)) is not None:
         known = {published.revision: published.sha256, **{one.revision: one.sha256 for one in published.replaces}}
         if revision in known:
@@ -118,9 +118,14 @@ def _is_adapter(files: _HubFiles) -> bool:
         raise
 
 
-def _blob_name(path: Path) -> str:
-    """What the cache calls a content: its SHA-256, for files that the Hub keeps in its large storage."""
-    return path.readlink().name if path.is_symlink() else path.name
+def check_blob(path: Path, what: str) -> None:
+    """Raise ``InputError`` unless a file of the cache is what the Hub states, for files of its large storage.
+
+    The cache calls the content of such a file by its SHA-256.
+    """
+    stated = path.readlink().name if path.is_symlink() else path.name
+    if SHA256.fullmatch(stated):
+        _check(path, stated, what, "the Hub")
 
 
 def _check(path: Path, sha256: str, what: str, authority: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
@@ -139,7 +138,7 @@ class EMformerEmbeddings(nn.Module):
         return tokens
 
     def _patches(self, sections: Tensor) -> Tensor:
-        return rearrange(sections, "b f r (c p) -> b f r c p", p=self.patch_size)
+        return sections.unflatten(3, (-1, self.patch_size))
 
 
 class EMformerConditioning(nn.Module):
@@ -202,14 +201,10 @@ class EMformerAttention(nn.Module):
     def _mix(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         wf, wr, wc = self.window
         shape = [n // w for n, w in zip(tokens.shape[1:4], self.window, strict=True)]
-        windows = rearrange(
-            self.norm(tokens, condition),
-            "b (nf wf) (nr wr) (nc wc) d -> (b nf nr nc) (wf wr wc) d",
-            wf=wf,
-            wr=wr,
-            wc=wc,
-        )
-        query, key, value = rearrange(self.qkv(windows), "n t (k h e) -> k n h t e", k=3, h=self.num_heads).unbind(0)
+        windows = self.norm(tokens, condition)
+        windows = windows.unflatten(3, (-1, wc)).unflatten(2, (-1, wr)).unflatten(1, (-1, wf))
+        windows = windows.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(0, 3)  # one row a window
+        query, key, value = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -217,7 +212,7 @@ class EMformerAttention(nn.Module):
             self, query, key, value, None, scaling=self.scaling, is_causal=False, dropout=0.0, **kwargs
         )
         windows = self.proj(mixed.flatten(2)).unflatten(0, (-1, *shape)).unflatten(4, self.window)
-        return rearrange(windows, "b nf nr nc wf wr wc d -> b (nf wf) (nr wr) (nc wc) d"), weights
+        return windows.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2), weights
 
 
 class EMformerFeedForward(nn.Module):
@@ -321,9 +316,8 @@ class EMformerDecoder(nn.Module):
         return torch.cat(values, 1), torch.cat(scales, 1)
 
     def _decode(self, tokens: Tensor, condition: Tensor, basis: Tensor, where: list[int]) -> list[Tensor]:
-        coefficients = rearrange(
-            self.coefficients(self.norm(tokens, condition)), "b f r c (p k) -> b f r (c p) k", p=self.patch_size
-        )
+        coefficients = self.coefficients(self.norm(tokens, condition))
+        coefficients = coefficients.unflatten(4, (self.patch_size, -1)).flatten(3, 4)  # one column after another
         outputs = []
         for phi, part in zip(basis.split(self.splits, -1), coefficients.split(self.splits, -1), strict=True):
             planes = torch.matmul(phi, part.transpose(-1, -2)).flatten(2, 3)  # (b, f, rows * slots, columns)

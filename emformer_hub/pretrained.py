@@ -102,8 +102,9 @@ class PretrainedWeights:
 
 
 def registry() -> dict[str, PretrainedWeights]:
-    """All published weights by name, from ``pretrained.json``."""
-    records = json.loads(Path(__file__).with_suffix(".json").read_text())
+    """All published weights by name, from ``pretrained.json``, which does not travel with weights on the Hub."""
+    path = Path(__file__).with_suffix(".json")
+    records = json.loads(path.read_text()) if path.exists() else []
     return {record["name"]: PretrainedWeights.from_record(record) for record in records}
 
 

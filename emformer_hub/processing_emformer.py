@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from transformers import AutoFeatureExtractor, AutoProcessor
@@ -16,9 +16,6 @@ from .errors import InputError
 from .geometry import SectionModel
 from .pretrained import loading, resolve_pretrained
 from .uncertainty import ErrorQuantiles
-
-if TYPE_CHECKING:
-    from .volumes.stored import StoredArray
 
 READ_VOXELS = 2**28
 """How many voxels of a volume on disk are read for its statistics: a second or two of decompression."""
@@ -98,11 +95,12 @@ class EMformerProcessor(FeatureExtractionMixin):
         """How many times its stated uncertainty holds a voxel's error with this probability, 0 to 0.99."""
         return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections)
 
-    def measure(self, volume: np.ndarray | StoredArray) -> IntensityStatistics:
+    def measure(self, volume: Any) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.
 
-        A :class:`StoredArray` is measured as the same voxels in memory would be, up to 2^28 voxels; of a larger one,
-        boxes of so many voxels together are drawn at random, always the same ones, and read one after the other.
+        A volume on disk (:class:`~emformer_hub.volumes.StoredArray`) is measured as the same voxels in memory would be,
+        up to 2^28 voxels; of a larger one, boxes of so many voxels together are drawn at random, always the same ones,
+        and read one after the other.
 
         Raises:
             InputError: all sampled voxels are equal, or some are not finite.

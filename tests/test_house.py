@@ -27,8 +27,9 @@ LAYERS = [
     {"volumes", "interpolation", "phantom", "devices"}
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
     | {"adapter_folder", "adapters", "model_folder"},
-    {"reconstruction", "measurement", "training"},
-    {"hub", "cli", "__main__"},
+    {"reconstruction", "measurement", "hub"},
+    {"training"},
+    {"cli", "doctor", "__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # The facade re-exports every layer, so it has none; the modules inside import from where a name is defined.

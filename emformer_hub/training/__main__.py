@@ -68,9 +68,9 @@ def command(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    from emformer_hub.hub.push import check_publishable, push
     from emformer_hub.training.loop import dry_run as try_out
     from emformer_hub.training.loop import train
-    from emformer_hub.training.publish import check_publishable, push
     from emformer_hub.training.recipe import Recipe
 
     entries = [{"path": str(path), "voxel_size": voxel_size, "sections": sections} for path in volumes] or None
@@ -96,7 +96,7 @@ def command(
             return
         click.echo(report)
         if push_to_hub:
-            click.echo(push(output_dir, push_to_hub))
+            click.echo(push(output_dir, push_to_hub).url)
     except InputError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)

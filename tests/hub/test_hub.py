@@ -30,11 +30,13 @@ from emformer_hub.adapters import add_adapter, load_adapter, merge
 from emformer_hub.cli import main
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
+from emformer_hub.hub.download import download as fetch
+from emformer_hub.hub.push import Published, check_publishable, contents, push
+from emformer_hub.hub.tensors import TOLERANCE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import Superseded, registry
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.training.publish import check_publishable, push
 
 ROOT = Path(__file__).parents[2]
 NAME = "emformer-small"
@@ -331,7 +333,8 @@ def test_a_pushed_model_comes_back_to_the_bit(
 ) -> None:
     client(way, PAGE, repo_id)
     client(tag, repo_id, "v1")
-    assert {path.name for path in PAGE.iterdir()} == set(server.repository(repo_id).head.files) - {".gitattributes"}
+    pushed = set(server.repository(repo_id).head.files) - {".gitattributes"}
+    assert pushed == set(contents(PAGE) if way is push else os.listdir(PAGE))
     server.write(repo_id, {"config.json": b"{}", "model.safetensors": b"later"})  # a tag stays where it is
     assert np.array_equal(client(load, repo_id, revision="v1"), load(NAME))
     weights = client(download, repo_id, "model.safetensors", revision="v1")
@@ -479,7 +482,7 @@ def test_an_adapter_whose_base_is_on_this_machine_is_not_pushed(
 def test_a_hub_out_of_reach_is_told_before_the_work(server: HubServer, client: Client) -> None:
     server.faults.add("whoami", cut_download=0)
     told = client(refusal, check_publishable, None, "lab/mine")
-    assert told.startswith("--push-to-hub lab/mine: the Hub cannot be used: peer closed connection")
+    assert told.startswith("lab/mine cannot be published: the Hub cannot be used: peer closed connection")
     server.faults.add("whoami", status=500, message="we are moving house")
     assert "500 Internal Server Error" in (told := client(refusal, check_publishable, None, "lab/mine"))
     assert "we are moving house" in told
@@ -524,7 +527,9 @@ def test_a_push_that_fails_changes_nothing_and_says_why(
     server.faults.add(**fault)
     told = client(refusal, push, second, repo_id)
     assert re.match(f"{repo_id}: the upload failed: .*{message}", told), told
-    assert told.endswith(f"The result in {second} is complete; the same command with --resume uploads it again.")
+    assert told.endswith(
+        f"The result in {second} is complete; 'emformer-hub push {second} --repo-id {repo_id}' uploads it again."
+    )
     assert server.repository(repo_id).head is head
     assert np.array_equal(client(load, repo_id), before)
     client(push, second, repo_id)
@@ -547,7 +552,7 @@ def test_a_push_whose_answer_is_lost_is_not_made_twice(
     server.faults.add("commit", cut_download=0)
     client(refusal, push, tiny[0], repo_id)
     commits = len(server.repository(repo_id).commits)
-    assert client(push, tiny[0], repo_id).endswith(server.repository(repo_id).head.sha)
+    assert client(push, tiny[0], repo_id).url.endswith(server.repository(repo_id).head.sha)
     assert len(server.repository(repo_id).commits) == commits
 
 
@@ -555,10 +560,13 @@ def holds(server: HubServer, repo_id: str, folder: Path) -> bool:
     """Whether a repository is now what a folder is, and nothing else."""
     files = {path: server.read(repo_id, path) for path in server.repository(repo_id).head.files}
     del files[".gitattributes"]
-    return files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    return files == {
+        path: content if isinstance(content, bytes) else content.read_bytes()
+        for path, content in contents(folder).items()
+    }
 
 
-def pushes_at_once(folders: list[Path], repo_id: str) -> list[str]:
+def pushes_at_once(folders: list[Path], repo_id: str) -> list[Published]:
     with ThreadPoolExecutor(len(folders)) as pool:
         return list(pool.map(push, folders, [repo_id] * len(folders)))
 
@@ -576,7 +584,7 @@ def test_two_pushes_at_once_leave_one_whole_state(
     client(pushes_at_once, folders, repo_id)
     (winner,) = [k for k, folder in enumerate(folders) if holds(server, repo_id, folder)]
     assert np.array_equal(client(load, repo_id), outputs[winner])
-    assert [commit.title for commit in server.repository(repo_id).history("main")].count("Fine-tuned weights") == 3
+    assert [commit.title for commit in server.repository(repo_id).history("main")].count("EMformer weights") == 3
 
 
 def test_a_commit_of_somebody_else_is_never_mixed_with_a_push(
@@ -613,12 +621,218 @@ def test_what_only_resumes_a_run_is_not_published(
     server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
 ) -> None:
     folder, _ = tiny
-    published = {path.name for path in folder.iterdir()}
+    published = set(contents(folder))
     for name in ("log.jsonl", "checkpoint/model.safetensors", ".checkpoint-1/state.json", "emformer/events", ".hidden"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
     client(push, folder, repo_id)
     assert set(server.repository(repo_id).head.files) == published | {".gitattributes"}
+
+
+# --- tags, pull requests, the family -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", registry())
+def test_a_published_model_goes_there_and_back(
+    server: HubServer, client: Client, tmp_path: Path, name: str, repo_id: str
+) -> None:
+    weights = registry()[name]
+    published = client(push, weights.folder, repo_id, revision=weights.revision)
+    assert (published.revision, published.sha256, published.size) == (weights.revision, weights.sha256, weights.size)
+    assert holds(server, repo_id, weights.folder)
+    commit = server.repository(repo_id).find(weights.revision)
+    assert published.url.endswith(commit.sha)
+    assert np.array_equal(client(load, repo_id, revision=weights.revision), load(name))
+    folder = client(fetch, repo_id, tmp_path, revision=weights.revision)
+    assert folder.name == repo_id.partition("/")[2]
+    assert (folder / "README.md").read_bytes() == (weights.folder / "README.md").read_bytes()
+    assert largest_difference(EMformerModel.from_pretrained(folder), folder) < TOLERANCE
+
+
+def test_a_tag_is_never_moved(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    folder, expected = tiny
+    first = client(push, folder, repo_id, revision="v1")
+    (folder / "README.md").write_text("a better page")
+    assert client(push, folder, repo_id, revision="v1").sha256 == first.sha256  # the page is new, the weights are not
+    assert server.read(repo_id, "README.md") == b"a better page"
+    write_model(tmp_path / "other", seed=1)
+    told = client(refusal, push, tmp_path / "other", repo_id, revision="v1")
+    assert f"{repo_id} has a tag v1 already, of other weights (sha256 {first.sha256[:12]}…)" in told
+    assert np.array_equal(client(load, repo_id), expected)
+    assert np.array_equal(client(load, repo_id, revision="v1"), expected)
+
+
+def test_a_tag_that_failed_is_set_by_the_next_push(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    server.faults.add("tag", status=500, message="try later")
+    assert "500 Internal Server Error" in client(refusal, push, tiny[0], repo_id, revision="v1")
+    commits = len(server.repository(repo_id).commits)
+    assert client(push, tiny[0], repo_id, revision="v1").revision == "v1"
+    assert len(server.repository(repo_id).commits) == commits
+    assert np.array_equal(client(load, repo_id, revision="v1"), tiny[1])
+
+
+def test_a_pull_request_changes_nothing_until_it_is_merged(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    client(push, tiny[0], repo_id)
+    proposed = write_model(tmp_path / "better", seed=1)
+    request = client(push, tmp_path / "better", repo_id, create_pr=True)
+    assert request.revision == "refs/pr/1" and request.url.endswith("/discussions/1")
+    assert np.array_equal(client(load, repo_id), tiny[1])
+    assert np.array_equal(client(load, repo_id, revision="refs/pr/1"), proposed)
+    assert "a pull request is not tagged" in client(refusal, push, tiny[0], repo_id, revision="v2", create_pr=True)
+
+
+def command(*words: str) -> tuple[int, str, str]:
+    """Exit status, output and errors of ``emformer-hub``."""
+    result = CliRunner().invoke(main, words)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_publishes_the_family_and_prints_what_a_registry_states(
+    server: HubServer, client: Client, tmp_path: Path
+) -> None:
+    for weights in registry().values():
+        if ("model", weights.repo_id) in server.repositories:
+            server.drop(weights.repo_id)
+    assert "  model.safetensors" in client(command, "push", "--all", "--dry-run")[1]
+    assert not any(("model", weights.repo_id) in server.repositories for weights in registry().values())
+    status, printed, errors = client(command, "push", "--all")
+    assert status == 0, errors
+    for weights, record in zip(registry().values(), json.loads(printed), strict=True):
+        stated = (weights.repo_id, weights.revision, weights.sha256, weights.size)
+        assert tuple(record[key] for key in ("repo_id", "revision", "sha256", "size")) == stated
+        assert server.repository(weights.repo_id).find(weights.revision)
+    _, again, _ = client(command, "push", "--all")
+    assert [record["sha256"] for record in json.loads(again)] == [w.sha256 for w in registry().values()]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["push"], "give NAME_OR_DIR, or --all"),
+        (["push", "--all", "--repo-id", "lab/all"], "which takes no --repo-id"),
+        (["push", "emformer-smal"], "'emformer-smal' is not published; expected one of emformer-small"),
+        (["push", "."], ". is a folder; give --repo-id ORG/NAME"),
+        (["push", ".", "--repo-id", "lab/x"], ". holds no config.json"),
+        (["download", "--to", "there"], "give one NAME or more, or --all"),
+        (["download", "emformer-smal", "--to", "there"], "'emformer-smal' is not known"),
+        (["download", ".", "--to", "there"], ". is a folder of this machine already"),
+    ],
+)
+def test_a_mistake_in_publishing_is_a_message_and_exit_status_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = command(*words)
+    assert status == 2 and message in errors, errors
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- where only transformers is installed ------------------------------------------------------------------------
+
+ALONE = """
+import importlib.util, sys
+assert not any(map(importlib.util.find_spec, ("emformer_hub", "einops", "peft", "accelerate", "zarr", "tifffile")))
+import numpy, torch
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+clip = torch.linspace(-1, 1, 6 * 6 * 32).sin().reshape(1, 6, 6, 32)
+with torch.inference_mode():
+    out = model(clip, 3.5, thickness=0.5)
+numpy.savez(sys.argv[2], output=out.reconstruction.numpy(), percentiles=processor.percentiles)
+"""
+
+
+@pytest.mark.parametrize("where", ["folder", "Hub"])
+def test_transformers_alone_loads_what_was_pushed(
+    server: HubServer, home: Path, client: Client, tmp_path: Path, repo_id: str, where: str
+) -> None:
+    client(push, PAGE, repo_id)
+    name = repo_id if where == "Hub" else str(client(fetch, repo_id, tmp_path))
+    packages = tmp_path / "packages"  # those of this environment, without ours and what only ours needs
+    packages.mkdir()
+    for path in Path(torch.__file__).parents[1].iterdir():
+        if not re.match(r"_?(emformer|einops|peft|accelerate|zarr|tifffile|.*\.pth)", path.name):
+            (packages / path.name).symlink_to(path)
+    alone = {"PYTHONPATH": str(packages), "HF_MODULES_CACHE": str(tmp_path / "modules"), **OFFLINE[where]}
+    settings = environment(server, home, None, **alone)
+    words = [sys.executable, "-S", "-c", ALONE, name, str(tmp_path / "out.npz")]
+    run = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=settings)
+    assert run.returncode == 0, run.stderr
+    found = np.load(tmp_path / "out.npz")
+    with torch.inference_mode():
+        expected = EMformerModel.from_pretrained(NAME).eval()(CLIP, 3.5, thickness=0.5).reconstruction
+    assert np.array_equal(found["output"], expected.numpy())
+    assert found["percentiles"].tolist() == EMformerProcessor.from_pretrained(NAME).percentiles
+
+
+OFFLINE: dict[str, dict[str, str]] = {"folder": {"HF_HUB_OFFLINE": "1"}, "Hub": {}}
+
+
+# --- whole folders, for machines without a network ---------------------------------------------------------------
+
+
+def test_downloaded_models_need_no_network(
+    server: HubServer, client: Client, offline: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    client(push, tiny[0], repo_id)
+    status, _, errors = client(command, "download", repo_id, "emformer-tiny", "--to", str(tmp_path / "there"))
+    assert status == 0, errors
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == sorted(["emformer-tiny", repo_id[4:]])
+    calls = len(server.log)
+    assert np.array_equal(offline(load, str(tmp_path / "there" / repo_id[4:])), tiny[1])
+    assert np.array_equal(offline(load, str(tmp_path / "there" / "emformer-tiny")), load("emformer-tiny"))
+    assert len(server.log) == calls
+    assert "exists; choose another folder" in client(refusal, fetch, "emformer-tiny", tmp_path / "there")
+
+
+def test_offline_the_hub_is_not_asked(
+    server: HubServer, home: Path, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    client(push, tiny[0], repo_id)
+    calls = len(server.log)
+
+    def download_to(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "emformer_hub.cli", *flags, "download", repo_id, "--to", str(folder)]
+        settings = environment(server, home, "hf_alice")
+        return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, env=settings)
+
+    told = download_to(tmp_path / "there", "--offline")
+    assert told.returncode == 2 and "Without a network" in told.stderr and len(server.log) == calls
+    assert download_to(tmp_path / "there").returncode == 0
+    calls = len(server.log)
+    again = download_to(tmp_path / "again", "--offline")  # the cache has it now
+    assert again.returncode == 0 and len(server.log) == calls, again.stderr
+
+
+def test_a_download_that_breaks_off_leaves_nothing_and_goes_on(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    client(push, tiny[0], repo_id)
+    server.faults.add("content", cut_download=20_000)
+    server.faults.add("content", cut_download=0, times=6)
+    assert "cannot be fetched" in client(refusal, fetch, repo_id, tmp_path / "there")
+    assert not (tmp_path / "there").exists()
+    assert np.array_equal(load(client(fetch, repo_id, tmp_path / "there")), tiny[1])
+
+
+def test_a_download_that_was_altered_is_named(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    client(push, tiny[0], repo_id)
+    folder = client(fetch, repo_id, tmp_path / "first")
+    cached = client(download, repo_id, "model.safetensors")
+    content = cached.read_bytes()
+    cached.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    told = client(refusal, fetch, repo_id, tmp_path / "second")
+    assert f"{repo_id}: model.safetensors is damaged, or was altered" in told and not (tmp_path / "second").exists()
+    assert np.array_equal(load(folder), tiny[1])
 
 
 # --- what is fetched ---------------------------------------------------------------------------------------------
@@ -770,7 +984,11 @@ def test_finetuning_pushes_what_it_made(
 
     server.faults.add("commit", status=507, message="the disk is full")
     failed = finetune()
-    assert failed.returncode == 2 and "507 Insufficient Storage" in failed.stderr and "--resume" in failed.stderr
+    assert (
+        failed.returncode == 2
+        and "507 Insufficient Storage" in failed.stderr
+        and f"emformer-hub push {tmp_path / 'run'}" in failed.stderr
+    )
     done = finetune("--resume")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(f"/{repo_id}/commit/{server.repository(repo_id).head.sha}")

@@ -1,0 +1,211 @@
+"""A model page, a finished run or an adapter on the Hub: one commit, tagged, with the code that loads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import yaml
+
+from emformer_hub.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
+from emformer_hub.errors import InputError, reason
+from emformer_hub.hub.remote_code import AUTO_MAPS, remote_code, with_auto_map
+from emformer_hub.model_folder import WEIGHTS
+from emformer_hub.pretrained import HUB_ID
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+RECIPE = "recipe.yaml"
+NOT_PUBLISHED = ["log.jsonl", "checkpoint/*", "emformer/*", ".*", "*/.*"]
+"""Of a run's folder: what resumes it, and what a tracker wrote."""
+EITHER_OR = ("config.json", WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+"""What makes a repository a whole model or an adapter; an earlier push's may not stay beside a later one's."""
+TRIES = 5
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push left on the Hub.
+
+    Attributes:
+        url: of the commit, or of the pull request.
+        repo_id, revision: how to load it; the tag, else the commit, or the branch of the pull request.
+        sha256, size: of the file of weights, as the Hub states them; bytes.
+    """
+
+    url: str
+    repo_id: str
+    revision: str
+    sha256: str
+    size: int
+
+
+def contents(folder: Path) -> dict[str, Path | bytes]:
+    """What is pushed of a folder, by its path in the repository: a file, or the bytes that take its place.
+
+    Without what only resumes a run; with the code that loads a whole model, and configurations that name it. A recipe
+    calls its volumes by name: folders of this machine tell nobody a thing.
+
+    Raises:
+        InputError: the folder holds neither a whole model nor an adapter.
+    """
+    from huggingface_hub.utils import filter_repo_objects
+
+    adapter = is_adapter(folder)
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if adapter else ("config.json", WEIGHTS):
+        if not (folder / file).is_file():
+            raise InputError(
+                f"{folder} holds no {file}; expected a model's folder (config.json, {WEIGHTS}), or an adapter's "
+                f"({ADAPTER_CONFIG}, {ADAPTER_WEIGHTS})."
+            )
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found: dict[str, Path | bytes] = {
+        path: folder / path for path in filter_repo_objects(paths, ignore_patterns=NOT_PUBLISHED)
+    }
+    if RECIPE in found:
+        recipe = yaml.safe_load((folder / RECIPE).read_text())
+        for volume in recipe["volumes"]:
+            volume["path"] = Path(volume["path"]).name
+        found[RECIPE] = yaml.safe_dump(recipe, sort_keys=False).encode()
+    if not adapter:
+        found |= remote_code()
+        found |= {path: with_auto_map(folder / path) for path in AUTO_MAPS if path in found}
+    return found
+
+
+def check_publishable(base: str | None, repo_id: str) -> None:
+    """Raise ``InputError`` before the work, not after it: a bad id, no login or no right, or a base nobody else has."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    if base is not None and Path(base).exists():
+        raise InputError(f"base {base} is a folder of this machine; publish it first, and give its Hub id as --base.")
+    try:
+        validate_repo_id(repo_id)
+        if not HUB_ID.fullmatch(repo_id):
+            raise HFValidationError("It names no owner.")
+        user = HfApi().whoami()
+    except HFValidationError as error:
+        raise InputError(f"{repo_id} cannot be published: {reason(error)}. Expected ORG/NAME.") from error
+    except LocalTokenNotFoundError as error:
+        raise InputError("publishing needs a login: run 'hf auth login', or set HF_TOKEN.") from error
+    except (HTTPError, OSError) as error:
+        raise InputError(f"{repo_id} cannot be published: the Hub cannot be used: {reason(error)}.") from error
+    _check_rights(user, repo_id)
+
+
+def _check_rights(user: dict[str, Any], repo_id: str) -> None:
+    """What the Hub says of a token: its owner, their organisations, and its role. A fine-grained one does not tell."""
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise InputError(
+            f"{repo_id} cannot be published: the token of {user['name']} may only read; make one that may write, and "
+            f"log in with it: hf auth login."
+        )
+    owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+    owner, _, _ = repo_id.partition("/")
+    if role == "write" and owner.lower() not in [name.lower() for name in owners]:
+        raise InputError(
+            f"{repo_id} cannot be published: {user['name']} may publish as {' or '.join(owners)}, not as {owner}."
+        )
+
+
+def push(
+    folder: Path, repo_id: str, *, revision: str | None = None, private: bool = False, create_pr: bool = False
+) -> Published:
+    """Upload :func:`contents` in one commit, and tag it.
+
+    The commit holds all of it or does not come about. One that somebody else makes at the same time is never mixed with
+    it: then it is made again on top. Pushing what is there already changes nothing, and sets a tag that is missing.
+
+    Args:
+        folder: of a model, a finished run, or an adapter.
+        repo_id: ORG/NAME; made if it is not there.
+        revision: tag. One that exists is never moved: it stays, if it is of the same weights.
+        private: whether a repository that is made here is private.
+        create_pr: propose the commit as a pull request, which is not tagged.
+
+    Raises:
+        InputError: as :func:`check_publishable`; the tag stands for something else; or the upload failed, and the
+            message says why.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    if revision is not None and create_pr:
+        raise InputError("a pull request is not tagged; give --revision or --create-pr, and tag it when it is merged.")
+    files = contents(folder)
+    adapter = is_adapter(folder)
+    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"] if adapter else None
+    check_publishable(base, repo_id)
+    api = HfApi()
+    weights = ADAPTER_WEIGHTS if adapter else WEIGHTS
+    try:
+        api.create_repo(repo_id, exist_ok=True, private=private)
+        tagged = revision in {tag.name for tag in api.list_repo_refs(repo_id).tags}
+        if tagged:
+            _check_tag(_stated(api, repo_id, str(revision), "", weights), folder / weights)
+        commit = _commit(api, repo_id, files, create_pr)
+        if revision is not None and not tagged:
+            api.create_tag(repo_id, tag=revision, revision=commit.oid)
+        where = revision or (commit.pr_revision if create_pr else commit.oid)
+        return _stated(api, repo_id, str(where), str(commit.pr_url if create_pr else commit.commit_url), weights)
+    except InputError:
+        raise
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{repo_id}: the upload failed: {reason(error)}. The result in {folder} is complete; "
+            f"'emformer-hub push {folder} --repo-id {repo_id}' uploads it again."
+        ) from error
+
+
+def _check_tag(there: Published, weights: Path) -> None:
+    """Whoever pinned a tag relies on it: raise ``InputError`` if it stands for other weights."""
+    if there.sha256 != hashlib.sha256(weights.read_bytes()).hexdigest():
+        raise InputError(
+            f"{there.repo_id} has a tag {there.revision} already, of other weights (sha256 {there.sha256[:12]}…); "
+            f"a tag is never moved. Give another --revision."
+        )
+
+
+def _stated(api: HfApi, repo_id: str, revision: str, url: str, weights: str) -> Published:
+    """What the Hub says of the weights at a revision."""
+    (file,) = cast("list[RepoFile]", api.get_paths_info(repo_id, weights, revision=revision))
+    return Published(url, repo_id, revision, file.lfs.sha256 if file.lfs else "", file.size)
+
+
+def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], create_pr: bool) -> Any:
+    """One commit on top of the repository as it is; made again if somebody else's came first."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for _ in range(TRIES - 1):
+        try:
+            return _commit_on_top(api, repo_id, files, create_pr)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 412:
+                raise
+    return _commit_on_top(api, repo_id, files, create_pr)
+
+
+def _commit_on_top(api: HfApi, repo_id: str, files: dict[str, Path | bytes], create_pr: bool) -> Any:
+    """One commit on top of the repository as it is now, or an error of status 412 if it does not stay so."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    there = api.model_info(repo_id)
+    stale = [one.rfilename for one in there.siblings or [] if one.rfilename in set(EITHER_OR) - set(files)]
+    return api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationDelete(path) for path in stale),
+            *(CommitOperationAdd(path, content) for path, content in files.items()),
+        ],
+        commit_message="EMformer adapter" if ADAPTER_WEIGHTS in files else "EMformer weights",
+        parent_commit=there.sha,
+        create_pr=create_pr,
+    )

@@ -1,0 +1,34 @@
+"""The code that travels with weights: ``trust_remote_code=True`` loads them where only transformers is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+AUTO_MAPS = {
+    "config.json": {
+        "AutoConfig": "configuration_emformer.EMformerConfig",
+        "AutoModel": "modeling_emformer.EMformerModel",
+    },
+    "preprocessor_config.json": {
+        "AutoFeatureExtractor": "processing_emformer.EMformerProcessor",
+        "AutoProcessor": "processing_emformer.EMformerProcessor",
+    },
+}
+"""Where each class of transformers finds ours."""
+
+
+def remote_code() -> dict[str, Path]:
+    """The files that define network and processor, by name: these two, and all that they import of this package."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    roots = [PACKAGE / f"{name}_emformer.py" for name in ("modeling", "processing")]
+    found = {*roots, *(Path(path) for root in roots for path in get_relative_import_files(root))}
+    return {path.name: path for path in sorted(found)}
+
+
+def with_auto_map(path: Path) -> bytes:
+    """The content of a ``config.json`` or ``preprocessor_config.json`` that names the classes of the remote code."""
+    content = json.loads(path.read_text())
+    return (json.dumps(content | {"auto_map": AUTO_MAPS[path.name]}, indent=2, sort_keys=True) + "\n").encode()

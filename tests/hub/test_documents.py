@@ -1,0 +1,101 @@
+"""What the documents tell people to type: Python is executed, as a user would, and every flag exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import tifffile
+from client import environment
+from server import HubServer, User
+
+from emformer_hub.adapters import add_adapter
+from emformer_hub.cli import main
+from emformer_hub.hub.push import contents
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.phantom import neuropil
+from emformer_hub.pretrained import registry
+from emformer_hub.training.__main__ import command as finetune
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "finetune/README.md", "benchmarks/README.md")]
+DOCUMENTS += sorted((ROOT / "model_cards").glob("*/README.md"))
+CALL = re.compile(
+    r"(?:^    |`)(?:\w+=\S+ )*((?:emformer-hub|accelerate launch|python finetune)\b[^`\n]*(?:\n {8}\[[^`\n]*)*)", re.M
+)
+"""A command in an indented block, with its continued lines, or in backticks."""
+
+
+def title(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def snippets(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A Hub that holds the published models."""
+    with HubServer(tmp_path_factory.mktemp("hub"), {"hf_owner": User("owner", ("emformer-hub",))}).running() as server:
+        yield server
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """What a reader has at hand: a stack, and two adapters of their own."""
+    tifffile.imwrite(tmp_path / "stack.tif", neuropil((16, 24, 32))[:6])
+    for name in ("mine", "theirs"):
+        model = add_adapter(EMformerModel.from_pretrained("emformer-small"), base="emformer-small", rank=4, alpha=8)
+        model.save_pretrained(str(tmp_path / "runs" / name), save_embedding_layers=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if snippets(path)], ids=title)
+def test_python_in_documents_runs(document: Path, desk: Path, hub: HubServer) -> None:
+    settings = environment(hub, desk / "home", "hf_owner", HF_MODULES_CACHE=str(desk / "modules"))
+    if "AutoModel" in document.read_text():
+        publish = [sys.executable, "-m", "emformer_hub.cli", "push", "emformer-small"]
+        subprocess.run(publish, check=True, capture_output=True, env=settings)
+    code = "\n".join(f"exec({snippet!r}, {{}})" for snippet in snippets(document))
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=desk, env=settings
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def flags(command: click.Command) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts} | {"--help"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=title)
+def test_every_flag_in_documents_exists(document: Path) -> None:
+    for call in CALL.findall(document.read_text()):
+        words = shlex.split(re.sub(r"[\[\]|]", " ", call).partition(" #")[0].replace("...", ""))
+        if words[0] == "emformer-hub":
+            named = [word for word in words[1:] if not word.startswith("-")]
+            known = flags(main) | (flags(main.commands[named[0]]) if named else set())
+        elif "finetune" in words:
+            known, words = flags(finetune), words[words.index("finetune") :]
+        else:
+            continue
+        assert {word for word in words if word.startswith("--")} <= known, call
+
+
+def test_the_calls_in_documents_are_found() -> None:
+    calls = [call for document in DOCUMENTS for call in CALL.findall(document.read_text())]
+    assert sum(call.startswith("emformer-hub") for call in calls) > 10
+    assert sum("finetune" in call for call in calls) > 10
+
+
+@pytest.mark.parametrize("name", registry())
+def test_a_page_names_only_files_that_travel_with_it(name: str) -> None:
+    folder = registry()[name].folder
+    linked = re.findall(r"\]\((?!https?:|#|\.\./)([^)#]+)\)", (folder / "README.md").read_text())
+    assert linked and set(linked) <= set(contents(folder))

@@ -323,6 +323,32 @@ def download(names: tuple[str, ...], everything: bool, folder: Path, revision: s
 
 
 @main.command()
+@click.argument("model")
+@click.argument("output", metavar="OUT", type=PATH)
+@click.option("--factor", type=float, required=True, help="Output planes per section, any number from 1 to 16.")
+@click.option("--thickness", type=float, default=1.0, show_default=True, help="Imaged share of the section spacing.")
+@click.option("--tile", metavar="Z,Y,X", default="16,64,64", show_default=True, help="Sections and pixels of a tile.")
+def export(model: str, output: Path, factor: float, thickness: float, tile: str) -> None:
+    """Write a model for other programs, with one factor and one size of tile.
+
+    OUT ends in .onnx, in .pt2 (a program of torch.export), or in .zip (a package of bioimage.io).
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from emformer_hub.hub.export import export as write
+
+    disable_progress_bar()
+    try:
+        z, y, x = map(int, tile.split(","))
+    except ValueError:
+        raise InputError(
+            f"tile {tile!r} is not three sizes; expected Z,Y,X in sections and pixels: 16,64,64."
+        ) from None
+    write(model, output, factor=factor, thickness=thickness, tile_zyx=(z, y, x))
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, factor {factor:g}, tiles of {z} x {y} x {x}")
+
+
+@main.command()
 def doctor() -> None:
     """Say what is installed, what this machine has, what is wrong, and the command that mends it."""
     from emformer_hub.doctor import examine

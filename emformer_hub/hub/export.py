@@ -1,0 +1,204 @@
+"""A model for other programs: one geometry and one size of tile, in a file that needs none of our code.
+
+What such a file cannot carry: a factor or thickness chosen at run time, tiles of any size, masked sections, the
+statistics of the whole volume, calibrated intervals. It is for programs that tile by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emformer_hub.adapter_folder import is_adapter
+from emformer_hub.adapters import merge
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel
+from emformer_hub.model_folder import model_folder
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.phantom import neuropil
+from emformer_hub.pretrained import registry
+from emformer_hub.volumes.output import check_file, replacing
+
+LEAST_TILE = (4, 16, 16)
+ONNX_OPSET = 18
+TITLE = "EMformer: Transformer-Based Isotropic Reconstruction for Volume Electron Microscopy"
+DOI = "10.1101/2023.11.22.567807"
+AUTHORS = ("Jia He", "Yan Zhang", "Wenhao Sun", "Ge Yang", "Fei Sun")
+DOCUMENTATION = """# EMformer, factor {factor:g}
+
+Turns sections that are {factor:g} lateral pixels apart, of which each shows {thickness:.3g} of that distance, into
+planes one pixel apart, and states the standard deviation of the error at each voxel, in grey levels. Made from the
+weights `{model}` of emformer_hub.
+
+Factor, thickness and tile ({tile_zyx} sections, y, x) are fixed, and each tile is normalised by itself, so that
+neighbouring tiles may differ a little in brightness. emformer_hub itself takes any factor, normalises by the whole
+volume, blends overlapping tiles, fills masked sections and calibrates the uncertainty.
+
+## Validation
+
+Compare with sections that were left out, or with an isotropic volume that was degraded: `emformer-hub evaluate`.
+"""
+
+
+class EMformerTile(nn.Module):
+    """A tile in, an isotropic tile and its uncertainty out, as ``reconstruct(..., ensemble=2)`` makes them."""
+
+    def __init__(self, network: EMformerModel, sections: SectionModel):
+        super().__init__()
+        self.network, self.sections = network, sections
+
+    def forward(self, sections: Tensor) -> tuple[Tensor, Tensor]:
+        """``(1, 1, sections, y, x)`` in standard deviations -> values and their errors, ``(1, 1, planes, y, x)``."""
+        value, scale = self._one_pass(sections[:, 0].permute(0, 2, 1, 3), (0, 2, 1, 3))
+        other, other_scale = self._one_pass(sections[:, 0].permute(0, 3, 1, 2), (0, 2, 3, 1))
+        spread = (other - value) / 2
+        error = (scale.square() + other_scale.square() + spread.square()).sqrt()  # Laplace: the mean of both 2 scale²
+        return (value + spread)[:, None], error[:, None]
+
+    def _one_pass(self, frames: Tensor, back: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        out = self.network(frames, self.sections.factor, thickness=self.sections.thickness)
+        return out.reconstruction.permute(back), out.scale.permute(back)
+
+
+class GreyTile(nn.Module):
+    """The same in grey levels; each tile is normalised by itself."""
+
+    def __init__(self, tile: nn.Module):
+        super().__init__()
+        self.tile = tile
+
+    def forward(self, sections: Tensor) -> tuple[Tensor, Tensor]:
+        mean = sections.mean((1, 2, 3, 4), keepdim=True)
+        std = (sections - mean).square().mean((1, 2, 3, 4), keepdim=True).sqrt().clamp(min=1e-6)
+        value, error = self.tile((sections - mean) / std)
+        return value * std + mean, error * std
+
+
+def export(
+    name: str, output: Path, *, factor: float, thickness: float = 1.0, tile_zyx: tuple[int, int, int] = (16, 64, 64)
+) -> None:
+    """Write a model as ONNX, as an exported torch program, or as a bioimage.io package, by the suffix of ``output``.
+
+    Args:
+        name: bundled name, folder or Hub id; an adapter is baked into its base.
+        output: ``.onnx``, ``.pt2`` or ``.zip``. Input is ``sections (1, 1, z, y, x)`` of ``tile_zyx``, in standard
+            deviations from the volume's mean; outputs are ``volume`` and ``uncertainty (1, 1, planes, y, x)``, in
+            standard deviations, too. A bioimage.io package takes and gives grey levels.
+        factor, thickness: of the sections, fixed from here on.
+        tile_zyx: (sections, y, x), fixed as well.
+
+    Raises:
+        InputError: as of loading; the suffix is another, the output exists, a tile is too small, or a package that the
+            format needs is not installed.
+    """
+    if output.suffix not in WRITERS:
+        raise InputError(f"output {output} has the suffix {output.suffix!r}; expected one of {', '.join(WRITERS)}.")
+    check_file(output, overwrite=False)
+    if len(tile_zyx) != 3 or any(side < least for side, least in zip(tile_zyx, LEAST_TILE, strict=True)):
+        raise InputError(f"tile_zyx is {tile_zyx}; expected sections, y and x of at least {LEAST_TILE}.")
+    sections = SectionModel(factor, thickness)
+    network = merge(name) if is_adapter(model_folder(name)) else EMformerModel.from_pretrained(name)
+    network.set_attn_implementation("eager")
+    planes = max(16, math.ceil(tile_zyx[0] * factor))
+    example = sections.degrade(neuropil((planes, *tile_zyx[1:])))[: tile_zyx[0]].astype(np.float32)
+    facts = {"model": name, "factor": factor, "thickness": thickness, "tile_zyx": tile_zyx, "licence": _licence(name)}
+    with replacing(output) as partial, torch.no_grad():
+        WRITERS[output.suffix](partial, EMformerTile(network.eval(), sections), example, facts)
+
+
+def _licence(name: str) -> str | None:
+    published = {key: one for one in registry().values() for key in (one.name, one.repo_id)}.get(name)
+    return published.licence if published else None
+
+
+def _exported(tile: nn.Module, example: np.ndarray) -> Any:
+    return torch.export.export(tile, (torch.from_numpy(example)[None, None],), strict=False)
+
+
+def _write_torch(path: Path, tile: nn.Module, example: np.ndarray, facts: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.export.save(_exported(tile, example), file, extra_files={"emformer.json": json.dumps(facts)})
+
+
+def _write_onnx(path: Path, tile: nn.Module, example: np.ndarray, facts: dict[str, Any]) -> None:
+    try:
+        import onnxscript  # noqa: F401  # torch exports by it
+    except ImportError as error:
+        raise InputError("ONNX needs onnxscript; run: pip install 'emformer-hub[zoo]'") from error
+    program = torch.onnx.export(
+        _exported(tile, example),
+        dynamo=True,
+        input_names=["sections"],
+        output_names=["volume", "uncertainty"],
+        opset_version=ONNX_OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    program.save(path)
+
+
+def _write_bioimageio(path: Path, tile: EMformerTile, example: np.ndarray, facts: dict[str, Any]) -> None:
+    """A package of the bioimage.io model zoo, specification 0.5: ONNX weights, grey levels in and out, test tensors."""
+    try:
+        from bioimageio.spec import save_bioimageio_package
+        from bioimageio.spec.model import v0_5 as spec
+    except ImportError as error:
+        raise InputError("bioimage.io needs its packages; run: pip install 'emformer-hub[zoo]'") from error
+
+    grey = GreyTile(tile)
+    volume, uncertainty = grey(torch.from_numpy(example)[None, None])
+    tensors = {"sections": example[None, None], "volume": volume.numpy(), "uncertainty": uncertainty.numpy()}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for name, tensor in tensors.items():
+            np.save(folder / f"{name}.npy", tensor)
+        _write_onnx(folder / "weights.onnx", grey, example, facts)
+        (folder / "README.md").write_text(DOCUMENTATION.format(**facts))
+
+        def described(name: str, describe: type, axis: type) -> Any:
+            space = zip("zyx", tensors[name].shape[2:], strict=True)
+            return describe(
+                id=spec.TensorId(name),
+                axes=[
+                    spec.BatchAxis(size=1),
+                    spec.ChannelAxis(channel_names=[spec.Identifier("grey")]),
+                    *(axis(id=spec.AxisId(letter), size=size) for letter, size in space),
+                ],
+                test_tensor=spec.FileDescr(source=folder / f"{name}.npy"),
+                data=spec.IntervalOrRatioDataDescr(type="float32"),
+            )
+
+        description = spec.ModelDescr(
+            name="EMformer",
+            description=f"Isotropic volumes and their uncertainty from sections {facts['factor']:g} pixels apart",
+            authors=[spec.Author(name=author) for author in AUTHORS],
+            cite=[spec.CiteEntry(text=TITLE, doi=spec.Doi(DOI))],
+            license=spec.LicenseId(facts["licence"]) if facts["licence"] else None,
+            documentation=spec.FileDescr(source=folder / "README.md"),
+            tags=["electron-microscopy", "3d", "super-resolution", "isotropic", "transformer"],
+            inputs=[described("sections", spec.InputTensorDescr, spec.SpaceInputAxis)],
+            outputs=[
+                described(name, spec.OutputTensorDescr, spec.SpaceOutputAxis) for name in ("volume", "uncertainty")
+            ],
+            weights=spec.WeightsDescr(
+                onnx=spec.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=ONNX_OPSET)
+            ),
+        )
+        save_bioimageio_package(description, output_path=path)
+
+
+WRITERS: dict[str, Callable[[Path, EMformerTile, np.ndarray, dict[str, Any]], None]] = {
+    ".onnx": _write_onnx,
+    ".pt2": _write_torch,
+    ".zip": _write_bioimageio,
+}
+"""By the suffix of the output."""

@@ -579,7 +579,8 @@ def test_bad_comparisons(folder: Path, noisy: np.ndarray, arguments: list[str], 
 
 
 def test_help_names_every_command() -> None:
-    assert set(main.commands) == {"reconstruct", "evaluate", "degrade", "models", "card", "merge"}
+    volumes = {"reconstruct", "evaluate", "degrade"}
+    assert set(main.commands) == volumes | {"models", "card", "merge", "push", "download", "export", "doctor"}
     for flag in ("--help", "-h"):
         text = succeed(call(flag)).output
         assert all(re.search(rf"^  {name}  ", text, re.MULTILINE) for name in main.commands)

@@ -66,6 +66,7 @@ TABLES = {
     "section left out": ("Real stacks, each inner section left out and predicted from the others", LEFT_OUT),
     "degraded in plane": ("Real stacks, degraded in their plane", IN_PLANE),
 }
+TAGS = ["biology", "microscopy", "electron-microscopy", "volume-em", "super-resolution", "isotropic", "3d"]
 LEFT_OFF = ("nearest", "lanczos")
 """Methods that stand in ``quality.json`` only."""
 
@@ -99,6 +100,7 @@ def render(weights: PretrainedWeights, page: Path) -> str:
     try:
         return environment.from_string(TEMPLATE.read_text()).render(
             weights=weights,
+            front=_front_matter(weights, about["base_model"], own),
             about=about,
             stages=stages,
             shares={volume.file: _shares(volume.file, stages) for volume in weights.data},
@@ -111,6 +113,43 @@ def render(weights: PretrainedWeights, page: Path) -> str:
         )
     except jinja2.UndefinedError as error:
         raise InputError(f"{page}: the model page lacks something: {error}.") from error
+
+
+def _front_matter(weights: PretrainedWeights, base_model: str | None, own: list[Row]) -> str:
+    """What the Hub reads: licence, task, tags, and the figures as a model index."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    for row in own:
+        task = row["experiment"] + (f", {row['geometry']['name']}" if "geometry" in row else "")
+        figures = {"psnr": ("PSNR, dB", round(row["psnr_db"], 2))}
+        if "ssim" in row:
+            figures["ssim"] = ("SSIM, 3-D", round(row["ssim"]["3d"], 4))
+        results += [
+            EvalResult(
+                task_type="image-to-image",
+                task_name=task,
+                dataset_type=row["data"],
+                dataset_name=row["data"],
+                dataset_config=task,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=value,
+            )
+            for metric, (name, value) in figures.items()
+        ]
+    data = ModelCardData(
+        license=weights.licence.lower(),
+        library_name="transformers",
+        pipeline_tag="image-to-image",
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
+        tags=TAGS,
+        metrics=["psnr", "ssim"],
+        model_name=weights.name,
+        eval_results=results,
+    )
+    return data.to_yaml()
 
 
 def _shares(file: str, stages: list[dict[str, Any]]) -> str:

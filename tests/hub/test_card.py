@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def test_a_page_says_what_the_hub_needs(weights: PretrainedWeights) -> None:
     assert front["license"] == weights.licence.lower()
     assert (front["library_name"], front["pipeline_tag"]) == ("transformers", "image-to-image")
     assert {"psnr", "ssim"} <= set(front["metrics"])
+    (index,) = front["model-index"]
+    assert index["name"] == weights.name
+    rows = [
+        row
+        for row in json.loads((weights.folder / "quality.json").read_text())["rows"]
+        if row["method"] == weights.name
+    ]
+    stated = {
+        metric["value"] for result in index["results"] for metric in result["metrics"] if metric["type"] == "psnr"
+    }
+    assert stated == {round(row["psnr_db"], 2) for row in rows}
 
 
 @pytest.mark.parametrize("missing", ["about.yaml", "quality.json", "comparison.png"])

@@ -2,7 +2,7 @@
 
     python benchmarks/finetune.py --json finetune.json
 
-trains each row (an hour and a half in all on two cores) and prints three Markdown tables; benchmarks/README.md says
+trains each row (two hours in all on two cores) and prints three Markdown tables; benchmarks/README.md says
 what each column means.
 """
 

@@ -92,7 +92,8 @@ def comparison_picture(
     ]
     if before is not None:
         columns.append(_Column("EMformer\nbefore fine-tuning", before[z, y, x]))
-    columns.append(_Column(f"EMformer\n{voxel_size.z:.4g} nm {fine}", reconstruction[z, y, x]))
+    made = "after fine-tuning" if before is not None else f"{voxel_size.z:.4g} nm {fine}"
+    columns.append(_Column(f"EMformer\n{made}", reconstruction[z, y, x]))
     if truth is not None:
         shown_truth = truth[z, y, x]
         columns.append(_Column("Truth", shown_truth))

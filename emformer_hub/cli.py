@@ -348,6 +348,38 @@ def export(model: str, output: Path, factor: float, thickness: float, tile: str)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, factor {factor:g}, tiles of {z} x {y} x {x}")
 
 
+@main.group()
+def dataset() -> None:
+    """Sets of volumes for others: build one from a table, push it to the Hub."""
+
+
+@dataset.command()
+@click.argument("table", type=PATH)
+@click.argument("folder", metavar="OUT", type=PATH)
+def build(table: Path, folder: Path) -> None:
+    """Copy the volumes of a TABLE into the folder OUT: OME-Zarr, a table of splits and licences, and a page.
+
+    TABLE is CSV, JSON or Parquet with columns path, voxel_size, split, modality, licence, weight; every row has a
+    licence.
+    """
+    from emformer_hub.dataset import build as make
+
+    for row in make(table, folder):
+        click.echo(f"{folder / row['path']}: {row['shape']} {row['dtype']}, {row['split']}, {row['licence']}")
+
+
+@dataset.command(name="push")
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--repo-id", metavar="ORG/NAME", required=True)
+@click.option("--revision", metavar="TAG", help="Tag the commit.")
+@click.option("--private", is_flag=True, help="If the repository is made here.")
+def push_dataset(folder: Path, repo_id: str, revision: str | None, private: bool) -> None:
+    """Publish a set of volumes in one commit. `accelerate launch finetune --volume hf://datasets/ORG/NAME` takes it."""
+    from emformer_hub.dataset import push as publish
+
+    click.echo(publish(folder, repo_id, revision=revision, private=private))
+
+
 @main.command()
 def doctor() -> None:
     """Say what is installed, what this machine has, what is wrong, and the command that mends it."""

@@ -580,7 +580,16 @@ def test_bad_comparisons(folder: Path, noisy: np.ndarray, arguments: list[str], 
 
 def test_help_names_every_command() -> None:
     volumes = {"reconstruct", "evaluate", "degrade"}
-    assert set(main.commands) == volumes | {"models", "card", "merge", "push", "download", "export", "doctor"}
+    assert set(main.commands) == volumes | {
+        "models",
+        "card",
+        "merge",
+        "push",
+        "download",
+        "export",
+        "dataset",
+        "doctor",
+    }
     for flag in ("--help", "-h"):
         text = succeed(call(flag)).output
         assert all(re.search(rf"^  {name}  ", text, re.MULTILINE) for name in main.commands)

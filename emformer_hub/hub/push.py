@@ -151,7 +151,8 @@ def push(
         tagged = revision in {tag.name for tag in api.list_repo_refs(repo_id).tags}
         if tagged:
             _check_tag(_stated(api, repo_id, str(revision), "", weights), folder / weights)
-        commit = _commit(api, repo_id, files, create_pr)
+        message = "EMformer adapter" if adapter else "EMformer weights"
+        commit = commit_whole(api, repo_id, files, message, create_pr=create_pr)
         if revision is not None and not tagged:
             api.create_tag(repo_id, tag=revision, revision=commit.oid)
         where = revision or (commit.pr_revision if create_pr else commit.oid)
@@ -180,24 +181,34 @@ def _stated(api: HfApi, repo_id: str, revision: str, url: str, weights: str) -> 
     return Published(url, repo_id, revision, file.lfs.sha256 if file.lfs else "", file.size)
 
 
-def _commit(api: HfApi, repo_id: str, files: dict[str, Path | bytes], create_pr: bool) -> Any:
-    """One commit on top of the repository as it is; made again if somebody else's came first."""
+def commit_whole(
+    api: HfApi,
+    repo_id: str,
+    files: dict[str, Path | bytes],
+    message: str,
+    *,
+    kind: str = "model",
+    create_pr: bool = False,
+) -> Any:
+    """One commit of files on top of a repository as it is; made again if somebody else's came first."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for _ in range(TRIES - 1):
         try:
-            return _commit_on_top(api, repo_id, files, create_pr)
+            return _commit_on_top(api, repo_id, files, message, kind, create_pr)
         except HfHubHTTPError as error:
             if error.response.status_code != 412:
                 raise
-    return _commit_on_top(api, repo_id, files, create_pr)
+    return _commit_on_top(api, repo_id, files, message, kind, create_pr)
 
 
-def _commit_on_top(api: HfApi, repo_id: str, files: dict[str, Path | bytes], create_pr: bool) -> Any:
+def _commit_on_top(
+    api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str, kind: str, create_pr: bool
+) -> Any:
     """One commit on top of the repository as it is now, or an error of status 412 if it does not stay so."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    there = api.model_info(repo_id)
+    there = api.dataset_info(repo_id) if kind == "dataset" else api.model_info(repo_id)
     stale = [one.rfilename for one in there.siblings or [] if one.rfilename in set(EITHER_OR) - set(files)]
     return api.create_commit(
         repo_id,
@@ -205,7 +216,8 @@ def _commit_on_top(api: HfApi, repo_id: str, files: dict[str, Path | bytes], cre
             *(CommitOperationDelete(path) for path in stale),
             *(CommitOperationAdd(path, content) for path, content in files.items()),
         ],
-        commit_message="EMformer adapter" if ADAPTER_WEIGHTS in files else "EMformer weights",
+        commit_message=message,
+        repo_type=kind,
         parent_commit=there.sha,
         create_pr=create_pr,
     )

@@ -18,9 +18,8 @@ LENGTHS = ("minutes", "steps")
 @click.option(
     "--volume",
     "volumes",
-    type=click.Path(path_type=Path),
     multiple=True,
-    help="Stack to learn from, or a table of stacks (.csv, .json, .parquet). Repeatable.",
+    help="Stack to learn from, a table of stacks (.csv, .json, .parquet), or hf://datasets/ORG/NAME. Repeatable.",
 )
 @click.option(
     "--voxel-size", metavar="Z,Y,X", help="Of the volumes in nm, section spacing first. Wins over the files'."
@@ -44,7 +43,7 @@ LENGTHS = ("minutes", "steps")
 @click.option("--data-root", type=click.Path(path_type=Path), default=Path(), help="What volume paths are relative to.")
 @click.option("--dry-run", is_flag=True, help="Take three steps, print weights, memory, steps and time, write nothing.")
 def command(
-    volumes: tuple[Path, ...],
+    volumes: tuple[str, ...],
     voxel_size: str | None,
     sections: str | None,
     output_dir: Path,
@@ -73,7 +72,7 @@ def command(
     from emformer_hub.training.loop import train
     from emformer_hub.training.recipe import Recipe
 
-    entries = [{"path": str(path), "voxel_size": voxel_size, "sections": sections} for path in volumes] or None
+    entries = [{"path": path, "voxel_size": voxel_size, "sections": sections} for path in volumes] or None
     sampling: dict[str, Any] = {"factors": factors} if factors else {}
     sampling |= {} if thickness is None else {"thickness": thickness}
     try:

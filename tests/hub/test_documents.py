@@ -70,8 +70,12 @@ def test_python_in_documents_runs(document: Path, desk: Path, hub: HubServer) ->
     assert run.returncode == 0, run.stderr
 
 
-def flags(command: click.Command) -> set[str]:
-    return {name for parameter in command.params for name in parameter.opts} | {"--help"}
+def flags(command: click.Command, words: list[str]) -> set[str]:
+    """The flags a call may carry: the command's own, and those of the sub-command that it names."""
+    known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+    if isinstance(command, click.Group) and words:
+        known |= flags(command.commands[words[0]], words[1:])
+    return known
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=title)
@@ -79,10 +83,9 @@ def test_every_flag_in_documents_exists(document: Path) -> None:
     for call in CALL.findall(document.read_text()):
         words = shlex.split(re.sub(r"[\[\]|]", " ", call).partition(" #")[0].replace("...", ""))
         if words[0] == "emformer-hub":
-            named = [word for word in words[1:] if not word.startswith("-")]
-            known = flags(main) | (flags(main.commands[named[0]]) if named else set())
+            known = flags(main, [word for word in words[1:] if not word.startswith("-")])
         elif "finetune" in words:
-            known, words = flags(finetune), words[words.index("finetune") :]
+            known, words = flags(finetune, []), words[words.index("finetune") :]
         else:
             continue
         assert {word for word in words if word.startswith("--")} <= known, call

@@ -57,8 +57,8 @@ def test_value_and_scale_do_not_bend_each_other() -> None:
 
 
 def test_clips_count_by_their_error_over_what_is_expected_of_it() -> None:
-    error, scale = clips(0), 0.3 * clips(1).exp()
-    size = torch.tensor([1.0, 0.5, 0.25, 2.0], dtype=error.dtype).view(4, 1, 1, 1)
+    error, scale = clips(0), 0.6 * clips(1).tanh().exp()
+    size = torch.tensor([1.0, 0.75, 0.5, 2.0], dtype=error.dtype).view(4, 1, 1, 1)
     even, uneven = (
         reconstruction_loss(factor * error, factor * scale, torch.zeros_like(error))[1]["value"]
         for factor in (torch.ones_like(size), size)

@@ -35,7 +35,8 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction.runner import default_tile, reconstruct
+from emformer_hub.reconstruction.blocks import default_tile
+from emformer_hub.reconstruction.runner import reconstruct
 from emformer_hub.training.loop import make_trainable
 from emformer_hub.training.losses import reconstruction_loss
 from emformer_hub.training.methods import Average, build_config
@@ -144,7 +145,7 @@ class Case:
         if self.what == "train":
             sampling = Recipe.load(RECIPE).sampling
             return sampling.rows, sampling.frames, sampling.columns
-        z, y, x = map(min, self.volume_zyx, self.given_tile_zyx or default_tile(self.volume_zyx[0], self.factor))
+        z, y, x = map(min, self.volume_zyx, self.given_tile_zyx or default_tile(self.factor))
         return z, y, x
 
     def load(self) -> EMformerModel:

@@ -1,4 +1,4 @@
-"""From an anisotropic volume to an isotropic one: tiles, blending, the main job."""
+"""From an anisotropic volume to an isotropic one: blocks, the main job."""
 
 from emformer_hub.reconstruction.runner import Reconstruction, reconstruct
 

@@ -19,7 +19,7 @@ from emformer_hub.interpolation import interpolate
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction import Reconstruction, reconstruct, runner
+from emformer_hub.reconstruction import Reconstruction, blocks, reconstruct
 from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
 from emformer_hub.volumes import read_volume, write_volume
 
@@ -129,7 +129,7 @@ def test_planes_lie_where_the_imaged_part_says(cubic: EMformerModel, stack: np.n
 @settings(max_examples=15, deadline=None)
 @given(
     shape=st.tuples(st.integers(4, 40), st.integers(1, 60), st.integers(5, 60)),
-    tile=st.tuples(st.sampled_from([14, 16, 24]), st.sampled_from([40, 48]), st.sampled_from([40, 64])),
+    tile=st.tuples(st.sampled_from([16, 20, 24]), st.sampled_from([40, 48]), st.sampled_from([40, 64])),
     factor=st.floats(1, 3),
     ensemble=st.sampled_from([1, 2, 4]),
 )
@@ -142,30 +142,30 @@ def test_any_shape_and_any_tiling_interpolates_without_seams(
     np.testing.assert_allclose(result.uncertainty, result.uncertainty[0, 0, 0], rtol=1e-4)
 
 
-# --- tiles -------------------------------------------------------------------------------------------------------
+# --- blocks -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factor", [2, 3.3])
 @pytest.mark.parametrize(
-    ("axis", "length", "tile", "overlap"), [(0, 60, 40, 32), (1, 128, 104, 80), (2, 152, 120, 96)], ids=["z", "y", "x"]
+    ("axis", "length", "tile", "halo"), [(0, 80, 60, 18), (1, 128, 104, 40), (2, 168, 120, 48)], ids=["z", "y", "x"]
 )
-def test_tiles_that_overlap_by_what_the_network_sees_leave_no_trace(
-    tiny: EMformerModel, monkeypatch: pytest.MonkeyPatch, axis: int, length: int, tile: int, overlap: int, factor: float
+def test_blocks_that_see_as_far_as_the_network_does_leave_no_trace(
+    tiny: EMformerModel, monkeypatch: pytest.MonkeyPatch, axis: int, length: int, tile: int, halo: int, factor: float
 ) -> None:
-    shape, tile_zyx, overlap_zyx = [6, 8, 16], [999, 999, 999], list(runner.OVERLAP_ZYX)
-    shape[axis], tile_zyx[axis], overlap_zyx[axis] = length, tile, overlap
-    monkeypatch.setattr(runner, "OVERLAP_ZYX", tuple(overlap_zyx))
+    shape, tile_zyx, halo_zyx = [6, 8, 16], [999, 999, 999], list(blocks.HALO_ZYX)
+    shape[axis], tile_zyx[axis], halo_zyx[axis] = length, tile, halo
+    monkeypatch.setattr(blocks, "HALO_ZYX", tuple(halo_zyx))
     volume = np.random.default_rng(0).normal(100, 40, shape).astype(np.float32)
     whole = run(volume, tiny, factor, tile_zyx=(999, 999, 999))
-    tiled = run(volume, tiny, factor, tile_zyx=tuple(tile_zyx))
-    np.testing.assert_allclose(tiled.volume, whole.volume, atol=1e-3)
-    np.testing.assert_allclose(tiled.uncertainty, whole.uncertainty, atol=1e-3)
+    divided = run(volume, tiny, factor, tile_zyx=tuple(tile_zyx))
+    np.testing.assert_allclose(divided.volume, whole.volume, atol=1e-3)
+    np.testing.assert_allclose(divided.uncertainty, whole.uncertainty, atol=1e-3)
 
 
-def test_memory_beside_the_result_does_not_grow_with_the_faces_of_the_volume(
+def test_memory_beside_the_result_does_not_grow_with_the_volume(
     tiny: EMformerModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "OVERLAP_ZYX", (4, 8, 8))
+    monkeypatch.setattr(blocks, "HALO_ZYX", (2, 4, 4))
 
     def beside(side: int) -> int:
         """Bytes of numpy arrays at the peak, less those of the result."""
@@ -176,7 +176,7 @@ def test_memory_beside_the_result_does_not_grow_with_the_faces_of_the_volume(
         tracemalloc.stop()
         return peak - result.volume.nbytes - result.uncertainty.nbytes
 
-    small, large = beside(88), beside(208)  # 2 x 2 and 5 x 5 tiles, 5.6 times as many voxels
+    small, large = beside(88), beside(208)
     assert 0 < large < 1.25 * small
 
 
@@ -312,8 +312,8 @@ def test_devices_by_any_name(tiny: EMformerModel, stack: np.ndarray, device: str
         ({"ensemble": 0}, "ensemble is 0; expected one of"),
         ({"precision": "fp8"}, "precision is 'fp8'; expected auto, float32 or bfloat16"),
         ({"device": "tpu"}, "device 'tpu' is unknown; expected auto, cpu or cuda"),
-        ({"tile_zyx": (24, 16, 192)}, "tile_zyx .*tiles overlap by .*expected more"),
-        ({"tile_zyx": (4, 192, 192)}, "tile_zyx .*tiles overlap by .*expected more"),
+        ({"tile_zyx": (24, 16, 192)}, "tile_zyx .*halo of .*expected at least"),
+        ({"tile_zyx": (4, 192, 192)}, "tile_zyx .*halo of .*expected at least"),
         ({"model": "emformer-huge"}, "model 'emformer-huge' is not known; expected one of .*emformer-small"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -1,0 +1,184 @@
+"""Blocks: which voxels of the result are computed together, and what the network sees for them. Pure functions.
+
+Every output voxel belongs to one block, and a block depends on nothing but the input around it: blocks may be computed
+in any order, on any machine, and again. What the network sees reaches beyond the block by a halo.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from emformer_hub.configuration_emformer import EMformerConfig
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel
+from emformer_hub.volumes.stored import Box
+
+HALO_ZYX = (6, 16, 16)
+"""Sections, rows and columns seen beyond a block: leaves differences below one grey level to an undivided volume."""
+TILE_SECTIONS, TILE_SIDE, TILE_PLANES = 48, 128, 640
+"""What the network sees at once by default: at most 0.8 million voxels, that become at most 10.5 million."""
+PLANES_MULTIPLE = 32
+"""Blocks of a divided volume hold a multiple of so many planes, so that chunks of a file can be whole blocks."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A block along one axis.
+
+    Attributes:
+        owned: its samples of the result: output planes along z, voxels along y and x.
+        seen: input voxels that the network sees for them.
+    """
+
+    owned: slice
+    seen: slice
+
+    @property
+    def inside(self) -> slice:
+        """The owned voxels within the seen ones, along y or x."""
+        return slice(self.owned.start - self.seen.start, self.owned.stop - self.seen.start)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A box of the result that is computed at once."""
+
+    z: Span
+    y: Span
+    x: Span
+
+    @property
+    def owned(self) -> Box:
+        """Its voxels of the result."""
+        return (self.z.owned, self.y.owned, self.x.owned)
+
+    @property
+    def seen(self) -> Box:
+        """Voxels of the input that it is computed from."""
+        return (self.z.seen, self.y.seen, self.x.seen)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume is divided.
+
+    Args:
+        shape_zyx: of the input, (sections, y, x).
+        sections: how it samples tissue.
+        tile_zyx: the most that the network sees at once, (sections, y, x).
+        grid_zyx: what blocks begin at multiples of, in (sections, y, x) as the network sees them, so that attention
+            windows lie the same however the volume is divided.
+
+    Raises:
+        InputError: a tile has no room for a halo.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    sections: SectionModel
+    tile_zyx: tuple[int, int, int]
+    grid_zyx: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        for length, tile, least in zip(self.shape_zyx, self.tile_zyx, self._least_zyx, strict=True):
+            if tile < min(length, least):
+                raise InputError(
+                    f"tile_zyx is {self.tile_zyx}; blocks are seen with a halo of {HALO_ZYX} on either side, so "
+                    f"expected at least {self._least_zyx}, or the whole axis."
+                )
+
+    @property
+    def _least_zyx(self) -> tuple[int, int, int]:
+        z, y, x = (2 * halo + multiple for halo, multiple in zip(HALO_ZYX, self.grid_zyx, strict=True))
+        return (z + self.grid_zyx[0], y, x)
+
+    @property
+    def output_zyx(self) -> tuple[int, int, int]:
+        """Shape of the result, (planes, y, x)."""
+        return (self.sections.num_planes(self.shape_zyx[0]), *self.shape_zyx[1:])
+
+    @cached_property
+    def block_zyx(self) -> tuple[int, int, int]:
+        """Voxels of the result in a block, (planes, y, x); the last ones along an axis may hold fewer."""
+        depth, height, width = self.shape_zyx
+        z, y, x = self.tile_zyx
+        if z >= depth:
+            planes = self.output_zyx[0]
+        else:  # a block that begins between two sections, or off the grid, sees a little more
+            planes = math.floor((z - 2 * HALO_ZYX[0] - self.grid_zyx[0]) * self.sections.factor)
+            planes -= planes % PLANES_MULTIPLE if planes >= PLANES_MULTIPLE else 0
+        sides = [
+            length if tile >= length else (tile - 2 * halo) // multiple * multiple
+            for length, tile, halo, multiple in zip(
+                (height, width), (y, x), HALO_ZYX[1:], self.grid_zyx[1:], strict=True
+            )
+        ]
+        return (planes, sides[0], sides[1])
+
+    @cached_property
+    def _spans(self) -> list[list[Span]]:
+        scales = (self.sections.factor, 1.0, 1.0)
+        axes = zip(self.output_zyx, self.shape_zyx, self.block_zyx, scales, HALO_ZYX, self.grid_zyx, strict=True)
+        return [list(_spans(*axis)) for axis in axes]
+
+    def __len__(self) -> int:
+        return math.prod(map(len, self._spans))
+
+    def blocks(self, box: Box | None = None) -> Iterator[Block]:
+        """The blocks, along x, then y, then z; those of a box of the result, whose sides blocks must not cross."""
+        chosen = self._spans if box is None else [_within(*axis) for axis in zip(self._spans, box, strict=True)]
+        for z, y, x in itertools.product(*chosen):
+            yield Block(z, y, x)
+
+    def seen(self, box: Box) -> Box:
+        """Voxels of the input that a box of the result is computed from."""
+        z, y, x = (
+            slice(inside[0].seen.start, max(span.seen.stop for span in inside), 1)
+            for inside in (_within(*axis) for axis in zip(self._spans, box, strict=True))
+        )
+        return (z, y, x)
+
+
+def make_plan(
+    shape_zyx: tuple[int, int, int],
+    sections: SectionModel,
+    config: EMformerConfig,
+    tile_zyx: tuple[int, int, int] | None = None,
+) -> Plan:
+    """Divide a volume for a network; by default into blocks that need about a gigabyte to compute.
+
+    Raises:
+        InputError: ``tile_zyx`` is not three whole numbers, or has no room for a halo.
+    """
+    if tile_zyx is None:
+        tile_zyx = default_tile(sections.factor)
+    elif len(tile_zyx) != 3 or not all(isinstance(side, int) for side in tile_zyx):
+        raise InputError(f"tile_zyx is {tile_zyx}; expected three whole numbers, (sections, y, x).")
+    frames, rows, columns = config.window_size
+    lateral = int(np.lcm(frames, columns * config.patch_size))
+    return Plan(shape_zyx, sections, tile_zyx, (rows, lateral, lateral))
+
+
+def default_tile(factor: float) -> tuple[int, int, int]:
+    """The most that the network sees at once by default, (sections, y, x)."""
+    return (min(TILE_SECTIONS, int(TILE_PLANES / factor)), TILE_SIDE, TILE_SIDE)
+
+
+def _spans(samples: int, length: int, side: int, scale: float, halo: int, multiple: int) -> Iterator[Span]:
+    """Blocks of ``side`` samples along an axis of ``length`` input voxels with ``scale`` samples each."""
+    for start in range(0, samples, side):
+        stop = min(start + side, samples)
+        first, last = math.floor(start / scale) - halo, math.ceil(stop / scale) + halo
+        yield Span(slice(start, stop, 1), slice(max(0, first - first % multiple), min(last, length), 1))
+
+
+def _within(spans: list[Span], part: slice) -> list[Span]:
+    inside = [span for span in spans if span.owned.start < part.stop and span.owned.stop > part.start]
+    if not inside or inside[0].owned.start != part.start or inside[-1].owned.stop != part.stop:
+        raise ValueError(f"a block crosses the side of {part}, or there is none in it.")
+    return inside

@@ -152,7 +152,8 @@ def test_a_bundled_model_leaves_no_seams(weights: PretrainedWeights) -> None:
     options = {"factor": 2, "model": weights.name, "ensemble": 1, "device": "cpu", "progress": False}
     whole = reconstruct(stack, tile_zyx=(999, 999, 999), **options)
     tiled = reconstruct(stack, tile_zyx=(24, 999, 999), **options)
-    assert np.abs(tiled.volume.astype(int) - whole.volume).max() <= 1
+    difference = np.abs(tiled.volume.astype(int) - whole.volume)
+    assert difference.max() <= 2 and difference.mean() < 0.02
 
 
 # --- names -------------------------------------------------------------------------------------------------------

@@ -105,20 +105,17 @@ class Plan:
     @cached_property
     def block_zyx(self) -> tuple[int, int, int]:
         """Voxels of the result in a block, (planes, y, x); the last ones along an axis may hold fewer."""
-        depth, height, width = self.shape_zyx
-        z, y, x = self.tile_zyx
-        if z >= depth:
-            planes = self.output_zyx[0]
-        else:  # a block that begins between two sections, or off the grid, sees a little more
-            planes = math.floor((z - 2 * HALO_ZYX[0] - self.grid_zyx[0]) * self.sections.factor)
-            planes -= planes % PLANES_MULTIPLE if planes >= PLANES_MULTIPLE else 0
-        sides = [
-            length if tile >= length else (tile - 2 * halo) // multiple * multiple
-            for length, tile, halo, multiple in zip(
-                (height, width), (y, x), HALO_ZYX[1:], self.grid_zyx[1:], strict=True
-            )
-        ]
-        return (planes, sides[0], sides[1])
+        (depth, *lengths), (tile, *tiles), (halo, *halos) = self.shape_zyx, self.tile_zyx, HALO_ZYX
+        (grid, *grids), factor = self.grid_zyx, self.sections.factor
+        planes = self.output_zyx[0]
+        if tile < depth:  # a block that begins between two sections, or off the grid, sees a little more
+            most = [math.floor((tile - halos * halo - grid) * factor) for halos in (1, 2)]
+            planes = _share(planes, *most, PLANES_MULTIPLE if most[1] >= PLANES_MULTIPLE else 1)
+        y, x = (
+            length if tile >= length else _share(length, tile - halo, tile - 2 * halo, multiple)
+            for length, tile, halo, multiple in zip(lengths, tiles, halos, grids, strict=True)
+        )
+        return (planes, y, x)
 
     @cached_property
     def _spans(self) -> list[list[Span]]:
@@ -175,6 +172,12 @@ def _spans(samples: int, length: int, side: int, scale: float, halo: int, multip
         stop = min(start + side, samples)
         first, last = math.floor(start / scale) - halo, math.ceil(stop / scale) + halo
         yield Span(slice(start, stop, 1), slice(max(0, first - first % multiple), min(last, length), 1))
+
+
+def _share(length: int, most_of_two: int, most: int, multiple: int) -> int:
+    """Into how long parts to divide an axis evenly; two parts have one neighbour each, and so more room."""
+    parts = 2 if 2 * (most_of_two // multiple * multiple) >= length else math.ceil(length / (most // multiple * multiple))
+    return math.ceil(length / parts / multiple) * multiple
 
 
 def _within(spans: list[Span], part: slice) -> list[Span]:

@@ -381,6 +381,41 @@ def push_dataset(folder: Path, repo_id: str, revision: str | None, private: bool
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 shows the page to your network.")
+@click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
+@click.option("--max-mvoxels", type=float, default=64.0, show_default=True, help="Largest result, million voxels.")
+@click.option("--max-minutes", type=float, default=15.0, show_default=True, help="Longest reconstruction.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def app(host: str, port: int, max_mvoxels: float, max_minutes: float, device: str) -> None:
+    """Serve a page in the browser: drop a stack, look at the reconstruction, download it."""
+    from emformer_hub.devices import choose_device
+
+    choose_device(device)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+    try:
+        from emformer_hub.app.page import Limits, serve
+    except ModuleNotFoundError as error:
+        raise InputError(f"the page needs {error.name}; run: pip install 'emformer-hub[app]'") from error
+    serve(host, port, Limits(max_mvoxels, max_minutes), device)
+
+
+@main.command()
+@click.option("--repo-id", metavar="ORG/NAME", required=True)
+@click.option("--private", is_flag=True, help="If the Space is made here.")
+@click.option("--dry-run", is_flag=True, help="Only list the files that would be pushed.")
+def push_space(repo_id: str, private: bool, dry_run: bool) -> None:
+    """Publish the page of `app` as a Space on the Hub, with its own copy of the package and the weights."""
+    from emformer_hub.app.space import push as publish
+    from emformer_hub.app.space import space
+
+    if dry_run:
+        for path in space():
+            click.echo(path)
+    else:
+        click.echo(publish(repo_id, private=private))
+
+
+@main.command()
 def doctor() -> None:
     """Say what is installed, what this machine has, what is wrong, and the command that mends it."""
     from emformer_hub.doctor import examine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,7 @@ def reconstruct(
     device: str | torch.device | None = None,
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], None] = True,
 ) -> Reconstruction:
     """Turn an anisotropic volume into an isotropic one.
 
@@ -83,7 +84,8 @@ def reconstruct(
         precision: ``"auto"`` (bfloat16 products where the device computes in it), ``"float32"`` or ``"bfloat16"``.
         tile_zyx: the most that the network sees at once, (sections, y, x); default: at most 0.8 million voxels, of at
             most 48 sections, that become at most 10.5 million.
-        progress: show a progress bar on a terminal's stderr.
+        progress: show a progress bar on a terminal's stderr; or what is called after each block, with how many are
+            done and how many there are.
 
     Returns:
         :class:`Reconstruction`.
@@ -111,11 +113,13 @@ def reconstruct(
         total=len(plan),
         desc="reconstruct",
         unit="block",
-        disable=None if progress else True,  # None: shown on a terminal only
+        disable=None if progress is True else True,  # None: shown on a terminal only
     )
-    for block in bar:
+    for done, block in enumerate(bar, start=1):
         for whole, part in zip(result, restorer.restore(volume[block.seen], block), strict=True):
             whole[block.owned] = part
+        if callable(progress):
+            progress(done, len(plan))
     return Reconstruction(*result, sections, processor)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -46,3 +49,20 @@ def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geom
             out = network(clip, geometry.factor, positions=positions, thickness=geometry.thickness, section_mask=mask)
         passes.append(out.reconstruction[0].float().cpu().numpy().transpose(back))
     return np.tensordot(seen[seen > 0], np.mean(passes, axis=0), axes=1).astype(np.float32)
+
+
+def left_out_gain(
+    network: EMformerModel, stack: np.ndarray, geometry: SectionModel, hidden: Iterable[int] | None = None
+) -> float:
+    """How much closer the network comes to sections left out than the mean of both neighbours does, in dB.
+
+    Args:
+        network, stack, geometry: as for :func:`predict_section`.
+        hidden: the sections that are left out, one at a time; default: all but the first and the last.
+    """
+    squares, mean_squares = 0.0, 0.0
+    for place in range(1, len(stack) - 1) if hidden is None else hidden:
+        mean = (stack[place - 1] + stack[place + 1]) / 2
+        squares += float(np.square(predict_section(network, stack, place, geometry) - stack[place]).mean())
+        mean_squares += float(np.square(mean - stack[place]).mean())
+    return 10 * math.log10(mean_squares / squares)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 from emformer_hub.errors import InputError
@@ -16,7 +15,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import comparison_picture
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
-from emformer_hub.reconstruction.sections import predict_section
+from emformer_hub.reconstruction.sections import left_out_gain
 from emformer_hub.training.losses import psnr_gain
 from emformer_hub.training.recipe import Recipe, VolumeEntry
 from emformer_hub.training.sampling import TrainingVolume
@@ -85,15 +84,6 @@ def held_out_stack(volume: TrainingVolume) -> np.ndarray:
     z, y = max(0, (sections - MAX_SECTIONS) // 2), max(0, (rows - MAX_SIDE) // 2)
     held_out = volume.data[z : z + MAX_SECTIONS, y : y + MAX_SIDE, -volume.holdout_columns :]
     return volume.statistics.normalise(held_out)
-
-
-def left_out_gain(model: EMformerModel, stack: np.ndarray, geometry: SectionModel) -> float:
-    """Gain in dB over the mean of both neighbours, each inner section of ``(sections, y, x)`` left out in turn."""
-    errors, mean_errors = [], []
-    for hidden in range(1, len(stack) - 1):
-        errors.append(predict_section(model, stack, hidden, geometry) - stack[hidden])
-        mean_errors.append((stack[hidden - 1] + stack[hidden + 1]) / 2 - stack[hidden])
-    return psnr_gain(torch.from_numpy(np.stack(errors)), torch.from_numpy(np.stack(mean_errors)))
 
 
 def verdict(rows: Sequence[Comparison]) -> str:

@@ -1,0 +1,358 @@
+"""The demo page in Gradio: the same as ``emformer-hub reconstruct``, within limits, and a look at the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from emformer_hub.app.views import ACROSS, Plane, Views
+from emformer_hub.devices import choose_device
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.phantom import neuropil
+from emformer_hub.pretrained import registry
+from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
+from emformer_hub.reconstruction import reconstruct
+from emformer_hub.reconstruction.sections import left_out_gain
+from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
+
+THROUGH, FACE = "seen through (ssTEM, array tomography)", "block faces (SBF-SEM, FIB-SEM)"
+HIDDEN_SECTIONS, HIDDEN_SIDE = 6, 128
+"""How many sections are left out in turn to see whether the model helps, and of what size."""
+WORTH_IT = 0.1
+"""dB over the mean of both neighbours from which on the page calls that a help."""
+SAMPLE_FACTOR = 5
+NOTHING_YET = "A TIFF, OME-TIFF or HDF5 file, or one image for each section."
+KEPT_S = 3600
+"""How long the page keeps what nobody looks at any more."""
+LAUNCH: dict[str, Any] = {
+    "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    "css": ".gradio-container {max-width: 1200px !important; margin: auto} #views img {image-rendering: pixelated}",
+    "footer_links": [],
+    "ssr_mode": False,
+}
+"""How it is served: with fonts of the system, because nothing is fetched from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the page takes on.
+
+    Args:
+        mvoxels: size of the result, in millions of voxels.
+        minutes: how long a reconstruction may take, as estimated from its first block.
+    """
+
+    mvoxels: float = 64.0
+    minutes: float = 15.0
+
+    def check_size(self, planes: int, y: int, x: int, command: str) -> None:
+        """Raise ``InputError`` for a result that is too large, with the command that has no limit."""
+        size = planes * y * x / 1e6
+        if size > self.mvoxels:
+            raise InputError(
+                f"the result would be {planes} x {y} x {x} voxels, {size:,.0f} million; this page makes at most "
+                f"{self.mvoxels:g} million. Give a smaller part, or run: {command}"
+            )
+
+    def check_time(self, seconds: float, command: str) -> None:
+        """Raise ``InputError`` for a reconstruction that would take too long."""
+        if seconds > 60 * self.minutes:
+            raise InputError(
+                f"this would take about {seconds / 60:.0f} minutes here; this page computes for at most "
+                f"{self.minutes:g}. Give a smaller part, or run: {command}"
+            )
+
+
+class Stopped(Exception):
+    """The user wants no result."""
+
+
+def read_upload(paths: list[str]) -> Volume[np.ndarray]:
+    """A volume of one file, or of one file a section, in natural order of their names."""
+    if not paths:
+        raise InputError("there is no stack yet; drop a file, or take the sample.")
+    if len(paths) == 1:
+        return read_volume(paths[0])
+    with tempfile.TemporaryDirectory() as folder:
+        for path in paths:
+            (Path(folder) / Path(path).name).symlink_to(path)
+        return read_volume(folder)
+
+
+def described(volume: Volume[np.ndarray]) -> str:
+    """A line on what was read."""
+    shape = " x ".join(map(str, volume.data.shape))
+    told = f"voxel size {volume.voxel_size}, from {volume.source}" if volume.voxel_size else "no voxel size stated"
+    return f"{shape} voxels (z, y, x), {volume.data.dtype}; {told}"
+
+
+def make_sample(folder: Path) -> Path:
+    """A synthetic stack: 24 sections of 160 x 160 voxels of 40 x 8 x 8 nm."""
+    path = folder / "sample.ome.tif"
+    truth = neuropil((24 * SAMPLE_FACTOR, 160, 160), seed=7)
+    stack = to_dtype(SectionModel(SAMPLE_FACTOR).degrade(truth), truth.dtype)
+    write_volume(path, stack, VoxelSize(8 * SAMPLE_FACTOR, 8, 8), overwrite=True)
+    return path
+
+
+def run(
+    paths: list[str],
+    voxel_size: str,
+    thickness: str,
+    model: str,
+    *,
+    limits: Limits,
+    device: str,
+    folder: Path,
+    progress: Callable[[float, str], None],
+) -> tuple[Views, str, list[Path]]:
+    """Reconstruct an upload to the lateral voxel size.
+
+    Args:
+        paths: of the upload.
+        voxel_size: ``Z,Y,X`` in nm.
+        thickness: ``THROUGH`` or ``FACE``.
+        model: a published name.
+        limits: of size and time.
+        device: as for ``reconstruct``.
+        folder: gets the files to download.
+        progress: is told which share is done, and what is being done; may raise :class:`Stopped`.
+
+    Returns:
+        What to look at, figures as Markdown, and two OME-TIFF to download: the volume and its uncertainty.
+
+    Raises:
+        InputError: the upload or a field is unusable, or a limit is passed.
+    """
+    volume = read_upload(paths)
+    name = Path(paths[0]).name.split(".")[0]
+    stack = volume.data
+    check_volume(stack, name)
+    if not voxel_size.strip():
+        raise InputError("the voxel size is missing; give Z,Y,X in nm, section spacing first, as in 40,4,4.")
+    size = VoxelSize.parse(voxel_size)
+    factor = size.factor_to()
+    sections = SectionModel(factor, 1.0 if thickness == THROUGH else 1 / factor)
+    command = (
+        f"emformer-hub reconstruct {Path(paths[0]).name} isotropic.ome.zarr --voxel-size {voxel_size.strip()} "
+        f"--thickness {sections.thickness:.4g} --model {model}"
+    )
+    planes = sections.num_planes(len(stack))
+    limits.check_size(planes, *stack.shape[1:], command)
+    progress(0, "Reconstructing the first block")
+    network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
+    begin = time.monotonic()
+
+    def told(done: int, count: int) -> None:
+        passed = time.monotonic() - begin
+        limits.check_time(passed * count / done, command)
+        progress(
+            done / count, f"Reconstructing: {done} of {count} blocks, about {passed * (count - done) / done:.0f} s left"
+        )
+
+    result = reconstruct(
+        stack, factor=factor, model=model, thickness=sections.thickness, device=device, progress=told
+    )
+    seconds = time.monotonic() - begin
+    planes_size = size.with_z(size.z / factor)
+    z = (volume.translation_nm or (0.0, 0.0, 0.0))[0] + (planes_size.z - size.z) / 2
+    files = [folder / f"{name}_{what}.ome.tif" for what in ("isotropic", "uncertainty")]
+    for path, data in zip(files, (result.volume, result.uncertainty), strict=True):
+        write_volume(path, data, planes_size, translation_nm=(z, 0.0, 0.0), overwrite=True)
+
+    progress(1, "Hiding sections, to see whether the model helps")
+    views = Views(stack, result, planes_size)
+    network.to(device=choose_device(device))  # type: ignore[call-arg]  # transformers hides the signature
+    gain = _gain_where_sections_are_hidden(network, processor, stack, sections)
+    within = float(np.median(result.half_width(0.95)[:: max(1, planes // 32)]))
+    return views, _figures(result.volume.shape, planes_size, seconds, gain, within), files
+
+
+def _gain_where_sections_are_hidden(
+    network: EMformerModel, processor: EMformerProcessor, stack: np.ndarray, sections: SectionModel
+) -> float:
+    """Over the mean of both neighbours, in the middle of the plane, for a few sections spread over the stack."""
+    y, x = (max(0, (side - HIDDEN_SIDE) // 2) for side in stack.shape[1:])
+    part = processor.normalise(stack[:, y : y + HIDDEN_SIDE, x : x + HIDDEN_SIDE], processor.measure(stack))
+    hidden = np.unique(np.linspace(1, len(stack) - 2, HIDDEN_SECTIONS).round().astype(int))
+    return left_out_gain(network, part, sections, map(int, hidden))
+
+
+def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: float, within: float) -> str:
+    closer = "closer to what was measured" if gain > 0 else "farther from what was measured"
+    verdict = "The model helps on this stack." if gain > WORTH_IT else "Look closely before you trust it on this stack."
+    return (
+        f"**{gain:+.1f} dB.** Sections hidden from the model were predicted {closer} than by the mean of both "
+        f"neighbours. {verdict}\n\n{' x '.join(map(str, shape))} voxels of {size}, in {seconds:.0f} s. The interval "
+        f"that holds the truth with a probability of 95 % is ±{within:.3g} grey levels wide at half of the voxels."
+    )
+
+
+@contextmanager
+def _said_on_the_page() -> Iterator[None]:
+    """The user's mistakes as messages to read; they stay until they are closed."""
+    try:
+        yield
+    except InputError as error:
+        raise gr.Error(str(error), duration=None, title="This does not work", print_exception=False) from error
+    except Stopped as error:
+        raise gr.Error("There is no result.", duration=5, title="Stopped", print_exception=False) from error
+
+
+def _folder_of(request: gr.Request) -> Path:
+    """Where the files of a session lie."""
+    folder = Path(tempfile.gettempdir()) / f"emformer-{request.session_hash}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def _forget(request: gr.Request) -> None:
+    shutil.rmtree(_folder_of(request), ignore_errors=True)
+
+
+def build(limits: Limits, device: str = "auto") -> gr.Blocks:
+    """The page; ``launch(**LAUNCH)`` serves it."""
+    stopping: set[str] = set()  # sessions whose reconstruction is to end
+
+    def described_upload(paths: list[str] | None) -> tuple[Any, Any]:
+        if not paths:
+            return NOTHING_YET, gr.skip()
+        with _said_on_the_page():
+            volume = read_upload(paths)
+        size = volume.voxel_size
+        return described(volume), ",".join(f"{length:g}" for length in size.zyx) if size else gr.skip()
+
+    def taken_sample(request: gr.Request) -> list[str]:
+        return [str(make_sample(_folder_of(request)))]
+
+    def reconstructed(
+        paths: list[str] | None,
+        voxel_size: str,
+        thickness: str,
+        model: str,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
+    ) -> tuple[Any, ...]:
+        session = str(request.session_hash)
+        stopping.discard(session)
+
+        def told(share: float, doing: str) -> None:
+            if session in stopping:
+                raise Stopped
+            progress(share, desc=doing)
+
+        with _said_on_the_page():
+            views, figures, files = run(
+                paths or [],
+                voxel_size,
+                thickness,
+                model,
+                limits=limits,
+                device=device,
+                folder=_folder_of(request),
+                progress=told,
+            )
+        volume, uncertainty = (gr.update(value=str(path), interactive=True) for path in files)
+        return views, figures, gr.update(visible=True), volume, uncertainty
+
+    def stopped(request: gr.Request) -> None:
+        stopping.add(str(request.session_hash))
+
+    def shown(views: Views | None, plane: Plane, position: float, overlay: bool) -> tuple[Any, ...]:
+        if views is None:
+            return None, None, None, ""
+        place = min(int(position), views.length(plane) - 1)
+        axis = "zyx"[ACROSS[plane]]
+        legend = f"{plane} plane at {axis} = {place}. " + (
+            "Orange: uncertainty, from {:.3g} to {:.3g} grey levels.".format(*views.uncertainty_range) if overlay else ""
+        )
+        return (
+            views.input(plane, place),
+            views.interpolation(plane, place),
+            views.reconstruction(plane, place, uncertainty=overlay),
+            legend,
+        )
+
+    def middle(views: Views | None, plane: Plane) -> Any:
+        count = views.length(plane) if views else 1
+        return gr.update(maximum=count - 1, value=count // 2)
+
+    with gr.Blocks(title="EMformer", analytics_enabled=False, delete_cache=(600, KEPT_S)) as page:
+        views = gr.State(None, time_to_live=KEPT_S)
+        gr.Markdown(
+            "# EMformer\nA volume-electron-microscopy stack in, an isotropic volume out, and how sure it is. This page "
+            f"makes at most {limits.mvoxels:g} million voxels, in at most {limits.minutes:g} minutes; "
+            "`emformer-hub reconstruct` has no such limits."
+        )
+        with gr.Row():
+            with gr.Column(min_width=300):
+                files = gr.File(label="Stack", file_count="multiple")
+                about = gr.Markdown(NOTHING_YET, elem_id="about")
+                take_sample = gr.Button("Take the sample")
+            with gr.Column(min_width=300):
+                voxel_size = gr.Textbox(label="Voxel size Z,Y,X in nm", placeholder="40,4,4", elem_id="voxel-size")
+                thickness = gr.Radio([THROUGH, FACE], value=THROUGH, label="Sections are")
+                names = list(registry())
+                model = gr.Dropdown(names, value="emformer-small", label="Model")
+                with gr.Row():
+                    start = gr.Button("Reconstruct", variant="primary", elem_id="start")
+                    stop = gr.Button("Stop", elem_id="stop")
+        figures = gr.Markdown(elem_id="figures", min_height=60)
+        with gr.Column(visible=False, elem_id="views") as look:
+            with gr.Row():
+                plane = gr.Radio(["xz", "yz", "xy"], value="xz", label="Plane")
+                position = gr.Slider(0, 1, value=0, step=1, label="Position in voxels", elem_id="position")
+                overlay = gr.Checkbox(label="Show uncertainty", elem_id="overlay")
+            legend = gr.Markdown(elem_id="legend")
+            with gr.Row():
+                panels = [
+                    gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"])
+                    for label in ("Input", "Cubic interpolation", "EMformer")
+                ]
+            with gr.Row():
+                volume = gr.DownloadButton("Download the volume", interactive=False)
+                uncertainty = gr.DownloadButton("Download its uncertainty", interactive=False)
+
+        take_sample.click(taken_sample, outputs=files, show_progress="minimal")
+        files.change(described_upload, files, [about, voxel_size], show_progress="minimal")
+        running = start.click(
+            reconstructed,
+            [files, voxel_size, thickness, model],
+            [views, figures, look, volume, uncertainty],
+            show_progress_on=figures,
+            concurrency_limit=1,
+        )
+        now = {"inputs": [views, plane, position, overlay], "outputs": [*panels, legend]}
+        quick = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "always_last"}
+        running.success(middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
+        plane.change(middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
+        gr.on([position.change, overlay.change], shown, **now, **quick)
+        stop.click(stopped, queue=False)
+        page.unload(_forget)
+    return page
+
+
+def serve(host: str, port: int, limits: Limits, device: str) -> None:
+    """Serve the page until it is interrupted.
+
+    Raises:
+        InputError: the address cannot be used.
+    """
+    try:
+        build(limits, device).launch(server_name=host, server_port=port, **LAUNCH)
+    except OSError as error:
+        raise InputError(
+            f"the page cannot be served at {host}:{port}: {error}. Is another one running? Give another --port."
+        ) from error

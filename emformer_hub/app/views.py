@@ -1,0 +1,92 @@
+"""What the page shows of a volume: planes that contain z, true to scale, with the uncertainty laid over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from emformer_hub.geometry import VoxelSize
+from emformer_hub.interpolation import interpolate, interpolation_matrix
+from emformer_hub.reconstruction import Reconstruction
+
+Plane = Literal["xz", "yz", "xy"]
+ACROSS: dict[str, int] = {"xy": 0, "yz": 2, "xz": 1}
+"""A plane, and the axis (z, y, x) that it is perpendicular to."""
+PANEL_PX = 512
+"""Pixels of the longer side of a picture at least, so that a small stack is not a stamp."""
+COLOUR = np.array([255, 64, 0], np.float32)
+"""Of uncertainty: laid over grey, the more opaque the larger it is."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """A stack and its reconstruction, ready to be looked at.
+
+    Args:
+        stack: the input, ``(sections, y, x)``.
+        result: the reconstruction of it.
+        voxel_size: of the reconstruction, nm.
+    """
+
+    stack: np.ndarray
+    result: Reconstruction
+    voxel_size: VoxelSize
+
+    def length(self, plane: Plane) -> int:
+        """How many such planes there are."""
+        return self.result.volume.shape[ACROSS[plane]]
+
+    def input(self, plane: Plane, position: int) -> np.ndarray:
+        """The sections as they are, each as thick as its spacing: grey, uint8 ``(rows, columns)``."""
+        return self._grey(self._interpolated("nearest", plane, position), plane)
+
+    def interpolation(self, plane: Plane, position: int) -> np.ndarray:
+        """Cubic interpolation along z: grey, uint8 ``(rows, columns)``."""
+        return self._grey(self._interpolated("cubic", plane, position), plane)
+
+    def reconstruction(self, plane: Plane, position: int, *, uncertainty: bool = False) -> np.ndarray:
+        """What the model made: grey, uint8 ``(rows, columns)``; with its uncertainty in colour ``(rows, columns, 3)``."""
+        axis = ACROSS[plane]
+        grey = self._grey(self.result.volume.take(position, axis), plane)
+        if not uncertainty:
+            return grey
+        least, most = self.uncertainty_range
+        share = ((self.result.uncertainty.take(position, axis) - least) / (most - least)).clip(0, 1)
+        opacity = 0.8 * self._scaled(share, plane)[..., None]
+        return (grey[..., None] * (1 - opacity) + COLOUR * opacity).astype(np.uint8)
+
+    @cached_property
+    def uncertainty_range(self) -> tuple[float, float]:
+        """The uncertainties that are drawn without and in full colour, grey levels: 5th and 99th percentile."""
+        stride = max(1, self.result.uncertainty.size // 2**24)
+        least, most = np.percentile(self.result.uncertainty[::stride], [5, 99])
+        return float(least), float(max(most, least + 1e-6))
+
+    @cached_property
+    def _limits(self) -> tuple[float, float]:
+        """Black and white: the input's 0.5th and 99.5th percentile."""
+        low, high = np.percentile(self.stack, [0.5, 99.5])
+        return float(low), float(max(high, low + 1e-6))
+
+    def _interpolated(self, kind: Literal["nearest", "cubic"], plane: Plane, position: int) -> np.ndarray:
+        """One plane of an interpolation, which is never made as a whole."""
+        if plane == "xy":
+            weights = interpolation_matrix(self.result.sections.plane_positions(1, position), len(self.stack), kind)[0]
+            used = np.flatnonzero(weights)
+            return np.tensordot(weights[used], self.stack[used].astype(np.float32), axes=1)
+        cut = np.s_[:, position : position + 1, :] if plane == "xz" else np.s_[:, :, position : position + 1]
+        return interpolate(self.stack[cut], self.result.sections, kind).squeeze(ACROSS[plane])
+
+    def _grey(self, image: np.ndarray, plane: Plane) -> np.ndarray:
+        low, high = self._limits
+        return self._scaled((255 * ((image - low) / (high - low)).clip(0, 1)).astype(np.uint8), plane)
+
+    def _scaled(self, image: np.ndarray, plane: Plane) -> np.ndarray:
+        """Every voxel as a box of its shape, in whole pixels: nothing is smoothed by the display."""
+        sizes = [length for axis, length in enumerate(self.voxel_size.zyx) if axis != ACROSS[plane]]
+        zoom = max(1, -(-PANEL_PX // max(image.shape)))
+        rows, columns = (max(1, round(zoom * size / min(sizes))) for size in sizes)
+        return image.repeat(rows, axis=0).repeat(columns, axis=1)

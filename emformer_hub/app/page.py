@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 import tempfile
 import time
@@ -57,12 +57,12 @@ class Limits:
     mvoxels: float = 64.0
     minutes: float = 15.0
 
-    def check_size(self, planes: int, y: int, x: int, command: str) -> None:
+    def check_size(self, shape_zyx: tuple[int, ...], command: str) -> None:
         """Raise ``InputError`` for a result that is too large, with the command that has no limit."""
-        size = planes * y * x / 1e6
+        size = math.prod(shape_zyx) / 1e6
         if size > self.mvoxels:
             raise InputError(
-                f"the result would be {planes} x {y} x {x} voxels, {size:,.0f} million; this page makes at most "
+                f"the result would be {_times(shape_zyx)} voxels, {size:,.0f} million; this page makes at most "
                 f"{self.mvoxels:g} million. Give a smaller part, or run: {command}"
             )
 
@@ -93,9 +93,12 @@ def read_upload(paths: list[str]) -> Volume[np.ndarray]:
 
 def described(volume: Volume[np.ndarray]) -> str:
     """A line on what was read."""
-    shape = " x ".join(map(str, volume.data.shape))
     told = f"voxel size {volume.voxel_size}, from {volume.source}" if volume.voxel_size else "no voxel size stated"
-    return f"{shape} voxels (z, y, x), {volume.data.dtype}; {told}"
+    return f"{_times(volume.data.shape)} voxels (z, y, x), {volume.data.dtype}; {told}"
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def make_sample(folder: Path) -> Path:
@@ -150,7 +153,7 @@ def run(
         f"--thickness {sections.thickness:.4g} --model {model}"
     )
     planes = sections.num_planes(len(stack))
-    limits.check_size(planes, *stack.shape[1:], command)
+    limits.check_size((planes, *stack.shape[1:]), command)
     progress(0, "Reconstructing the first block")
     network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
     begin = time.monotonic()
@@ -162,9 +165,7 @@ def run(
             done / count, f"Reconstructing: {done} of {count} blocks, about {passed * (count - done) / done:.0f} s left"
         )
 
-    result = reconstruct(
-        stack, factor=factor, model=model, thickness=sections.thickness, device=device, progress=told
-    )
+    result = reconstruct(stack, factor=factor, model=model, thickness=sections.thickness, device=device, progress=told)
     seconds = time.monotonic() - begin
     planes_size = size.with_z(size.z / factor)
     z = (volume.translation_nm or (0.0, 0.0, 0.0))[0] + (planes_size.z - size.z) / 2
@@ -174,7 +175,7 @@ def run(
 
     progress(1, "Hiding sections, to see whether the model helps")
     views = Views(stack, result, planes_size)
-    network.to(device=choose_device(device))  # type: ignore[call-arg]  # transformers hides the signature
+    network.to(device=choose_device(device))
     gain = _gain_where_sections_are_hidden(network, processor, stack, sections)
     within = float(np.median(result.half_width(0.95)[:: max(1, planes // 32)]))
     return views, _figures(result.volume.shape, planes_size, seconds, gain, within), files
@@ -195,7 +196,7 @@ def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: floa
     verdict = "The model helps on this stack." if gain > WORTH_IT else "Look closely before you trust it on this stack."
     return (
         f"**{gain:+.1f} dB.** Sections hidden from the model were predicted {closer} than by the mean of both "
-        f"neighbours. {verdict}\n\n{' x '.join(map(str, shape))} voxels of {size}, in {seconds:.0f} s. The interval "
+        f"neighbours. {verdict}\n\n{_times(shape)} voxels of {size}, in {seconds:.0f} s. The interval "
         f"that holds the truth with a probability of 95 % is ±{within:.3g} grey levels wide at half of the voxels."
     )
 
@@ -276,7 +277,9 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
         place = min(int(position), views.length(plane) - 1)
         axis = "zyx"[ACROSS[plane]]
         legend = f"{plane} plane at {axis} = {place}. " + (
-            "Orange: uncertainty, from {:.3g} to {:.3g} grey levels.".format(*views.uncertainty_range) if overlay else ""
+            "Orange: uncertainty, from {:.3g} to {:.3g} grey levels.".format(*views.uncertainty_range)
+            if overlay
+            else ""
         )
         return (
             views.input(plane, place),

@@ -36,8 +36,8 @@ tags:
 short_description: Isotropic volumes from anisotropic EM stacks
 ---
 
-Drop a stack of sections, or take the sample: EMformer makes its axial resolution that of the plane, and says how sure it
-is. The page is `emformer-hub app`; on your own machine it has no queue, and `emformer-hub reconstruct` has no limits.
+Drop a stack of sections, or take the sample: EMformer makes its axial resolution that of the plane, and says how sure
+it is. The page is `emformer-hub app`; on your own machine it has no queue, and `emformer-hub reconstruct` has no limits.
 """
 
 
@@ -50,7 +50,9 @@ def space() -> dict[str, str | Path]:
     try:
         gradio = importlib.metadata.version("gradio")
     except importlib.metadata.PackageNotFoundError as error:
-        raise InputError("a Space states the Gradio it was tested with; run: pip install 'emformer-hub[app]'") from error
+        raise InputError(
+            "a Space states the Gradio it was tested with; run: pip install 'emformer-hub[app]'"
+        ) from error
     package = Path(__file__).parents[1]
     files: dict[str, str | Path] = {
         f"emformer_hub/{path.relative_to(package).as_posix()}": path

@@ -48,7 +48,7 @@ class Views:
         return self._grey(self._interpolated("cubic", plane, position), plane)
 
     def reconstruction(self, plane: Plane, position: int, *, uncertainty: bool = False) -> np.ndarray:
-        """What the model made: grey, uint8 ``(rows, columns)``; with its uncertainty in colour ``(rows, columns, 3)``."""
+        """What the model made: grey, uint8 ``(rows, columns)``; with its uncertainty RGB, ``(rows, columns, 3)``."""
         axis = ACROSS[plane]
         grey = self._grey(self.result.volume.take(position, axis), plane)
         if not uncertainty:

@@ -208,7 +208,7 @@ def _commit_on_top(
     """One commit on top of the repository as it is now, or an error of status 412 if it does not stay so."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    there = api.repo_info(repo_id, repo_type=kind)
+    there: Any = api.repo_info(repo_id, repo_type=kind)
     stale = [one.rfilename for one in there.siblings or [] if one.rfilename in set(EITHER_OR) - set(files)]
     return api.create_commit(
         repo_id,

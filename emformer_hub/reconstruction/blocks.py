@@ -109,8 +109,8 @@ class Plan:
         (grid, *grids), factor = self.grid_zyx, self.sections.factor
         planes = self.output_zyx[0]
         if tile < depth:  # a block that begins between two sections, or off the grid, sees a little more
-            most = [math.floor((tile - halos * halo - grid) * factor) for halos in (1, 2)]
-            planes = _share(planes, *most, PLANES_MULTIPLE if most[1] >= PLANES_MULTIPLE else 1)
+            most_of_two, most = (math.floor((tile - faces * halo - grid) * factor) for faces in (1, 2))
+            planes = _share(planes, most_of_two, most, PLANES_MULTIPLE if most >= PLANES_MULTIPLE else 1)
         y, x = (
             length if tile >= length else _share(length, tile - halo, tile - 2 * halo, multiple)
             for length, tile, halo, multiple in zip(lengths, tiles, halos, grids, strict=True)
@@ -176,7 +176,9 @@ def _spans(samples: int, length: int, side: int, scale: float, halo: int, multip
 
 def _share(length: int, most_of_two: int, most: int, multiple: int) -> int:
     """Into how long parts to divide an axis evenly; two parts have one neighbour each, and so more room."""
-    parts = 2 if 2 * (most_of_two // multiple * multiple) >= length else math.ceil(length / (most // multiple * multiple))
+    parts = (
+        2 if 2 * (most_of_two // multiple * multiple) >= length else math.ceil(length / (most // multiple * multiple))
+    )
     return math.ceil(length / parts / multiple) * multiple
 
 

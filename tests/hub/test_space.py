@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from client import environment
+from server import HubServer, User
 
 pytest.importorskip("gradio", reason="the page needs the extra [app]")
 
@@ -49,3 +51,32 @@ def test_its_page_says_what_the_hub_needs_to_run_it() -> None:
 def test_the_readme_of_a_space_is_one_that_the_hub_takes() -> None:
     short = yaml.safe_load(str(space()["README.md"]).split("---")[1])["short_description"]
     assert len(short) <= 60
+
+
+def test_it_is_pushed_in_one_commit_and_read_back(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "emformer_hub.cli", "push-space", "--repo-id", "lab/emformer"]
+    with HubServer(tmp_path / "hub", {"hf_alice": User("alice", ("lab",))}).running() as server:
+        settings = environment(server, tmp_path / "home", "hf_alice")
+        run = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        assert "/spaces/lab/emformer/commit/" in run.stdout
+        fetch = (
+            "from huggingface_hub import HfApi, snapshot_download\n"
+            "print(len(HfApi().list_repo_commits('lab/emformer', repo_type='space')))\n"
+            "print(snapshot_download('lab/emformer', repo_type='space'))"
+        )
+        got = subprocess.run([sys.executable, "-c", fetch], env=settings, capture_output=True, text=True, check=True)
+        commits, folder = got.stdout.split()
+    assert int(commits) == 2  # that which made the repository, and this one
+    for path, content in space().items():
+        there = (Path(folder) / path).read_bytes()
+        assert there == (content.encode() if isinstance(content, str) else content.read_bytes())
+
+
+def test_what_cannot_be_pushed_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "emformer_hub.cli", "push-space", "--repo-id", "other/emformer"]
+    with HubServer(tmp_path / "hub", {"hf_alice": User("alice", ("lab",))}).running() as server:
+        for token, message in ((None, "needs a login"), ("hf_alice", "not as other")):
+            settings = environment(server, tmp_path / "home", token)
+            run = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+            assert run.returncode == 2 and message in run.stderr

@@ -350,7 +350,49 @@ def export(model: str, output: Path, factor: float, thickness: float, tile: str)
 
 @main.group()
 def dataset() -> None:
-    """Sets of volumes for others: build one from a table, push it to the Hub."""
+    """Volumes of others, and for others: public ones to fetch; sets to build from a table and push to the Hub."""
+
+
+@dataset.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="All that is known of each, as JSON.")
+def list_datasets(as_json: bool) -> None:
+    """List public volumes of electron microscopy: what, where, licence, voxel size."""
+    from emformer_hub.public_volumes import public_volumes
+
+    known = public_volumes()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(volume) for volume in known.values()], indent=2))
+        return
+    for volume in known.values():
+        size = VoxelSize(*volume.voxel_size)
+        click.echo(f"{volume.name:<20} {volume.modality:<19} {size!s:<22} {volume.licence or 'licence not stated'}")
+        click.echo(f"{'':<20} {volume.specimen}; {volume.page}")
+
+
+@dataset.command()
+@click.argument("name")
+@click.argument("output", metavar="OUT", type=PATH)
+@click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Only this part, in voxels of the store.  [default: all]")
+@OVERWRITE
+def fetch(name: str, output: Path, roi: str | None, overwrite: bool) -> None:
+    """Fetch a public volume, or a part of it, into OUT (.ome.tif, .tif or .zarr) with its voxel size."""
+    from emformer_hub.public_volumes import fetch as get
+    from emformer_hub.public_volumes import parse_region, public_volumes
+    from emformer_hub.volumes import check_output, write_volume
+
+    known = public_volumes()
+    if name not in known:
+        raise InputError(f"volume {name!r} is not known; expected one of {', '.join(known)}.")
+    volume = known[name]
+    region = parse_region(roi) if roi else None
+    check_output(output, overwrite)
+    data = get(volume, region)
+    size = VoxelSize(*volume.voxel_size)
+    where = tuple(part.start * length for part, length in zip(region, size.zyx, strict=True)) if region else (0, 0, 0)
+    write_volume(output, data, size, translation_nm=where, overwrite=overwrite)
+    click.echo(f"{output}: {_shape(data)} {data.dtype}, {size}")
+    click.echo(f"licence: {volume.licence or f'none was found stated; ask its owners: {volume.page}'}")
+    click.echo(f"cite: {volume.citation}")
 
 
 @dataset.command()

@@ -29,7 +29,7 @@ LAYERS = [
     | {"adapter_folder", "adapters", "model_folder"},
     {"reconstruction", "measurement", "hub"},
     {"training"},
-    {"cli", "app", "dataset", "doctor", "__main__"},
+    {"cli", "app", "dataset", "doctor", "public_volumes", "__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # The facade re-exports every layer, so it has none; the modules inside import from where a name is defined.

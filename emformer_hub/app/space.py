@@ -37,7 +37,7 @@ short_description: Isotropic volumes from anisotropic EM stacks
 ---
 
 Drop a stack, or take the sample: EMformer makes its axial resolution that of the plane, and says how sure
-it is. The page is `emformer-hub app`; on your own machine it has no queue, and `emformer-hub reconstruct` has no limits.
+it is. The page is `emformer-hub app`; on your own machine it has no queue, and `emformer-hub reconstruct` no limits.
 """
 
 

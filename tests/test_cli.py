@@ -588,6 +588,8 @@ def test_help_names_every_command() -> None:
         "download",
         "export",
         "dataset",
+        "app",
+        "push-space",
         "doctor",
     }
     for flag in ("--help", "-h"):

@@ -1,7 +1,7 @@
 """Volumes on disk: doors in (``read_volume``, ``open_volume``), one door out (``write_volume``), one module per format.
 
 In: TIFF stacks (multi-page, ImageJ, OME, BigTIFF), folders of TIFF or PNG sections, OME-Zarr 0.4 and 0.5, Zarr arrays,
-HDF5 datasets. Out: OME-TIFF, OME-Zarr 0.5. Axes are z, y, x; lengths are nm. Voxel sizes are read, never guessed.
+HDF5 datasets. Out: OME-TIFF, OME-Zarr. Axes are z, y, x; lengths are nm. Voxel sizes are read, never guessed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import hdf5, ome_zarr, slices, tiff
+from emformer_hub.volumes import hdf5, slices, tiff
+from emformer_hub.volumes import ome_zarr as zarr_format
 from emformer_hub.volumes.checks import check_dtype, check_volume
 from emformer_hub.volumes.output import ZARR_SUFFIXES, check_output, replacing
 from emformer_hub.volumes.stored import StoredArray
@@ -52,7 +53,7 @@ def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray
     """
     path = Path(path)
     if path.is_dir():
-        return ome_zarr.open_volume(path) if ome_zarr.is_zarr(path) else slices.open_volume(path)
+        return zarr_format.open_volume(path) if zarr_format.is_zarr(path) else slices.open_volume(path)
     file, dataset = hdf5.split_address(path)
     if not file.exists():
         raise InputError(
@@ -71,16 +72,18 @@ def write_volume(
     *,
     translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     overwrite: bool = False,
+    ome_zarr: str = "0.5",
 ) -> None:
     """Write a volume; it appears under ``path`` only when it is complete.
 
     Args:
         path: ``.ome.tif``, ``.ome.tiff``, ``.tif`` or ``.tiff``: OME-TIFF that ImageJ reads without plugins too (up to
-            4 GB); ``.ome.zarr`` or ``.zarr``: OME-Zarr 0.5.
+            4 GB); ``.ome.zarr`` or ``.zarr``: OME-Zarr with a pyramid of levels.
         data: ``(z, y, x)``; uint8, uint16, int16, float16 (float32 in TIFF), float32 or float64.
         voxel_size: nm.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
         overwrite: replace an existing output, once the new one is complete.
+        ome_zarr: version of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
 
     Raises:
         InputError: as ``check_output``; the data are not 3-D or of another dtype; or the disk refuses.
@@ -90,6 +93,8 @@ def write_volume(
     if data.ndim != 3:
         raise InputError(f"data for {path} have shape {data.shape}; expected (z, y, x).")
     check_dtype(data.dtype, f"data for {path}")
-    write = ome_zarr.write if path.suffix.lower() in ZARR_SUFFIXES else tiff.write
     with replacing(path) as partial:
-        write(partial, data, voxel_size, translation_nm)
+        if path.suffix.lower() in ZARR_SUFFIXES:
+            zarr_format.write(partial, data, voxel_size, translation_nm, ome_zarr)
+        else:
+            tiff.write(partial, data, voxel_size, translation_nm)

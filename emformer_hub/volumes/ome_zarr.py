@@ -1,11 +1,15 @@
-"""OME-Zarr 0.4 and 0.5 and plain Zarr arrays in; OME-Zarr 0.5 (Zarr v3) with one level out."""
+"""OME-Zarr 0.4 and 0.5 and plain Zarr arrays in; OME-Zarr of either version out, in parts, with a pyramid of levels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -19,7 +23,14 @@ if TYPE_CHECKING:
     import zarr
 
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
-_CHUNKS = (64, 256, 256)  # 4 MB of 8-bit voxels: one request to a file server, one section shows without reading all
+CHUNK_ZYX = (64, 128, 128)
+"""1 MB of 8-bit voxels: one request to a file server, and any plane shows without reading much."""
+SHARD_ZYX = (256, 512, 512)
+"""Voxels in a file of OME-Zarr 0.5: a teravoxel is 16,000 files. Version 0.4 has a file for each chunk."""
+SMALLEST_LEVEL = 128
+"""Levels are added until no side is longer."""
+VERSIONS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
+"""Of OME-Zarr, and the format of Zarr that each is written in."""
 _AXES = ("z", "y", "x")
 # what zarr and its codecs raise on damaged or unsupported data
 _READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError)
@@ -52,30 +63,195 @@ def open_volume(path: Path) -> Volume[StoredArray]:
         raise _unreadable(path, error) from error
 
 
-def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: Sequence[float]) -> None:
-    """Write ``(z, y, x)`` as an OME-Zarr 0.5 image with one level, chunks of 64 x 256 x 256, zstd."""
-    import zarr
+@dataclass(frozen=True)
+class OMEZarrWriter:
+    """An OME-Zarr image in the making; parts of it may be written in any order, by several processes at once.
 
-    transformations = [
-        {"type": "scale", "scale": [float(length) for length in voxel_size.zyx]},
-        {"type": "translation", "translation": [float(length) for length in translation_nm]},
-    ]
-    multiscale = {
-        "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in _AXES],
-        "datasets": [{"path": "0", "coordinateTransformations": transformations}],
-    }
-    group = zarr.create_group(
-        path, zarr_format=3, attributes={"ome": {"version": "0.5", "multiscales": [multiscale]}}, overwrite=True
+    It holds no open file, and may be pickled.
+
+    Args:
+        path: of the image, which :meth:`create` made.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        shape_zyx: tuple[int, int, int],
+        dtype: np.dtype,
+        voxel_size: VoxelSize,
+        translation_nm: Sequence[float] = (0.0, 0.0, 0.0),
+        *,
+        version: str = "0.5",
+        chunk_zyx: tuple[int, int, int] = CHUNK_ZYX,
+        part_zyx: tuple[int, int, int] = SHARD_ZYX,
+    ) -> OMEZarrWriter:
+        """Make the image, full of zeros, with all its levels.
+
+        Args:
+            path: must not exist.
+            shape_zyx: of the image.
+            dtype: of its voxels.
+            voxel_size: nm.
+            translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
+            version: of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
+            chunk_zyx: voxels that are compressed, and read, at once.
+            part_zyx: sides of boxes that are written at once, multiples of those of chunks; in version 0.5, each is
+                one file (a shard).
+        """
+        import zarr
+
+        levels = list(_levels(shape_zyx, voxel_size, translation_nm))
+        multiscale: dict[str, Any] = {
+            "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in _AXES],
+            "datasets": [
+                {
+                    "path": str(number),
+                    "coordinateTransformations": [
+                        {"type": "scale", "scale": list(level.voxel_size)},
+                        {"type": "translation", "translation": list(level.translation)},
+                    ],
+                }
+                for number, level in enumerate(levels)
+            ],
+            "name": path.name.split(".")[0] or path.name,
+            "type": "mean",
+        }
+        described: dict[str, Any] = {"ome": {"version": version, "multiscales": [multiscale]}}
+        if version == "0.4":
+            described = {"multiscales": [{"version": version, **multiscale}]}
+        group = zarr.create_group(path, zarr_format=VERSIONS[version], attributes=described)
+        for number, level in enumerate(levels):
+            chunks = tuple(map(min, level.shape, chunk_zyx))
+            parts = tuple(
+                math.ceil(min(length, part) / chunk) * chunk
+                for length, part, chunk in zip(level.shape, part_zyx, chunks, strict=True)
+            )
+            layout: dict[str, Any] = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+            if version != "0.4":
+                layout = {"shards": parts, "dimension_names": _AXES}
+            group.create_array(str(number), shape=level.shape, dtype=dtype, chunks=chunks, fill_value=0, **layout)
+        return cls(path)
+
+    @cached_property
+    def _arrays(self) -> list[zarr.Array[Any]]:
+        import zarr
+
+        group = zarr.open_group(self.path, mode="r+")
+        return [cast("zarr.Array[Any]", group[str(number)]) for number in range(len(list(group.array_keys())))]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the image, ``(z, y, x)``."""
+        z, y, x = self._arrays[0].shape
+        return (z, y, x)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its voxels."""
+        return np.dtype(self._arrays[0].dtype)
+
+    def write(self, box: Box, voxels: np.ndarray) -> None:
+        """Write a box, whose sides are those of parts; when this returns, it is on the disk."""
+        _write(self.path, self._arrays[0], box, voxels)
+
+    def finish(self) -> None:
+        """Make the other levels, each from the one before, a part at a time: means over pairs of voxels."""
+        for finer, coarser in itertools.pairwise(self._arrays):
+            steps = [2 if a > b else 1 for a, b in zip(finer.shape, coarser.shape, strict=True)]
+            for part in boxes(coarser.shape, coarser.shards or coarser.chunks):
+                voxels = np.empty([side.stop - side.start for side in part], coarser.dtype)
+                for box in boxes(voxels.shape, coarser.chunks):
+                    source = tuple(
+                        slice((side.start + inside.start) * n, (side.start + inside.stop) * n)
+                        for side, inside, n in zip(part, box, steps, strict=True)
+                    )
+                    means = _means(np.asarray(finer[source]), steps)
+                    voxels[box] = np.rint(means) if voxels.dtype.kind in "iu" else means
+                _write(self.path, coarser, part, voxels)
+
+
+@dataclass(frozen=True)
+class _Level:
+    shape: tuple[int, ...]
+    voxel_size: tuple[float, ...]
+    translation: tuple[float, ...]
+
+
+def _levels(
+    shape_zyx: tuple[int, int, int], voxel_size: VoxelSize, translation_nm: Sequence[float]
+) -> Iterator[_Level]:
+    """Halved along the axes whose voxels are the shortest, until no side is longer than ``SMALLEST_LEVEL``.
+
+    The first voxel of a coarser level lies in the middle of those that it is the mean of, half a voxel of theirs
+    further.
+    """
+    level = _Level(
+        shape_zyx, tuple(float(length) for length in voxel_size.zyx), tuple(float(place) for place in translation_nm)
     )
-    array = group.create_array(
-        "0",
-        shape=data.shape,
-        dtype=data.dtype,
-        chunks=tuple(max(1, min(size, chunk)) for size, chunk in zip(data.shape, _CHUNKS, strict=True)),
-        dimension_names=_AXES,
-    )
-    for z in range(0, len(data), _CHUNKS[0]):  # a slab of chunks at a time: data may be a memory map
-        array[z : z + _CHUNKS[0]] = np.asarray(data[z : z + _CHUNKS[0]])
+    yield level
+    while max(level.shape) > SMALLEST_LEVEL:
+        shortest = min(size for size, length in zip(level.voxel_size, level.shape, strict=True) if length > 1)
+        steps = [
+            2 if size < math.sqrt(2) * shortest and length > 1 else 1
+            for size, length in zip(level.voxel_size, level.shape, strict=True)
+        ]
+        level = _Level(
+            tuple(math.ceil(length / n) for length, n in zip(level.shape, steps, strict=True)),
+            tuple(size * n for size, n in zip(level.voxel_size, steps, strict=True)),
+            tuple(
+                place + (n - 1) / 2 * size
+                for place, size, n in zip(level.translation, level.voxel_size, steps, strict=True)
+            ),
+        )
+        yield level
+
+
+def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """Means over boxes of ``steps`` voxels; at the end of an axis a box may be half."""
+    for axis, step in enumerate(steps):
+        if step == 2:
+            if voxels.shape[axis] % 2:
+                last = voxels.take([-1], axis)
+                voxels = np.concatenate([voxels, last], axis)
+            first, second = (voxels[(slice(None),) * axis + (slice(k, None, 2),)].astype(np.float32) for k in (0, 1))
+            voxels = (first + second) / 2
+    return voxels
+
+
+def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:
+    array[box] = voxels
+    files = array.shards or array.chunks
+    places = (range(part.start // side, -(-part.stop // side)) for part, side in zip(box, files, strict=True))
+    for place in itertools.product(*places):
+        _flush(root / array.path / array.metadata.encode_chunk_key(place))
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file is on the disk; zarr leaves out those that hold only zeros."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def boxes(shape: Sequence[int], sides: Sequence[int]) -> Iterator[Box]:
+    """Boxes of these sides that fill a volume, along x, then y, then z; the last ones may be smaller."""
+    axes = (range(0, length, side) for length, side in zip(shape, sides, strict=True))
+    for starts in itertools.product(*axes):
+        z, y, x = (slice(a, min(a + side, n), 1) for a, side, n in zip(starts, sides, shape, strict=True))
+        yield (z, y, x)
+
+
+def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: Sequence[float], version: str) -> None:
+    """Write ``(z, y, x)`` as an OME-Zarr image; a shard at a time, because data may be a memory map."""
+    z, y, x = data.shape
+    dtype = data.dtype.newbyteorder("=")
+    writer = OMEZarrWriter.create(path, (z, y, x), dtype, voxel_size, translation_nm, version=version)
+    for box in boxes(data.shape, SHARD_ZYX):
+        writer.write(box, np.asarray(data[box]))
+    writer.finish()
 
 
 def _open_image(group: zarr.Group, path: Path) -> Volume[StoredArray]:

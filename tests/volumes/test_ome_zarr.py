@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.ome_zarr import OMEZarrWriter, boxes
 
 from .conftest import ANISOTROPIC, make_volume
 
@@ -117,7 +120,7 @@ def test_chunks_fit_small_and_large_volumes(tmp_path: Path) -> None:
     data[64:] = 1
     write_volume(tmp_path / "out.zarr", data, ANISOTROPIC)
     array = zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")
-    assert array.chunks == (64, 5, 256)
+    assert array.chunks == (64, 5, 128) and array.shards == (128, 5, 384)
     assert "zstd" in str(array.compressors).lower()
     np.testing.assert_array_equal(array[:], data)
 
@@ -164,3 +167,89 @@ def test_metadata_that_name_a_missing_level(tmp_path: Path, volume: np.ndarray) 
     write_image(tmp_path / "a.zarr", volume, {"axes": axes(), "datasets": [level(scale(1, 1, 1), path="none")]})
     with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
         read_volume(tmp_path / "a.zarr")
+
+
+# --- written in parts, with levels ----------------------------------------------------------------------------------
+
+LARGE = np.random.default_rng(0).integers(0, 256, (70, 150, 300), np.uint8)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_either_version_returns_voxels_size_and_place(tmp_path: Path, version: str) -> None:
+    write_volume(tmp_path / "a.zarr", LARGE, ANISOTROPIC, translation_nm=(-18, 4, 2), ome_zarr=version)
+    read = read_volume(tmp_path / "a.zarr")
+    np.testing.assert_array_equal(read.data, LARGE)
+    assert (read.voxel_size, read.translation_nm) == (ANISOTROPIC, (-18, 4, 2))
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    assert group.metadata.zarr_format == {"0.4": 2, "0.5": 3}[version]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_levels_are_means_that_lie_over_each_other(tmp_path: Path, version: str) -> None:
+    write_volume(tmp_path / "a.zarr", LARGE, VoxelSize(8, 8, 8), translation_nm=(100, 0, 0), ome_zarr=version)
+    attributes = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs.asdict()
+    levels = attributes.get("ome", attributes)["multiscales"][0]["datasets"]
+    found = [
+        [
+            next(step[key] for step in level["coordinateTransformations"] if key in step)
+            for key in ("scale", "translation")
+        ]
+        for level in levels
+    ]
+    assert found == [[[8, 8, 8], [100, 0, 0]], [[16, 16, 16], [104, 4, 4]], [[32, 32, 32], [112, 12, 12]]]
+    half = zarr.open_array(tmp_path / "a.zarr" / "1", mode="r")[:]
+    assert half.shape == (35, 75, 150)
+    means = LARGE.reshape(35, 2, 75, 2, 150, 2).mean(axis=(1, 3, 5))
+    np.testing.assert_array_equal(half, np.rint(means))
+
+
+def test_only_the_shortest_sides_of_voxels_are_joined(tmp_path: Path) -> None:
+    write_volume(tmp_path / "a.zarr", LARGE, VoxelSize(40, 8, 8))
+    shapes = [zarr.open_array(tmp_path / "a.zarr" / name, mode="r").shape for name in ("0", "1", "2")]
+    assert shapes == [(70, 150, 300), (70, 75, 150), (70, 38, 75)]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_an_independent_reader_finds_the_same_voxels(tmp_path: Path, version: str) -> None:
+    tensorstore = pytest.importorskip("tensorstore")
+    write_volume(tmp_path / "a.zarr", LARGE, ANISOTROPIC, ome_zarr=version)
+    driver = {"0.4": "zarr", "0.5": "zarr3"}[version]
+    store = {"driver": "file", "path": str(tmp_path / "a.zarr" / "0")}
+    found = tensorstore.open({"driver": driver, "kvstore": store}).result().read().result()
+    np.testing.assert_array_equal(found, LARGE)
+
+
+def test_both_versions_pass_the_validator(tmp_path: Path) -> None:
+    models = pytest.importorskip("ome_zarr_models")
+    for version in ("0.4", "0.5"):
+        path = tmp_path / f"{version}.zarr"
+        write_volume(path, LARGE, ANISOTROPIC, ome_zarr=version)
+        image = models.open_ome_zarr(zarr.open_group(path, mode="r"))
+        assert image.ome_zarr_version == version
+
+
+def write_part(writer: OMEZarrWriter, box: Any) -> None:
+    writer.write(box, LARGE[box])
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_parts_written_by_processes_in_any_order_make_the_same_image(tmp_path: Path, version: str) -> None:
+    write_volume(tmp_path / "whole.zarr", LARGE, ANISOTROPIC, ome_zarr=version)
+    part = (64, 64, 128)
+    writer = OMEZarrWriter.create(
+        tmp_path / "parts.zarr",
+        LARGE.shape,
+        LARGE.dtype,
+        ANISOTROPIC,
+        version=version,
+        chunk_zyx=(32, 64, 64),
+        part_zyx=part,
+    )
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(write_part, writer, box) for box in reversed(list(boxes(LARGE.shape, part)))]
+        for job in jobs:
+            job.result()
+    writer.finish()
+    for level in ("0", "1", "2"):
+        whole, parts = (zarr.open_array(tmp_path / f"{name}.zarr" / level, mode="r")[:] for name in ("whole", "parts"))
+        np.testing.assert_array_equal(parts, whole)

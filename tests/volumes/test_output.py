@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +41,8 @@ def test_an_interrupted_write_leaves_the_old_output_alone(
     whole_write = module.write
     partials: list[str] = []
 
-    def interrupted(part: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: Sequence[float]) -> None:
-        whole_write(part, data[:2], voxel_size, translation_nm)
+    def interrupted(part: Path, data: np.ndarray, *how: Any) -> None:
+        whole_write(part, data[:2], *how)
         partials.extend(set(os.listdir(tmp_path)) - {name})
         raise error
 

@@ -24,13 +24,13 @@ from emformer_hub.volumes import read_volume, write_volume
 
 SIZE = VoxelSize(24, 8, 8)
 SETTINGS: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}
-TILE = (24, 48, 64)
+TILE = (22, 48, 64)
 """So small that a small volume has many blocks."""
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 sections of 60 x 90 voxels, in a memory-mapped TIFF; 3 x 2 x 2 blocks."""
+    """24 sections of 60 x 90 voxels, in a memory-mapped TIFF; 2 x 2 x 2 blocks."""
     path = tmp_path_factory.mktemp("stack") / "stack.tif"
     write_volume(path, neuropil((72, 60, 90))[::3].copy(), SIZE, translation_nm=(100, 0, 0))
     return path
@@ -63,9 +63,9 @@ def test_parts_make_what_memory_makes(stack: Path, expected: Reconstruction, tmp
     check(tmp_path / "out.zarr", expected.volume)
     check(tmp_path / "sure.zarr", expected.uncertainty)
     assert read_volume(tmp_path / "out.zarr").translation_nm == (92, 0, 0)
-    assert zarr.open_array(tmp_path / "out.zarr" / "0", mode="r").nchunks > 10
+    assert zarr.open_array(tmp_path / "out.zarr" / "0", mode="r").nchunks >= 8
     facts = json.loads(record.read_text())
-    assert facts["parts"] == 12 and facts["model"] == "emformer-tiny" and len(facts["weights"]) == 64
+    assert facts["parts"] == 8 and facts["model"] == "emformer-tiny" and len(facts["weights"]) == 64
     assert {path.name for path in tmp_path.iterdir()} == {"out.zarr", "sure.zarr", "out.zarr.json"}
 
 
@@ -106,18 +106,18 @@ def test_a_run_goes_on_where_it_stopped(stack: Path, expected: Reconstruction, t
     told: list[tuple[int, int]] = []
     record = run(stack, output, resume=True, progress=lambda *done: told.append(done))
     check(output, expected.volume)
-    assert told[0] == (5, 12) and told[-1] == (12, 12)
-    assert json.loads(record.read_text())["made_now"] == 7
+    assert told[0] == (5, 8) and told[-1] == (8, 8)
+    assert json.loads(record.read_text())["made_now"] == 3
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({}, r"did not finish \(3 of 12 parts are done\); add --resume"),
+        ({}, r"did not finish \(3 of 8 parts are done\); add --resume"),
         ({"resume": True, "ensemble": 2}, r"another one: ensemble was 1, is 2"),
         ({"resume": True, "factor": 4.0}, r"another one: factor was 3\.0, is 4\.0"),
         ({"resume": True, "model": "emformer-small"}, r"another one: model was 'emformer-tiny'.*weights was"),
-        ({"resume": True, "tile_zyx": None}, r"another one: tile_zyx was \(24, 48, 64\), is None"),
+        ({"resume": True, "tile_zyx": None}, r"another one: tile_zyx was \(22, 48, 64\), is None"),
     ],
     ids=["not resumed", "ensemble", "factor", "model", "tile"],
 )

@@ -118,8 +118,8 @@ def reconstruct(
     for path in outputs:
         check_output(path, overwrite)
     in_parts = [path.suffix.lower() in ZARR_SUFFIXES for path in outputs]
-    if not all(in_parts) and (resume or any(in_parts)):
-        raise click.UsageError("--resume, and an uncertainty in .zarr, go with an OUTPUT in .zarr.")
+    if resume and not all(in_parts):
+        raise click.UsageError("--resume goes with outputs that end in .zarr: others are made at once.")
     volume, size = _read(input_path, voxel_size, read=open_volume)
     if size.z < min(size.y, size.x):
         raise InputError(

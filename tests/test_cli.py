@@ -146,7 +146,7 @@ def test_the_voxel_size_is_written_to_every_format(stack: np.ndarray, output: st
     found = read_volume(output)
     assert found.voxel_size == ISOTROPIC
     np.testing.assert_allclose(found.data, interpolate(stack, SectionModel(4), "cubic").clip(0, 255), atol=1)
-    assert sorted(os.listdir()) == sorted(["stack.tif", output])
+    assert sorted(os.listdir()) == sorted(["stack.tif", output, *record_of(output)])
 
 
 def test_planes_begin_at_the_face_where_sections_begin(stack: np.ndarray, cubic_folder: Path) -> None:
@@ -237,6 +237,11 @@ def test_uncertainty_is_written_beside_the_volume(stack: np.ndarray, cubic_folde
     assert uncertainty.data.dtype == np.float32 and uncertainty.data.shape == (48, 40, 32)
     assert uncertainty.voxel_size == ISOTROPIC
     assert (uncertainty.data > 0).all()
+
+
+def record_of(output: str) -> list[str]:
+    """What lies beside an output that is made in parts."""
+    return [f"{output}.json"] if output.endswith(".zarr") else []
 
 
 # --- reconstruct: bad input --------------------------------------------------------------------------------------
@@ -435,7 +440,7 @@ def test_overwrite_replaces_the_old_output(stack: np.ndarray, output: str, cubic
     write_volume(output, stack, SECTIONS)
     succeed(reconstruct("stack.tif", output, "--overwrite", model=cubic_folder))
     assert read_volume(output).data.shape == (48, 40, 32)
-    assert sorted(os.listdir()) == sorted([output, "stack.tif"])
+    assert sorted(os.listdir()) == sorted([output, "stack.tif", *record_of(output)])
 
 
 @pytest.mark.parametrize("output", ["out.tif", "old.ome.zarr"])

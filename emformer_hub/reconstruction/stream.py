@@ -33,6 +33,7 @@ from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer
 from emformer_hub.volumes import check_output, open_volume
 from emformer_hub.volumes.checks import check_region, check_stack
+from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, boxes
 from emformer_hub.volumes.output import put_in_place
 from emformer_hub.volumes.stored import Box
@@ -362,7 +363,7 @@ def _job(
         input=str(Path(path).absolute()),
         input_shape=(depth, height, width),
         input_dtype=str(volume.data.dtype),
-        input_modified=Path(path.partition(".h5:")[0]).stat().st_mtime if Path(path).exists() else 0.0,
+        input_modified=split_address(Path(path))[0].stat().st_mtime,
         region=chosen,
         model=model,
         weights=fingerprint(EMformerModel.from_pretrained(model)),

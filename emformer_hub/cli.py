@@ -126,7 +126,7 @@ def reconstruct(
     outputs = [path for path in (output, uncertainty) if path is not None]
     _check_different(input_path, *outputs)
     for path in outputs:
-        check_output(path, overwrite)
+        check_output(path, overwrite or resume)
     in_parts = [path.suffix.lower() in ZARR_SUFFIXES for path in outputs]
     if (resume or scheduler != "local") and not all(in_parts):
         raise click.UsageError("--resume and --scheduler go with outputs that end in .zarr: others are made at once.")

@@ -64,6 +64,7 @@ class Job:
         voxel_size, translation: of the output, nm.
         output, uncertainty: where they go.
         ome_zarr: version of OME-Zarr.
+        version: of this package.
     """
 
     input: str
@@ -139,6 +140,10 @@ class Parts:
                 f"{job.input_dtype}. Begin again with --overwrite."
             )
         network, processor = EMformerModel.from_pretrained(job.model), EMformerProcessor.from_pretrained(job.model)
+        if fingerprint(network) != job.weights:
+            raise InputError(
+                f"{job.model} holds other weights than when the run was begun. Begin again with --overwrite."
+            )
         statistics = IntensityStatistics(job.mean, job.std, self.stack.dtype)
         self.restorer = Restorer(
             network, processor, job.sections, statistics, job.ensemble, choose_device(device), job.precision
@@ -312,6 +317,7 @@ def reconstruct_file(
         done = _done(job)
         numbers = [number for number in range(len(parts.boxes)) if number not in done]
         progress(len(done), len(parts.boxes))
+        _write_done(job, done)
         with (job.folder / "done").open("a") as file:
             for number in (scheduler or (lambda job, numbers: here(job, numbers, device)))(job, numbers):
                 file.write(f"{number}\n")
@@ -364,7 +370,7 @@ def _job(
         input_dtype=str(volume.data.dtype),
         input_modified=split_address(Path(path))[0].stat().st_mtime,
         region=chosen,
-        model=model,
+        model=str(Path(model).absolute()) if Path(model).is_dir() else model,
         weights=fingerprint(EMformerModel.from_pretrained(model)),
         factor=sections.factor,
         thickness=sections.thickness,
@@ -443,22 +449,37 @@ def _done(job: Job) -> set[int]:
     return {int(line) for line in file.read_text().split("\n")[:-1]} if file.exists() else set()
 
 
+def _write_done(job: Job, done: set[int]) -> None:
+    """Write the list anew, without a line that was cut; whole, or not at all."""
+    partial = job.folder / "done.partial"
+    partial.write_text("".join(f"{number}\n" for number in sorted(done)))
+    os.replace(partial, job.folder / "done")
+
+
 @contextmanager
 def _alone(job: Job) -> Iterator[None]:
     """See to it that nobody else makes this output at the same time."""
     from filelock import FileLock, Timeout
 
     job.folder.mkdir(exist_ok=True)
+    lock = FileLock(job.folder / "lock", timeout=0)
     try:
-        with FileLock(job.folder / "lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise InputError(
             f"{job.output} is being made by another run; wait for it, or choose another output."
         ) from error
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{job.output} could not be written: {error.strerror or error}. What is done stays: free some disk, and go "
+            f"on with --resume."
+        ) from error
     finally:
-        if not (job.folder / "job.json").exists():
+        if not (job.folder / "job.json").exists():  # nothing was begun, or all is done
             shutil.rmtree(job.folder, ignore_errors=True)
+        lock.release()
 
 
 def _with_tuples(value: Any) -> Any:

@@ -116,7 +116,6 @@ class OMEZarrWriter:
                 }
                 for number, level in enumerate(levels)
             ],
-            "name": path.name.split(".")[0] or path.name,
             "type": "mean",
         }
         described: dict[str, Any] = {"ome": {"version": version, "multiscales": [multiscale]}}
@@ -141,17 +140,6 @@ class OMEZarrWriter:
 
         group = zarr.open_group(self.path, mode="r+")
         return [cast("zarr.Array[Any]", group[str(number)]) for number in range(len(list(group.array_keys())))]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of the image, ``(z, y, x)``."""
-        z, y, x = self._arrays[0].shape
-        return (z, y, x)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Of its voxels."""
-        return np.dtype(self._arrays[0].dtype)
 
     def write(self, box: Box, voxels: np.ndarray) -> None:
         """Write a box, whose sides are those of parts; when this returns, it is on the disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import signal
@@ -140,6 +141,38 @@ def test_an_unfinished_run_is_forgotten_when_that_is_asked_for(
         run(stack, tmp_path / "out.zarr", scheduler=interrupted_after(3), factor=5)
     run(stack, tmp_path / "out.zarr", overwrite=True)
     check(tmp_path / "out.zarr", expected.volume)
+
+
+def test_a_line_that_was_cut_does_not_count(stack: Path, expected: Reconstruction, tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    with pytest.raises(Interrupted):
+        run(stack, output, scheduler=interrupted_after(1))
+    with (state_folder(output) / "done").open("a") as file:
+        file.write("1")  # of 12, of 17, or of nothing: the disk was full
+    told: list[tuple[int, int]] = []
+    run(stack, output, resume=True, progress=lambda *done: told.append(done))
+    assert told[0] == (1, 8) and told[-1] == (8, 8)
+    check(output, expected.volume)
+
+
+def test_a_disk_that_fills_up_keeps_what_is_done(
+    stack: Path, expected: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, write = tmp_path / "out.zarr", stream.OMEZarrWriter.write
+
+    def full(writer: Any, box: Any, voxels: np.ndarray) -> None:
+        if len(done(output)) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, box, voxels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream.OMEZarrWriter, "write", full)
+        with pytest.raises(InputError, match=r"No space left on device. What is done stays: .*--resume"):
+            run(stack, output)
+    told: list[tuple[int, int]] = []
+    run(stack, output, resume=True, progress=lambda *done: told.append(done))
+    assert told[0] == (3, 8)
+    check(output, expected.volume)
 
 
 def test_there_is_nothing_to_resume(stack: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.volumes import read_volume, tiff, write_volume
+from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.writer import ContiguousWriter
 
 ISOTROPIC, SECTIONS = VoxelSize(8, 8, 8), VoxelSize(32, 8, 8)
 COMMAND = [sys.executable, "-m", "emformer_hub.cli"]
@@ -381,11 +382,10 @@ def test_an_unwritable_folder(folder: Path, stack: np.ndarray, monkeypatch: pyte
 def test_a_full_disk(
     folder: Path, stack: np.ndarray, options: list[str], cubic_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, *_: object) -> None:
-        path.write_bytes(b"half")
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tiff, "write", full)
+    monkeypatch.setattr(ContiguousWriter, "write", full)
     arguments = ["reconstruct", "stack.tif", "out.tif", *options, "--model", cubic_folder]
     refuse(folder, r"out\.tif could not be written: No space left on device", *arguments)
 
@@ -466,11 +466,10 @@ def test_an_interrupted_write_keeps_the_old_output(
     write_volume("old.tif", stack, SECTIONS)
     before = files(folder)
 
-    def interrupted(path: Path, *_: object) -> None:
-        path.write_bytes(b"half")
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiff, "write", interrupted)
+    monkeypatch.setattr(ContiguousWriter, "write", interrupted)
     for output in ("old.tif", "new.tif"):
         result = reconstruct("stack.tif", output, "--overwrite", model=cubic_folder)
         assert result.exit_code not in (0, 2)

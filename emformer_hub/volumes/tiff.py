@@ -21,6 +21,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
+from emformer_hub.volumes.writer import ContiguousWriter
 
 # what tifffile and its decoders raise on damaged or unsupported data
 READ_ERRORS = (ValueError, RuntimeError, IndexError, KeyError, OSError, struct.error, zlib.error)
@@ -37,40 +38,48 @@ def open_volume(path: Path) -> Volume[np.ndarray]:
     """
     try:
         with tifffile.TiffFile(path) as tif:
-            data = _read_stack(tif, path)
-            voxel_size, translation = _read_ome(tif.ome_metadata)
-            source = "OME-XML"
-            if voxel_size is None:
-                voxel_size, source = _read_imagej(tif), "ImageJ metadata"
+            return Volume(_read_stack(tif, path), *read_metadata(tif))
     except InputError:
         raise
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
-    return Volume(data, voxel_size, source if voxel_size else "", translation)
 
 
-def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: Sequence[float]) -> None:
-    """Write ``(z, y, x)`` as OME-TIFF; float16, which OME does not know, becomes float32.
+def read_metadata(tif: tifffile.TiffFile) -> tuple[VoxelSize | None, str, tuple[float, float, float] | None]:
+    """Voxel size, where it is stated, and translation in nm, as in :class:`Volume`."""
+    voxel_size, translation = _read_ome(tif.ome_metadata)
+    source = "OME-XML"
+    if voxel_size is None:
+        voxel_size, source = _read_imagej(tif), "ImageJ metadata"
+    return voxel_size, source if voxel_size else "", translation
 
-    A translation other than zero is kept as the OME position of the planes.
-    """
-    if data.dtype == np.float16:
-        data = data.astype(np.float32)
+
+def create(
+    path: Path,
+    shape_zyx: tuple[int, int, int],
+    dtype: np.dtype,
+    voxel_size: VoxelSize,
+    translation_nm: Sequence[float],
+) -> ContiguousWriter:
+    """Make an OME-TIFF, full of zeros. A translation other than zero is kept as the OME position of the planes."""
+    dtype = stored_dtype(dtype)
     metadata: dict[str, object] = {"axes": "ZYX"}
     for axis, length in zip("ZYX", voxel_size.zyx, strict=True):
         metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "nm"}
     if any(translation_nm):
         z, y, x = translation_nm
-        planes = len(data)
+        planes = shape_zyx[0]
         metadata["Plane"] = {
             "PositionZ": [z + plane * voxel_size.z for plane in range(planes)],
             "PositionY": [y] * planes,
             "PositionX": [x] * planes,
         } | {f"Position{axis}Unit": ["nm"] * planes for axis in "ZYX"}
-    imagej = tifffile.imagej_description(data.shape, axes="ZYX", spacing=voxel_size.z, unit="nm")
-    tifffile.imwrite(
+    imagej = tifffile.imagej_description(shape_zyx, axes="ZYX", spacing=voxel_size.z, unit="nm")
+    written = tifffile.imwrite(
         path,
-        data,
+        shape=shape_zyx,
+        dtype=dtype,
+        returnoffset=True,
         ome=True,
         photometric="minisblack",
         metadata=metadata,
@@ -78,6 +87,13 @@ def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: S
         resolutionunit=_RESOLUTION_UNIT_NONE,  # the unit is the one that ImageJ's description names
         extratags=[("ImageDescription", "s", None, imagej, True)],
     )
+    assert written is not None  # tifffile returns no offset where pages are not contiguous
+    return ContiguousWriter(path, written[0], shape_zyx, dtype)
+
+
+def stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype of the file: native, and float32 for float16, which OME does not know."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype.newbyteorder("=")
 
 
 def check_intact(tif: tifffile.TiffFile, path: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_damaged_store_is_named(tmp_path: Path, volume: np.ndarray) -> None:
     write_volume(path, volume, ANISOTROPIC)
     chunk = path / "0" / "c" / "0" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:50])
-    with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
+    with pytest.raises(InputError, match=r"0/c/0/0/0 cannot be read as Zarr .*holds voxels z 0:6, y 0:20, x 0:14"):
         read_volume(path)
     (path / "zarr.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):

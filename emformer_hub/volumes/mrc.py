@@ -161,7 +161,7 @@ def create(
     dtype = dtype.newbyteorder("=")
     if dtype.name not in _MODES:
         raise InputError(
-            f"MRC has no {dtype} voxels, only {', '.join(_MODES)}; write {path} as .ome.zarr, or convert the input."
+            f"MRC has no {dtype} voxels, only {', '.join(_MODES)}. Write .ome.zarr instead, or convert the input."
         )
     with mrcfile.new_mmap(path, shape_zyx, mrc_mode=_MODES[dtype.name]) as mrc:
         mrc.set_volume()

@@ -12,7 +12,7 @@ import pytest
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes import open_volume, read_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, boxes
 
 from .conftest import ANISOTROPIC, make_volume
@@ -161,6 +161,34 @@ def test_a_damaged_store_is_named(tmp_path: Path, volume: np.ndarray) -> None:
     (path / "zarr.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
         read_volume(path)
+
+
+@pytest.mark.parametrize(("version", "file"), [("0.4", "0/0/1/2"), ("0.5", "0/c/0/1/0")])
+def test_a_file_that_is_missing_or_corrupt_is_named_and_the_others_are_read(
+    tmp_path: Path, version: str, file: str
+) -> None:
+    path = tmp_path / "a.zarr"
+    data = make_volume("uint8", (3, 520, 500))
+    data[:, 512:] = 0  # stored all the same, so that a file that is missing is known to be lost
+    write_volume(path, data, ANISOTROPIC, ome_zarr=version)
+    opened = open_volume(path).data
+    np.testing.assert_array_equal(opened[:], data)
+    held = {"0.4": "z 0:3, y 128:256, x 256:384", "0.5": "z 0:3, y 512:520, x 0:500"}[version]
+    content = (path / file).read_bytes()
+    (path / file).write_bytes(b"\0" * len(content))
+    with pytest.raises(InputError, match=rf"a\.zarr/{file} cannot be read as Zarr .*it holds voxels {held}"):
+        opened[:]
+    (path / file).unlink()
+    with pytest.raises(InputError, match=rf"a\.zarr/{file} is missing; it held voxels {held}"):
+        opened[:]
+    np.testing.assert_array_equal(opened[:, :128], data[:, :128])
+
+
+def test_zarrs_of_others_may_leave_out_chunks_of_zeros(tmp_path: Path) -> None:
+    data = np.zeros((4, 20, 14), np.uint8)
+    data[0, 0, 0] = 1
+    write_image(tmp_path / "a.zarr", data, {"axes": axes(), "datasets": [level(scale(40, 4, 4))]})
+    np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr").data[:], data)
 
 
 def test_metadata_that_name_a_missing_level(tmp_path: Path, volume: np.ndarray) -> None:

@@ -51,14 +51,14 @@ def open_volume(path: Path) -> Volume[StoredArray]:
     """
     mrcfile = import_extra("mrcfile", "mrc", f"{path} is MRC")
     try:
-        with mrcfile.open(path, header_only=True) as mrc:
+        with mrcfile.mrcfile.MrcFile(path, header_only=True) as mrc:
             header = mrc.header
         stored = _stored_dtype(header, path)
     except InputError:
         raise
     except _READ_ERRORS as error:
         raise not_read(
-            path, error, f"{path} cannot be read as MRC ({error}). Is it an MRC volume, and copied completely?"
+            path, error, f"{path} cannot be read as MRC ({error}). Is it one, copied completely, and not compressed?"
         ) from error
     dtype = np.dtype(np.int16) if stored == np.int8 else stored.newbyteorder("=")
     check_dtype(dtype, str(path))

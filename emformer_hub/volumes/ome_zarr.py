@@ -28,6 +28,7 @@ CHUNK_ZYX = (64, 128, 128)
 """1 MB of 8-bit voxels: one request to a file server, and any plane shows without reading much."""
 SHARD_ZYX = (256, 512, 512)
 """Voxels in a file of OME-Zarr 0.5: a teravoxel is 16,000 files. Version 0.4 has a file for each chunk."""
+_CHUNKS_AT_ONCE = 4  # along each axis
 SMALLEST_LEVEL = 128
 """Levels are added until no side is longer."""
 VERSIONS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
@@ -160,8 +161,9 @@ class OMEZarrWriter:
 
     @property
     def part_zyx(self) -> tuple[int, int, int]:
-        """Sides of what is one file: a shard in version 0.5, a chunk in 0.4."""
-        z, y, x = self._arrays[0].shards or self._arrays[0].chunks
+        """Sides of a shard, which is one file; in version 0.4, of several chunks, which zarr compresses in parallel."""
+        array = self._arrays[0]
+        z, y, x = array.shards or (_CHUNKS_AT_ONCE * side for side in array.chunks)
         return (z, y, x)
 
     def write(self, box: Box, voxels: np.ndarray) -> None:

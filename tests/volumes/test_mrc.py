@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 import sys
 from collections.abc import Callable
@@ -156,6 +157,13 @@ def test_a_truncated_file_is_named(tmp_path: Path, volume: np.ndarray, size: int
     path = write(tmp_path / "a.mrc", volume)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"a\.mrc (is truncated or damaged: .*needed|cannot be read as MRC)"):
+        read_volume(path)
+
+
+def test_a_compressed_file_is_refused(tmp_path: Path, volume: np.ndarray) -> None:
+    path = write(tmp_path / "a.mrc", volume)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(InputError, match=r"a\.mrc cannot be read as MRC .*not compressed"):
         read_volume(path)
 
 

@@ -8,13 +8,14 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.geometry import Region, SectionModel, VoxelSize, parse_region
 
 if TYPE_CHECKING:
     from emformer_hub.pretrained import PretrainedWeights
@@ -52,6 +53,13 @@ def main(offline: bool) -> None:
 VOXEL_SIZE = click.option(
     "--voxel-size", metavar="Z,Y,X", help="Voxel size of the input in nm, section spacing first. Wins over the file's."
 )
+OME_ZARR = click.option(
+    "--ome-zarr",
+    type=click.Choice(["0.4", "0.5"]),
+    default="0.5",
+    show_default=True,
+    help="Version of a .zarr that is written: 0.5 (Zarr 3: Neuroglancer, napari) or 0.4 (Zarr 2: older viewers too).",
+)
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 
 
@@ -74,6 +82,9 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
 @click.option("--ensemble", type=int, default=2, show_default=True, help="Passes to average: 1, 2, 4, 8 or 16.")
 @click.option("--uncertainty", type=PATH, help="Also write the standard deviation of each voxel's error, float32.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Try a part first: sections, rows and columns of INPUT.")
+@click.option("--resume", is_flag=True, help="Go on with a run into a .zarr that was interrupted.")
+@OME_ZARR
 @OVERWRITE
 def reconstruct(
     input_path: Path,
@@ -86,14 +97,19 @@ def reconstruct(
     ensemble: int,
     uncertainty: Path | None,
     device: str,
+    roi: str | None,
+    resume: bool,
+    ome_zarr: str,
     overwrite: bool,
 ) -> None:
     """Turn an anisotropic stack into an isotropic volume.
 
-    INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, or an OME-Zarr; OUTPUT ends in .tif, .ome.tif
-    or .zarr.
+    INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, HDF5, or MRC; OUTPUT ends in .zarr,
+    .tif, .ome.tif, .h5 or .mrc, or without a suffix becomes a folder of TIFF slices. What ends in .zarr is made a part
+    at a time: it need not fit into memory, and a run that was interrupted goes on with --resume.
     """
-    from emformer_hub.volumes import check_output, check_volume, write_volume
+    from emformer_hub.volumes import check_output, open_volume
+    from emformer_hub.volumes.output import ZARR_SUFFIXES
 
     if target_nm is not None and factor is not None:
         raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
@@ -101,8 +117,10 @@ def reconstruct(
     _check_different(input_path, *outputs)
     for path in outputs:
         check_output(path, overwrite)
-    volume, size = _read(input_path, voxel_size)
-    check_volume(volume.data, str(input_path))
+    in_parts = [path.suffix.lower() in ZARR_SUFFIXES for path in outputs]
+    if resume and not all(in_parts):
+        raise click.UsageError("--resume goes with outputs that end in .zarr: others are made at once.")
+    volume, size = _read(input_path, voxel_size, read=open_volume)
     if size.z < min(size.y, size.x):
         raise InputError(
             f"z is finer than y and x in the voxel size {size} of {input_path}; expected sections further apart than "
@@ -113,20 +131,79 @@ def reconstruct(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from emformer_hub.reconstruction import reconstruct as run
-
     disable_progress_bar()  # of loading weights; the reconstruction has its own
+    region = None if roi is None else parse_region(roi)
+    settings: dict[str, Any] = {"factor": factor, "model": model, "thickness": thickness, "ensemble": ensemble}
+    settings |= {"device": device}
     start = time.monotonic()
-    result = run(volume.data, factor=factor, model=model, thickness=thickness, ensemble=ensemble, device=device)
+    if all(in_parts):
+        shape, dtype = _in_parts(
+            input_path,
+            output,
+            uncertainty,
+            voxel_size=size,
+            region=region,
+            ome_zarr=ome_zarr,
+            overwrite=overwrite,
+            resume=resume,
+            **settings,
+        )
+    else:
+        shape, dtype = _in_memory(volume, size, planes_size, outputs, region, str(input_path), overwrite, settings)
     seconds = time.monotonic() - start
-    where = _first_centre(volume, size, planes_size)
-    write_volume(output, result.volume, planes_size, translation_nm=where, overwrite=overwrite)
-    if uncertainty is not None:
-        write_volume(uncertainty, result.uncertainty, planes_size, translation_nm=where, overwrite=overwrite)
     click.echo(
-        f"{output}: {_shape(result.volume)} {result.volume.dtype}, {planes_size}, factor {factor:g}; "
-        f"{seconds:.1f} s, {result.volume.size / seconds / 1e6:.2f} Mvoxel/s ({ensemble} passes, {model})"
+        f"{output}: {'x'.join(map(str, shape))} {dtype}, {planes_size}, factor {factor:g}; "
+        f"{seconds:.1f} s, {math.prod(shape) / seconds / 1e6:.2f} Mvoxel/s ({ensemble} passes, {model})"
     )
+
+
+def _in_memory(
+    volume: Volume,
+    size: VoxelSize,
+    planes_size: VoxelSize,
+    outputs: list[Path],
+    region: Region | None,
+    name: str,
+    overwrite: bool,
+    settings: dict[str, Any],
+) -> tuple[tuple[int, ...], Any]:
+    """Reconstruct a stack at once, and write the volume and its uncertainty; the shape and dtype of the volume."""
+    from emformer_hub.reconstruction import reconstruct as run
+    from emformer_hub.volumes import check_volume, write_volume
+    from emformer_hub.volumes.checks import check_region
+
+    if region is not None:
+        check_region(region, volume.data.shape, name)
+    stack = volume.data[:] if region is None else volume.data[region]
+    check_volume(stack, name)
+    result = run(stack, **settings)
+    first = _first_centre(volume, size, planes_size)
+    begin = (0, 0, 0) if region is None else [part.start for part in region]
+    z, y, x = (place + start * length for place, start, length in zip(first, begin, size.zyx, strict=True))
+    for path, data in zip(outputs, (result.volume, result.uncertainty), strict=False):
+        write_volume(path, data, planes_size, translation_nm=(z, y, x), overwrite=overwrite)
+    return result.volume.shape, result.volume.dtype
+
+
+def _in_parts(
+    input_path: Path, output: Path, uncertainty: Path | None, *, region: Region | None, **settings: Any
+) -> tuple[tuple[int, ...], Any]:
+    """Reconstruct a stack of any size, a part at a time; the shape and dtype of the volume."""
+    from tqdm import tqdm
+
+    from emformer_hub.reconstruction.stream import reconstruct_file
+    from emformer_hub.volumes import open_volume
+
+    bar = tqdm(desc="reconstruct", unit="part", disable=None)  # shown on a terminal only
+
+    def progress(done: int, parts: int) -> None:
+        bar.total, bar.n = parts, done
+        bar.refresh()
+
+    with bar:
+        reconstruct_file(input_path, output, uncertainty=uncertainty, region=region, progress=progress, **settings)
+    made = open_volume(output).data
+    return made.shape, made.dtype
 
 
 @main.command()
@@ -178,9 +255,10 @@ def evaluate(
 @VOXEL_SIZE
 @click.option("--factor", type=float, required=True, help="Planes per section, any number from 1 to 16.")
 @click.option("--thickness", type=float, default=1.0, show_default=True, help="Imaged share of the section spacing.")
+@OME_ZARR
 @OVERWRITE
 def degrade(
-    truth: Path, output: Path, voxel_size: str | None, factor: float, thickness: float, overwrite: bool
+    truth: Path, output: Path, voxel_size: str | None, factor: float, thickness: float, ome_zarr: str, overwrite: bool
 ) -> None:
     """Simulate anisotropy: see an isotropic volume as sections would."""
     from emformer_hub.processing_emformer import to_dtype
@@ -194,7 +272,7 @@ def degrade(
     degraded = to_dtype(sections.degrade(volume.data), volume.data.dtype)
     section_size = size.with_z(size.z * factor)
     where = _first_centre(volume, size, section_size)
-    write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite)
+    write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite, ome_zarr=ome_zarr)
     left_out = volume.data.shape[0] - sections.num_planes(len(degraded))
     click.echo(
         f"{output}: {_shape(degraded)} {degraded.dtype}, {section_size}"
@@ -377,7 +455,7 @@ def list_datasets(as_json: bool) -> None:
 def fetch(name: str, output: Path, roi: str | None, overwrite: bool) -> None:
     """Fetch a public volume, or a part of it, into OUT (.ome.tif, .tif or .zarr) with its voxel size."""
     from emformer_hub.public_volumes import fetch as get
-    from emformer_hub.public_volumes import parse_region, public_volumes
+    from emformer_hub.public_volumes import public_volumes
     from emformer_hub.volumes import check_output, write_volume
 
     known = public_volumes()
@@ -485,12 +563,17 @@ def _check_different(*paths: Path) -> None:
         raise InputError(f"{', '.join(map(str, paths))} are not all different; an output may not replace an input.")
 
 
-def _read(path: Path, voxel_size: str | None, otherwise: VoxelSize | None = None) -> tuple[Volume, VoxelSize]:
+def _read(
+    path: Path,
+    voxel_size: str | None,
+    otherwise: VoxelSize | None = None,
+    read: Callable[[Path], Volume] | None = None,
+) -> tuple[Volume, VoxelSize]:
     """A volume and its voxel size: the flag's, else the file's, else ``otherwise``, else an error."""
     from emformer_hub.volumes import read_volume
 
     stated = None if voxel_size is None else VoxelSize.parse(voxel_size)
-    volume = read_volume(path)
+    volume = (read or read_volume)(path)
     size = stated or volume.voxel_size or otherwise
     if size is None:
         raise InputError(f"{path} states no voxel size; give --voxel-size Z,Y,X in nm, as in --voxel-size 40,4,4.")

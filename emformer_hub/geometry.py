@@ -193,3 +193,18 @@ class SectionModel:
         matrix = self.matrix(sections.shape[0])
         residual = sections.astype(np.float64) - np.tensordot(matrix, planes.astype(np.float64), axes=1)
         return (planes + np.tensordot(np.linalg.pinv(matrix), residual, axes=1)).astype(np.float32)
+
+
+Region = tuple[slice, slice, slice]
+"""A part of a volume along z, y and x, in voxels."""
+
+
+def parse_region(text: str) -> Region:
+    """``Z0:Z1,Y0:Y1,X0:X1`` in voxels; raises ``InputError`` for anything else."""
+    try:
+        z, y, x = (slice(*map(int, part.split(":"))) for part in text.split(","))
+        if all(part.step is None and part.start < part.stop for part in (z, y, x)):
+            return (z, y, x)
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"region {text!r} is not Z0:Z1,Y0:Y1,X0:X1 in voxels, as in 0:64,1000:1512,2000:2512.")

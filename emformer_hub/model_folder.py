@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .errors import InputError, reason
 from .pretrained import loading, registry, resolve_pretrained
@@ -135,3 +137,11 @@ def _check(path: Path, sha256: str, what: str, authority: str) -> None:
             f"{what} is damaged, or was altered: sha256 {found[:12]}…, but {authority} states {sha256[:12]}…. Delete "
             f"{path.resolve()} and load it again; if that does not help, do not use it, and tell its publisher."
         )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all its weights and their names."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import VoxelSize
+from emformer_hub.geometry import Region, VoxelSize
 from emformer_hub.volumes import read_volume
 from emformer_hub.volumes.checks import check_dtype
 
@@ -27,8 +27,6 @@ DRIVERS = {"precomputed": "neuroglancer_precomputed", "n5": "n5", "zarr": "zarr"
 FILES = {"hdf5": ".h5", "tiff": ".tif"}
 """Formats that are downloaded whole, and the suffixes of their files."""
 TIMEOUT_S = 60
-
-Region = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -71,17 +69,6 @@ def public_volumes() -> dict[str, PublicVolume]:
     """All records by name."""
     records = json.loads(Path(__file__).with_suffix(".json").read_text())
     return {record["name"]: PublicVolume(**record) for record in records}
-
-
-def parse_region(text: str) -> Region:
-    """``Z0:Z1,Y0:Y1,X0:X1`` in voxels; raises ``InputError`` for anything else."""
-    try:
-        z, y, x = (slice(*map(int, part.split(":"))) for part in text.split(","))
-        if all(part.step is None and part.start < part.stop for part in (z, y, x)):
-            return (z, y, x)
-    except (TypeError, ValueError):
-        pass
-    raise InputError(f"region {text!r} is not Z0:Z1,Y0:Y1,X0:X1 in voxels, as in 0:64,1000:1512,2000:2512.")
 
 
 def fetch(volume: PublicVolume, region: Region | None = None) -> np.ndarray:

@@ -147,7 +147,7 @@ def test_the_voxel_size_is_written_to_every_format(stack: np.ndarray, output: st
     found = read_volume(output)
     assert found.voxel_size == ISOTROPIC
     np.testing.assert_allclose(found.data, interpolate(stack, SectionModel(4), "cubic").clip(0, 255), atol=1)
-    assert sorted(os.listdir()) == sorted(["stack.tif", output])
+    assert sorted(os.listdir()) == sorted(["stack.tif", output, *record_of(output)])
 
 
 def test_planes_begin_at_the_face_where_sections_begin(stack: np.ndarray, cubic_folder: Path) -> None:
@@ -238,6 +238,11 @@ def test_uncertainty_is_written_beside_the_volume(stack: np.ndarray, cubic_folde
     assert uncertainty.data.dtype == np.float32 and uncertainty.data.shape == (48, 40, 32)
     assert uncertainty.voxel_size == ISOTROPIC
     assert (uncertainty.data > 0).all()
+
+
+def record_of(output: str) -> list[str]:
+    """What lies beside an output that is made in parts."""
+    return [f"{output}.json"] if output.endswith(".zarr") else []
 
 
 # --- reconstruct: bad input --------------------------------------------------------------------------------------
@@ -356,13 +361,15 @@ def test_a_gpu_that_is_not_there(folder: Path, stack: np.ndarray, cubic_folder: 
         ("missing/out.tif", "the folder .*missing does not exist. Create it first"),
         ("old.tif/out.tif", r"the folder .*old\.tif does not exist"),
         ("out.nii", r"suffix '\.nii'; expected .*\.zarr.*\.tif"),
-        ("out", "suffix ''; expected"),
+        ("slices", "is a folder that is no such volume; it is never replaced"),
     ],
 )
 @pytest.mark.parametrize("command", [["degrade", "--factor", "2"], ["reconstruct"]], ids=["degrade", "reconstruct"])
 def test_bad_outputs(folder: Path, stack: np.ndarray, command: list[str], output: str, message: str) -> None:
     write_volume("old.tif", stack, SECTIONS)
     write_volume("old.zarr", stack, SECTIONS)
+    Path("slices").mkdir()
+    Path("slices/s1.tif").touch()
     refuse(folder, message, *command, "stack.tif", output)
 
 
@@ -435,7 +442,7 @@ def test_overwrite_replaces_the_old_output(stack: np.ndarray, output: str, cubic
     write_volume(output, stack, SECTIONS)
     succeed(reconstruct("stack.tif", output, "--overwrite", model=cubic_folder))
     assert read_volume(output).data.shape == (48, 40, 32)
-    assert sorted(os.listdir()) == sorted([output, "stack.tif"])
+    assert sorted(os.listdir()) == sorted([output, "stack.tif", *record_of(output)])
 
 
 @pytest.mark.parametrize("output", ["out.tif", "old.ome.zarr"])

@@ -17,8 +17,9 @@ import pytest
 import tifffile
 
 from emformer_hub.errors import InputError
+from emformer_hub.geometry import parse_region
 from emformer_hub.phantom import neuropil
-from emformer_hub.public_volumes import FILES, PublicVolume, fetch, parse_region, public_volumes
+from emformer_hub.public_volumes import FILES, PublicVolume, fetch, public_volumes
 
 tensorstore = pytest.importorskip("tensorstore", reason="parts of volumes need the extra [remote]")
 

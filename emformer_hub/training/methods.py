@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from emformer_hub.adapters import add_adapter
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
+from emformer_hub.model_folder import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.training.recipe import Recipe
 
@@ -72,13 +72,6 @@ class Trainee:
             self.model.save_pretrained(folder)
         else:
             self.adapter.save_pretrained(str(folder), save_embedding_layers=False)
-
-
-def fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

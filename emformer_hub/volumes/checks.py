@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.geometry import Region
 
 MIN_SECTIONS = 4
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float16", "float32", "float64"))
@@ -32,8 +33,7 @@ def check_volume(data: np.ndarray, name: str) -> None:
         data: expected ``(z, y, x)``, at least 4 sections, finite, not constant, dtype one of ``DTYPES``.
         name: what messages call the volume; the path, usually.
     """
-    _check_shape(data.shape, name)
-    check_dtype(data.dtype, name)
+    check_stack(data.shape, data.dtype, name)
     if data.dtype.kind == "f":
         _check_finite(data, name)
     first = data[0, 0, 0]
@@ -41,6 +41,20 @@ def check_volume(data: np.ndarray, name: str) -> None:
         raise InputError(
             f"{name} is constant: every voxel is {first}. Expected an image; was the right file or channel exported?"
         )
+
+
+def check_stack(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+    """The part of :func:`check_volume` that needs no look at the voxels."""
+    _check_shape(shape, name)
+    check_dtype(dtype, name)
+
+
+def check_region(region: Region, shape: tuple[int, ...], name: str) -> None:
+    """Raise ``InputError`` unless a volume of this shape holds all of a region."""
+    if any(not 0 <= part.start < part.stop <= length for part, length in zip(region, shape, strict=True)):
+        wanted = ",".join(f"{part.start}:{part.stop}" for part in region)
+        there = ",".join(f"0:{length}" for length in shape)
+        raise InputError(f"region {wanted} is not all there: {name} is {there} (z, y, x).")
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> None:

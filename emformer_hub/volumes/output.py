@@ -91,16 +91,21 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(partial)
     try:
         yield partial
-        if target.is_dir():
-            _swap(partial, target)
-        else:
-            os.replace(partial, target)
+        put_in_place(partial, target)
     except OSError as error:
         raise InputError(
             f"output {path} could not be written: {error.strerror or error}. Free some space or choose another folder."
         ) from error
     finally:
         _remove(partial)
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Give a complete output its name; what was there is replaced."""
+    if target.is_dir():
+        _swap(new, target)
+    else:
+        os.replace(new, target)
 
 
 def _swap(new: Path, target: Path) -> None:

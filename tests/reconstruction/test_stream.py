@@ -1,0 +1,253 @@
+"""Reconstruction in parts: the same voxels, whatever interrupts it and whoever makes them."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import VoxelSize, parse_region
+from emformer_hub.phantom import neuropil
+from emformer_hub.reconstruction import Reconstruction, reconstruct, stream
+from emformer_hub.reconstruction.stream import Job, reconstruct_file, state_folder
+from emformer_hub.volumes import read_volume, write_volume
+
+SIZE = VoxelSize(24, 8, 8)
+SETTINGS: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}
+TILE = (22, 48, 64)
+"""So small that a small volume has many blocks."""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 sections of 60 x 90 voxels, in a memory-mapped TIFF; 2 x 2 x 2 blocks."""
+    path = tmp_path_factory.mktemp("stack") / "stack.tif"
+    write_volume(path, neuropil((72, 60, 90))[::3].copy(), SIZE, translation_nm=(100, 0, 0))
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(stack: Path) -> Reconstruction:
+    return reconstruct(read_volume(stack).data, tile_zyx=TILE, progress=False, **SETTINGS)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block is a part."""
+    monkeypatch.setattr(stream, "PART_VOXELS", 1)
+
+
+def run(stack: Path, output: Path, **changed: Any) -> Path:
+    return reconstruct_file(stack, output, **{"voxel_size": SIZE, "tile_zyx": TILE} | SETTINGS | changed)
+
+
+def check(output: Path, expected: np.ndarray) -> None:
+    made = read_volume(output)
+    np.testing.assert_array_equal(made.data, expected)
+    assert made.voxel_size == VoxelSize(8, 8, 8)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_parts_make_what_memory_makes(stack: Path, expected: Reconstruction, tmp_path: Path, version: str) -> None:
+    record = run(stack, tmp_path / "out.zarr", uncertainty=tmp_path / "sure.zarr", ome_zarr=version)
+    check(tmp_path / "out.zarr", expected.volume)
+    check(tmp_path / "sure.zarr", expected.uncertainty)
+    assert read_volume(tmp_path / "out.zarr").translation_nm == (92, 0, 0)
+    assert zarr.open_array(tmp_path / "out.zarr" / "0", mode="r").nchunks >= 8
+    facts = json.loads(record.read_text())
+    assert facts["parts"] == 8 and facts["model"] == "emformer-tiny" and len(facts["weights"]) == 64
+    assert {path.name for path in tmp_path.iterdir()} == {"out.zarr", "sure.zarr", "out.zarr.json"}
+
+
+def test_a_compressed_input_on_disk_gives_the_same(stack: Path, expected: Reconstruction, tmp_path: Path) -> None:
+    write_volume(tmp_path / "in.zarr", read_volume(stack).data, SIZE)
+    run(tmp_path / "in.zarr", tmp_path / "out.zarr")
+    check(tmp_path / "out.zarr", expected.volume)
+
+
+def test_a_region_is_made_with_the_intensities_of_the_whole(stack: Path, tmp_path: Path) -> None:
+    run(stack, tmp_path / "out.zarr", region=parse_region("4:20,10:50,20:60"))
+    made = read_volume(tmp_path / "out.zarr")
+    assert made.data.shape == (48, 40, 40)
+    assert made.translation_nm == (100 - 8 + 4 * 24, 10 * 8, 20 * 8)
+    with pytest.raises(InputError, match=r"region 4:25,0:9,0:9 is not all there: .* is 0:24,0:60,0:90"):
+        run(stack, tmp_path / "other.zarr", region=parse_region("4:25,0:9,0:9"))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_after(parts: int) -> Any:
+    def scheduler(job: Job, numbers: list[int]) -> Any:
+        for made, number in enumerate(stream.here(job, numbers, "cpu")):
+            yield number
+            if made + 1 == parts:
+                raise Interrupted
+
+    return scheduler
+
+
+def test_a_run_goes_on_where_it_stopped(stack: Path, expected: Reconstruction, tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    with pytest.raises(Interrupted):
+        run(stack, output, scheduler=interrupted_after(5))
+    assert not output.exists()
+    told: list[tuple[int, int]] = []
+    record = run(stack, output, resume=True, progress=lambda *done: told.append(done))
+    check(output, expected.volume)
+    assert told[0] == (5, 8) and told[-1] == (8, 8)
+    assert json.loads(record.read_text())["made_now"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, r"did not finish \(3 of 8 parts are done\); add --resume"),
+        ({"resume": True, "ensemble": 2}, r"another one: ensemble was 1, is 2"),
+        ({"resume": True, "factor": 4.0}, r"another one: factor was 3\.0, is 4\.0"),
+        ({"resume": True, "model": "emformer-small"}, r"another one: model was 'emformer-tiny'.*weights was"),
+        ({"resume": True, "tile_zyx": None}, r"another one: tile_zyx was \(22, 48, 64\), is None"),
+    ],
+    ids=["not resumed", "ensemble", "factor", "model", "tile"],
+)
+def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(
+    stack: Path, expected: Reconstruction, tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    output = tmp_path / "out.zarr"
+    with pytest.raises(Interrupted):
+        run(stack, output, scheduler=interrupted_after(3))
+    with pytest.raises(InputError, match=message):
+        run(stack, output, **changed)
+    run(stack, output, resume=True)
+    check(output, expected.volume)
+
+
+def test_an_unfinished_run_is_forgotten_when_that_is_asked_for(
+    stack: Path, expected: Reconstruction, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run(stack, tmp_path / "out.zarr", scheduler=interrupted_after(3), factor=5)
+    run(stack, tmp_path / "out.zarr", overwrite=True)
+    check(tmp_path / "out.zarr", expected.volume)
+
+
+def test_there_is_nothing_to_resume(stack: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no unfinished run"):
+        run(stack, tmp_path / "out.zarr", resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_that_changed_meanwhile_is_noticed(stack: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.tif"
+    mine.write_bytes(stack.read_bytes())
+    with pytest.raises(Interrupted):
+        run(mine, tmp_path / "out.zarr", scheduler=interrupted_after(3))
+    write_volume(mine, 255 - read_volume(stack).data, SIZE, overwrite=True)
+    with pytest.raises(InputError, match="input_modified was"):
+        run(mine, tmp_path / "out.zarr", resume=True)
+
+
+def test_two_runs_of_one_output_do_not_mix(stack: Path, tmp_path: Path) -> None:
+    def second(job: Job, numbers: list[int]) -> Any:
+        with pytest.raises(InputError, match="being made by another run"):
+            run(stack, tmp_path / "out.zarr")
+        return stream.here(job, numbers, "cpu")
+
+    run(stack, tmp_path / "out.zarr", scheduler=second)
+    assert (tmp_path / "out.zarr").is_dir()
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(
+    stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = stream.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(stream.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(InputError, match=r"needs up to .* GB of disk, of which 0\.0 are free"):
+        run(stack, tmp_path / "out.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_voxels_that_are_no_numbers_are_named_by_place(stack: Path, tmp_path: Path) -> None:
+    data = read_volume(stack).data.astype(np.float32)
+    data[20, 30, 70] = np.nan
+    data[:, ::2, ::2][20, 15, 35] = 0  # not among those that are measured
+    data[20, 31, 71] = np.nan
+    write_volume(tmp_path / "in.zarr", data, SIZE)
+    with pytest.raises(InputError, match=r"NaN or infinite"):
+        run(tmp_path / "in.zarr", tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+
+
+COMMAND = """
+import sys
+from emformer_hub.reconstruction import stream
+from emformer_hub.cli import main
+stream.PART_VOXELS = 1
+stream.make_plan = lambda shape, sections, config, tile, make=stream.make_plan: make(shape, sections, config, {tile})
+main(sys.argv[1:])
+"""
+
+
+def start(stack: Path, output: Path, *words: str) -> subprocess.Popen[str]:
+    """The real command, with small blocks and parts."""
+    arguments = ["reconstruct", str(stack), str(output), "--model", "emformer-tiny", "--ensemble", "1", *words]
+    code = COMMAND.format(tile=TILE)
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def kill_and_resume(stack: Path, output: Path, moments: list[float]) -> int:
+    """Kill the command at each of these moments (seconds after its first part), resuming it each time.
+
+    Returns how often it was killed before it had finished.
+    """
+    killed = 0
+    for number, moment in enumerate(moments):
+        process = start(stack, output, *(["--resume"] if number else []))
+        file, before = state_folder(output) / "done", len(done(output))
+        while process.poll() is None and len(done(output)) <= before:
+            time.sleep(0.005)
+        time.sleep(moment)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+        lines = file.read_text().splitlines() if file.exists() else []
+        assert len(lines) == len(set(lines))  # no part is made twice but the one in flight
+    else:
+        process = start(stack, output, "--resume")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 or "no unfinished run" in errors, errors
+    return killed
+
+
+def done(output: Path) -> list[str]:
+    file = state_folder(output) / "done"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_killed_and_resumed_gives_the_same_voxels(stack: Path, expected: Reconstruction, tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    assert kill_and_resume(stack, output, [0.05, 0.2]) == 2
+    check(output, expected.volume)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.zarr", "out.zarr.json"}
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments(stack: Path, expected: Reconstruction, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    for number in range(20):
+        output = tmp_path / f"{number}.zarr"
+        kill_and_resume(stack, output, [draw.uniform(0, 1.5)])
+        check(output, expected.volume)

@@ -9,7 +9,7 @@ are nm. Voxel sizes are read, never guessed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from emformer_hub.volumes.output import (
     MRC_SUFFIXES,
     SLICES_SUFFIXES,
     TIFF_SUFFIXES,
+    ZARR_SUFFIXES,
     check_output,
     replacing,
 )
@@ -45,6 +46,19 @@ __all__ = [
     "read_volume",
     "write_volume",
 ]
+
+_CREATE: dict[str, Callable[..., VolumeWriter]] = {
+    suffix: create
+    for suffixes, create in (
+        (TIFF_SUFFIXES, tiff.create),
+        (HDF5_SUFFIXES, hdf5.create),
+        (MRC_SUFFIXES, mrc.create),
+        (SLICES_SUFFIXES, slices.create),
+        (ZARR_SUFFIXES, zarr_format.OMEZarrWriter.create),
+    )
+    for suffix in suffixes
+}
+"""What makes an empty volume, by the suffix of its name."""
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
@@ -93,7 +107,7 @@ def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray
 @contextmanager
 def create_volume(
     path: str | os.PathLike[str],
-    shape_zyx: tuple[int, int, int],
+    shape_zyx: Sequence[int],
     dtype: np.dtype,
     voxel_size: VoxelSize,
     *,
@@ -119,16 +133,18 @@ def create_volume(
         ome_zarr: version of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
 
     Raises:
-        InputError: as ``check_output``; a dtype that the format has not; or the disk refuses.
+        InputError: as ``check_output``; no 3-D shape; a dtype that the format has not; or the disk refuses.
     """
     path = Path(path)
     check_output(path, overwrite)
-    dtype = np.dtype(dtype)
+    if len(shape_zyx) != 3 or min(shape_zyx) < 1:
+        raise InputError(f"data for {path} have shape {tuple(shape_zyx)}; expected (z, y, x), each at least 1.")
+    dtype = np.dtype(dtype).newbyteorder("=")
     check_dtype(dtype, f"data for {path}")
-    z, y, x = shape_zyx
-    create = _creator(path.suffix.lower(), ome_zarr)
+    suffix = path.suffix.lower()
+    create = partial(_CREATE[suffix], version=ome_zarr) if suffix in ZARR_SUFFIXES else _CREATE[suffix]
     with replacing(path) as partly:
-        writer = create(partly, (z, y, x), dtype, voxel_size, translation_nm)
+        writer = create(partly, tuple(shape_zyx), dtype, voxel_size, translation_nm)
         yield writer
         writer.finish()
 
@@ -149,14 +165,11 @@ def write_volume(
         data: ``(z, y, x)``; voxels that are on disk are read and written a part at a time.
 
     Raises:
-        InputError: as :func:`create_volume`, or the data are not 3-D.
+        InputError: as :func:`create_volume`.
     """
-    if data.ndim != 3:
-        raise InputError(f"data for {path} have shape {data.shape}; expected (z, y, x).")
-    z, y, x = data.shape
     with create_volume(
         path,
-        (z, y, x),
+        data.shape,
         data.dtype,
         voxel_size,
         translation_nm=translation_nm,
@@ -165,14 +178,3 @@ def write_volume(
     ) as writer:
         for box in boxes(data.shape, writer.part_zyx):
             writer.write(box, np.asarray(data[box]))
-
-
-def _creator(suffix: str, ome_zarr: str) -> Callable[..., VolumeWriter]:
-    """What makes an empty volume of the format of a suffix."""
-    if suffix in TIFF_SUFFIXES:
-        return tiff.create
-    if suffix in HDF5_SUFFIXES:
-        return hdf5.create
-    if suffix in MRC_SUFFIXES:
-        return mrc.create
-    return slices.create if suffix in SLICES_SUFFIXES else partial(zarr_format.OMEZarrWriter.create, version=ome_zarr)

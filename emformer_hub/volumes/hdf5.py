@@ -129,7 +129,6 @@ def create(
     """Make an HDF5 file; its chunks are not compressed, so that every program reads them."""
     import h5py
 
-    dtype = dtype.newbyteorder("=")
     chunks = tuple(map(min, shape_zyx, _CHUNKS))
     _reserve(path, math.prod(shape_zyx) * dtype.itemsize)
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -146,8 +145,9 @@ def create(
 
 def _reserve(path: Path, size: int) -> None:
     """Take so many bytes of the disk, or raise ``OSError``: HDF5 crashes where it finds a disk full."""
-    with path.open("ab") as file:
-        if hasattr(os, "posix_fallocate"):
+    path.touch()
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):  # not on every system
             os.posix_fallocate(file.fileno(), 0, size)
 
 

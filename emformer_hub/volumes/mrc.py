@@ -158,7 +158,6 @@ def create(
     """
     import mrcfile
 
-    dtype = dtype.newbyteorder("=")
     if dtype.name not in _MODES:
         raise InputError(
             f"MRC has no {dtype} voxels, only {', '.join(_MODES)}. Write .ome.zarr instead, or convert the input."

@@ -104,9 +104,14 @@ class OMEZarrWriter:
             chunk_zyx: voxels that are compressed, and read, at once.
             part_zyx: sides of boxes that are written at once, multiples of those of chunks; in version 0.5, each is
                 one file (a shard).
+
+        Raises:
+            InputError: an unknown version.
         """
         import zarr
 
+        if version not in VERSIONS:
+            raise InputError(f"OME-Zarr {version!r} cannot be written; expected {' or '.join(VERSIONS)}.")
         levels = list(_levels(shape_zyx, voxel_size, translation_nm))
         multiscale: dict[str, Any] = {
             "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in _AXES],
@@ -120,7 +125,7 @@ class OMEZarrWriter:
                 }
                 for number, level in enumerate(levels)
             ],
-            "name": path.name.split(".")[0] or path.name,
+            "name": path.name.strip(".").split(".")[0],  # a name in the making may begin with a dot
             "type": "mean",
             "metadata": {_ALL_STORED: True},
         }
@@ -229,9 +234,9 @@ def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
             if voxels.shape[axis] % 2:
                 last = voxels.take([-1], axis)
                 voxels = np.concatenate([voxels, last], axis)
-            first, second = (voxels[(slice(None),) * axis + (slice(k, None, 2),)].astype(np.float32) for k in (0, 1))
-            voxels = (first + second) / 2
-    return voxels
+            first, second = (voxels[(slice(None),) * axis + (slice(k, None, 2),)] for k in (0, 1))
+            voxels = np.add(first, second, dtype=np.float32)
+    return voxels / np.float32(math.prod(steps))
 
 
 def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:

@@ -92,8 +92,8 @@ def create(
 
 
 def stored_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype of the file: native, and float32 for float16, which OME does not know."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype.newbyteorder("=")
+    """The dtype of the file: float32 for float16, which OME does not know."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
 def check_intact(tif: tifffile.TiffFile, path: Path) -> None:

@@ -231,6 +231,29 @@ def test_levels_are_means_that_lie_over_each_other(tmp_path: Path, version: str)
     np.testing.assert_array_equal(half, np.rint(means))
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float16", "float64"])
+def test_levels_of_odd_length_end_with_half_a_box(tmp_path: Path, dtype: str) -> None:
+    data = make_volume(dtype, (3, 5, 131))
+    write_volume(tmp_path / "a.zarr", data, VoxelSize(8, 8, 8))
+    found = zarr.open_array(tmp_path / "a.zarr" / "1", mode="r")[:]
+    padded = np.pad(data, ((0, 1),) * 3, "edge").astype(np.float64)
+    means = padded.reshape(2, 2, 3, 2, 66, 2).mean(axis=(1, 3, 5))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, np.rint(means) if dtype == "int16" else means, rtol=2e-3, atol=2e-3)
+
+
+def test_an_image_has_the_name_of_its_file(tmp_path: Path, volume: np.ndarray) -> None:
+    write_volume(tmp_path / "cortex.ome.zarr", volume, ANISOTROPIC)
+    attributes = zarr.open_group(tmp_path / "cortex.ome.zarr", mode="r").attrs.asdict()
+    assert attributes["ome"]["multiscales"][0]["name"] == "cortex"
+
+
+def test_other_versions_are_refused(tmp_path: Path, volume: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"OME-Zarr '0\.6' cannot be written; expected 0\.4 or 0\.5"):
+        write_volume(tmp_path / "a.zarr", volume, ANISOTROPIC, ome_zarr="0.6")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_only_the_shortest_sides_of_voxels_are_joined(tmp_path: Path) -> None:
     write_volume(tmp_path / "a.zarr", LARGE, VoxelSize(40, 8, 8))
     shapes = [zarr.open_array(tmp_path / "a.zarr" / name, mode="r").shape for name in ("0", "1", "2")]

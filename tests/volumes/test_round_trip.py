@@ -78,7 +78,9 @@ def test_any_voxel_size_survives(
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
-@pytest.mark.parametrize("data", [np.zeros((4, 4)), np.zeros((4, 4, 4), bool), np.zeros((4, 4, 4), np.int64)])
+@pytest.mark.parametrize(
+    "data", [np.zeros((4, 4)), np.zeros((0, 4, 4)), np.zeros((4, 4, 4), bool), np.zeros((4, 4, 4), np.int64)]
+)
 def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path: Path, suffix: str, data: np.ndarray) -> None:
     with pytest.raises(InputError, match="expected"):
         write_volume(tmp_path / f"out{suffix}", data, ANISOTROPIC)

@@ -496,6 +496,20 @@ def test_degrade_then_reconstruct_gives_the_voxel_size_back(truth: np.ndarray, f
     assert found.voxel_size is not None and found.voxel_size.factor_to() == pytest.approx(factor)
 
 
+@pytest.mark.parametrize("name", ["stack.h5", "stack.mrc", "slices", "new.ome.zarr", "old.ome.zarr"])
+def test_every_format_goes_out_and_in(truth: np.ndarray, name: str, folder: Path, cubic_folder: Path) -> None:
+    write_volume("truth.tif", truth, ISOTROPIC)
+    version = "0.4" if name.startswith("old") else "0.5"
+    succeed(call("degrade", "truth.tif", name, "--factor", 4, "--ome-zarr", version))
+    succeed(call("degrade", "truth.tif", "same.tif", "--factor", 4))
+    for output, stack in (("found.tif", name), ("expected.tif", "same.tif")):
+        succeed(reconstruct(stack, output, model=cubic_folder))
+    found, expected = read_volume("found.tif"), read_volume("expected.tif")
+    np.testing.assert_array_equal(found.data, expected.data)
+    assert (found.voxel_size, found.translation_nm) == (expected.voxel_size, expected.translation_nm)
+    assert not name.endswith("zarr") or (Path(name) / ".zgroup").exists() == (version == "0.4")
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_degrade_keeps_the_dtype(truth: np.ndarray, dtype: str, folder: Path) -> None:
     volume = truth.astype(dtype) * 200

@@ -133,8 +133,9 @@ def create(
     _reserve(path, math.prod(shape_zyx) * dtype.itemsize)
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     with h5py.File(path, "w") as file:
-        dataset = file.create_dataset(_DATASET, shape_zyx, dtype, chunks=chunks, dcpl=layout, fill_time="never")
+        dataset = file.create_dataset(_DATASET, shape_zyx, dtype, chunks=chunks, dcpl=layout)
         dataset.attrs["resolution"] = voxel_size.zyx
         dataset.attrs["element_size_um"] = [float(f"{length / 1000:.15g}") for length in voxel_size.zyx]
         if any(translation_nm):

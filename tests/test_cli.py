@@ -28,7 +28,7 @@ from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.volumes import read_volume, write_volume
-from emformer_hub.volumes.writer import ContiguousWriter
+from emformer_hub.volumes.contiguous import ContiguousWriter
 
 ISOTROPIC, SECTIONS = VoxelSize(8, 8, 8), VoxelSize(32, 8, 8)
 COMMAND = [sys.executable, "-m", "emformer_hub.cli"]

@@ -65,8 +65,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
     """Read a volume and the voxel size that its file states.
 
     The format is told by content, not by suffix. Voxels keep their dtype: uint8, uint16, int16, float16, float32 or
-    float64, in native byte order; signed bytes of MRC become int16. An uncompressed, contiguous TIFF is memory-mapped
-    read-only; anything else is loaded.
+    float64, in native byte order; signed bytes of MRC become int16. A TIFF that is uncompressed, contiguous and in
+    native byte order is memory-mapped read-only; anything else is loaded.
 
     Args:
         path: a TIFF stack, a folder of TIFF or PNG sections (natural order), an OME-Zarr image, a Zarr array, MRC, or
@@ -86,9 +86,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
 def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray]:
     """As ``read_volume``, for volumes that may be larger than memory: voxels stay on disk until ``data`` is sliced.
 
-    That holds for Zarr, HDF5, MRC, folders of sections, and TIFF that is uncompressed, contiguous and in native byte
-    order. Other TIFF cannot be sliced on disk and is loaded. Voxels that turn out to be damaged raise
-    ``InputError`` when they are sliced.
+    That holds for Zarr, HDF5, MRC, folders of sections, and TIFF that is uncompressed and contiguous. Other TIFF cannot
+    be sliced on disk and is loaded. Voxels that turn out to be damaged raise ``InputError`` when they are sliced.
     """
     path = Path(path)
     if path.is_dir():

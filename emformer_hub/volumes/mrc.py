@@ -6,10 +6,10 @@ unsigned in most volumes of cells: IMOD's stamp in the header says which, and is
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.checks import check_dtype, import_extra, not_read
-from emformer_hub.volumes.stored import Box, StoredArray
+from emformer_hub.volumes.contiguous import ContiguousWriter, open_contiguous
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
-from emformer_hub.volumes.writer import ContiguousWriter
 
 _HEADER = 1024  # bytes
 _MAP_AT, _MAP = 208, b"MAP"
@@ -30,7 +30,7 @@ _BYTES = 0  # mode
 _SUFFIXES = (".mrc", ".rec", ".st", ".map")
 _MODES = {"uint8": 0, "int16": 1, "uint16": 6, "float16": 12, "float32": 2}
 _UNSET = (0.1, 0.1, 0.1)  # nm; what programs put when they were given no voxel size
-_READ_ERRORS = (ValueError, OSError)  # what mrcfile and numpy raise on damaged data
+_READ_ERRORS = (ValueError, OSError)  # what mrcfile raises on damaged data
 
 
 def is_mrc(path: Path) -> bool:
@@ -62,27 +62,20 @@ def open_volume(path: Path) -> Volume[StoredArray]:
         ) from error
     dtype = np.dtype(np.int16) if stored == np.int8 else stored.newbyteorder("=")
     check_dtype(dtype, str(path))
-    z, y, x = shape = (int(header.nz), int(header.ny), int(header.nx))
+    shape = (int(header.nz), int(header.ny), int(header.nx))
     if (int(header.mapc), int(header.mapr), int(header.maps)) not in ((1, 2, 3), (0, 0, 0)):
         raise InputError(
             f"{path} stores axes in the order {header.mapc}, {header.mapr}, {header.maps} (columns, rows, sections; "
             f"1 is x); expected 1, 2, 3. Save it again, for example with IMOD's `newstack`."
         )
     offset = _HEADER + int(header.nsymbt)
-    needed, size = offset + z * y * x * stored.itemsize, path.stat().st_size
+    needed, size = offset + math.prod(shape) * stored.itemsize, path.stat().st_size
     if min(shape) < 1 or size < needed:
         raise InputError(
             f"{path} is truncated or damaged: it has {size} bytes, and {needed} are needed. Copy it again."
         )
-    read = partial(_read, path, stored, offset, shape, dtype)
-    return Volume(StoredArray(shape, dtype, (1, y, x), read), *_voxel_size(header), _origin(header))
-
-
-def _read(path: Path, stored: np.dtype, offset: int, shape: tuple[int, int, int], dtype: np.dtype, box: Box) -> Any:
-    try:
-        return np.memmap(path, stored, "r", offset, shape)[box].astype(dtype)
-    except _READ_ERRORS as error:
-        raise not_read(path, error, f"{path} cannot be read as MRC ({error}). Is it still there?") from error
+    data = open_contiguous(path, offset, shape, stored, dtype)
+    return Volume(data, *_voxel_size(header), _origin(header))
 
 
 def _stored_dtype(header: Any, path: Path) -> np.dtype:

@@ -20,8 +20,9 @@ import tifffile
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.checks import check_dtype, not_read
+from emformer_hub.volumes.contiguous import ContiguousWriter, open_contiguous
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
-from emformer_hub.volumes.writer import ContiguousWriter
 
 # what tifffile and its decoders raise on damaged or unsupported data
 READ_ERRORS = (ValueError, RuntimeError, IndexError, KeyError, OSError, struct.error, zlib.error)
@@ -29,9 +30,9 @@ _IMAGE_DESCRIPTION = 270  # TIFF 6.0 tag numbers and values
 _RESOLUTION_UNIT_NONE = 1
 
 
-def open_volume(path: Path) -> Volume[np.ndarray]:
-    """Open a TIFF stack: memory-mapped read-only if it is uncompressed, contiguous and in native byte order, else
-    loaded.
+def open_volume(path: Path) -> Volume[np.ndarray | StoredArray]:
+    """Open a TIFF stack. If it is uncompressed and contiguous it stays on disk, as a read-only memory map if it is in
+    native byte order too (ImageJ's 16-bit stacks are not); else it is loaded.
 
     Raises:
         InputError: not a TIFF, truncated, not one grey-value stack, or an unsupported dtype or compression.
@@ -155,13 +156,12 @@ def _truncated(path: Path, size: int, reason: str) -> InputError:
     return InputError(f"{path} is truncated or damaged: it has {size} bytes, and {reason}. Copy or export it again.")
 
 
-def _read_stack(tif: tifffile.TiffFile, path: Path) -> np.ndarray:
+def _read_stack(tif: tifffile.TiffFile, path: Path) -> np.ndarray | StoredArray:
     check_intact(tif, path)
     shapes = [_zyx(series, path) for series in tif.series]
     dtypes = {series.dtype for series in tif.series}
     if len(shapes) == 1:
-        data = _load(tif, path)
-        return data.reshape(shapes[0])
+        return _load(tif, path, shapes[0])
     if set(shapes) == {(1, *shapes[0][1:])} and len(dtypes) == 1:  # sections written one by one
         return np.stack([series.asarray().reshape(shapes[0][1:]) for series in tif.series])
     raise InputError(
@@ -170,13 +170,15 @@ def _read_stack(tif: tifffile.TiffFile, path: Path) -> np.ndarray:
     )
 
 
-def _load(tif: tifffile.TiffFile, path: Path) -> np.ndarray:
+def _load(tif: tifffile.TiffFile, path: Path, shape: tuple[int, int, int]) -> np.ndarray | StoredArray:
     series = tif.series[0]
-    native = np.dtype(tif.byteorder + np.dtype(series.dtype).char).isnative
-    if series.dataoffset is not None and native:
-        return tifffile.memmap(path, mode="r")
-    data = series.asarray()
-    return data.astype(data.dtype.newbyteorder("="), copy=False)
+    stored = np.dtype(tif.byteorder + np.dtype(series.dtype).char)
+    native = stored.newbyteorder("=")
+    if series.dataoffset is None:
+        return series.asarray().astype(native, copy=False).reshape(shape)
+    if stored.isnative:
+        return tifffile.memmap(path, mode="r").reshape(shape)
+    return open_contiguous(path, series.dataoffset, shape, stored, native)
 
 
 def _zyx(series: tifffile.TiffPageSeries, path: Path) -> tuple[int, int, int]:

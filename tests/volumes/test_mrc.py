@@ -170,7 +170,7 @@ def test_a_compressed_file_is_refused(tmp_path: Path, volume: np.ndarray) -> Non
 def test_a_file_that_goes_away_is_reported_where_it_is_read(tmp_path: Path, volume: np.ndarray) -> None:
     opened = open_volume(write(tmp_path / "a.mrc", volume)).data
     (tmp_path / "a.mrc").unlink()
-    with pytest.raises(InputError, match=r"a\.mrc cannot be read as MRC"):
+    with pytest.raises(InputError, match=r"a\.mrc cannot be read .*still there"):
         opened[0]
 
 

@@ -142,6 +142,17 @@ def test_what_cannot_be_sliced_on_disk_is_loaded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened, data)
 
 
+def test_a_stack_of_imagej_is_sliced_on_disk_in_its_byte_order(tmp_path: Path) -> None:
+    data = make_volume("uint16")
+    tifffile.imwrite(tmp_path / "a.tif", data, imagej=True, byteorder=">")
+    opened = open_volume(tmp_path / "a.tif").data
+    assert isinstance(opened, StoredArray)
+    np.testing.assert_array_equal(opened[1:5:2, 3:, ::4], data[1:5:2, 3:, ::4])
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"a\.tif cannot be read .*whole"):
+        opened[0]
+
+
 def test_a_folder_of_sections_is_sliced_on_disk(tmp_path: Path) -> None:
     data = make_volume("uint8")
     for z, section in enumerate(data):

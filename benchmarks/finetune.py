@@ -37,7 +37,7 @@ from emformer_hub.volumes import read_volume, write_volume
 BASE = "emformer-small"
 INSTRUMENTS = (Stack("fibsem_tiny.tif", SectionModel(1), None), STACKS["sbem_cdeep3m"], STACKS["sstem_cremi"])
 FACTORS = (4.0, 8.0)
-"""Of the in-plane test. Learners draw these, and the factor of the sections, which are left out one by one."""
+"""Of the in-plane test, and those that learners draw."""
 FEW_SECTIONS = (4, 8, 16, 32)
 ODD = SectionModel(8.333)
 PARTS = ("instruments", "sections", "spoilt")
@@ -119,7 +119,7 @@ def instruments(learners: list[Learner], runs: Path, device: str) -> Iterator[di
 
         def rows(stack: Stack = stack, data: np.ndarray = data[half:], entry: VolumeEntry = entry) -> Iterator[Any]:
             for learner in learners:
-                row = learner.learn(entry, (stack.sections.factor, *FACTORS), runs / f"{stack.name}-{learner.name}")
+                row = learner.learn(entry, FACTORS, runs / f"{stack.name}-{learner.name}")
                 yield {"data": stack.name, **row, **measured(stack, data, row["model"], device)}
 
         yield from beside_zero_shot(rows())
@@ -135,7 +135,7 @@ def few_sections(learner: Learner, runs: Path, device: str) -> Iterator[dict[str
         yield {"sections": 0, "method": "zero-shot", **measured(stack, data, BASE, device)}
         for count in FEW_SECTIONS:
             entry = VolumeEntry(str(DATA / "train" / stack.file), "40,4,4", sections=f"0:{count}")
-            row = learner.learn(entry, (stack.sections.factor, *FACTORS), runs / f"{stack.name}-{count}-sections")
+            row = learner.learn(entry, FACTORS, runs / f"{stack.name}-{count}-sections")
             yield {"sections": count, **row, **measured(stack, data, row["model"], device)}
 
     yield from beside_zero_shot(rows())
@@ -170,6 +170,7 @@ def spoilt(learners: list[Learner], runs: Path, device: str) -> Iterator[dict[st
 
 @click.command()
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True)
+@click.option("--method", "methods", multiple=True, type=click.Choice(["lora", "full"]), default=["lora", "full"])
 @click.option("--minutes", type=float, default=5.0, show_default=True, help="Of fine-tuning, each.")
 @click.option("--scratch-minutes", type=float, default=30.0, show_default=True, help="Of training from scratch.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Keep the runs there.  [default: nowhere]")
@@ -177,6 +178,7 @@ def spoilt(learners: list[Learner], runs: Path, device: str) -> Iterator[dict[st
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(
     parts: tuple[str, ...],
+    methods: tuple[str, ...],
     minutes: float,
     scratch_minutes: float,
     runs: Path | None,
@@ -185,7 +187,8 @@ def main(
 ) -> None:
     """Print what fine-tuning buys over the base, beside full training and training from scratch."""
     torch_device = choose_device(device)
-    lora, full = Learner("lora", "lora", minutes), Learner("full", "full", minutes)
+    lora = Learner("lora", "lora", minutes)
+    tuned = [Learner(method, method, minutes) for method in methods]
     zero_shot, scratch = Learner("zero-shot", None), Learner("from scratch", "pretrain", scratch_minutes)
     run = describe_run(torch_device, str(choose_precision("auto", torch_device)).removeprefix("torch."), base=BASE)
     print_header(run)
@@ -193,11 +196,11 @@ def main(
         folder = runs or Path(temporary)
         rows = []
         if "instruments" in parts:
-            rows += print_table(INSTRUMENT_COLUMNS, instruments([zero_shot, lora, full], folder, device))
+            rows += print_table(INSTRUMENT_COLUMNS, instruments([zero_shot, *tuned], folder, device))
         if "sections" in parts:
             rows += print_table(SECTIONS_COLUMNS, few_sections(lora, folder, device))
         if "spoilt" in parts:
-            rows += print_table(SPOILT_COLUMNS, spoilt([zero_shot, lora, full, scratch], folder, device))
+            rows += print_table(SPOILT_COLUMNS, spoilt([zero_shot, *tuned, scratch], folder, device))
     if json_path:
         write_json(json_path, run, rows)
 

@@ -83,6 +83,14 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
 @click.option("--uncertainty", type=PATH, help="Also write the standard deviation of each voxel's error, float32.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Try a part first: sections, rows and columns of INPUT.")
+@click.option(
+    "--scheduler",
+    default="local",
+    show_default=True,
+    metavar="local|threads|processes|tcp://HOST:PORT",
+    help="Who makes the parts of a .zarr: this process, or Dask, here or on a cluster.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Of threads or processes.  [default: one for each core]")
 @click.option("--resume", is_flag=True, help="Go on with a run into a .zarr that was interrupted.")
 @OME_ZARR
 @OVERWRITE
@@ -98,6 +106,8 @@ def reconstruct(
     uncertainty: Path | None,
     device: str,
     roi: str | None,
+    scheduler: str,
+    workers: int | None,
     resume: bool,
     ome_zarr: str,
     overwrite: bool,
@@ -116,10 +126,12 @@ def reconstruct(
     outputs = [path for path in (output, uncertainty) if path is not None]
     _check_different(input_path, *outputs)
     for path in outputs:
-        check_output(path, overwrite)
+        check_output(path, overwrite or resume)
     in_parts = [path.suffix.lower() in ZARR_SUFFIXES for path in outputs]
-    if resume and not all(in_parts):
-        raise click.UsageError("--resume goes with outputs that end in .zarr: others are made at once.")
+    if (resume or scheduler != "local") and not all(in_parts):
+        raise click.UsageError("--resume and --scheduler go with outputs that end in .zarr: others are made at once.")
+    if workers and scheduler not in ("threads", "processes"):
+        raise click.UsageError("--workers goes with --scheduler threads or processes.")
     volume, size = _read(input_path, voxel_size, read=open_volume)
     if size.z < min(size.y, size.x):
         raise InputError(
@@ -146,6 +158,8 @@ def reconstruct(
             ome_zarr=ome_zarr,
             overwrite=overwrite,
             resume=resume,
+            scheduler=scheduler,
+            workers=workers,
             **settings,
         )
     else:
@@ -186,11 +200,12 @@ def _in_memory(
 
 
 def _in_parts(
-    input_path: Path, output: Path, uncertainty: Path | None, *, region: Region | None, **settings: Any
+    input_path: Path, output: Path, uncertainty: Path | None, *, scheduler: str, workers: int | None, **settings: Any
 ) -> tuple[tuple[int, ...], Any]:
     """Reconstruct a stack of any size, a part at a time; the shape and dtype of the volume."""
     from tqdm import tqdm
 
+    from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.stream import reconstruct_file
     from emformer_hub.volumes import open_volume
 
@@ -201,7 +216,14 @@ def _in_parts(
         bar.refresh()
 
     with bar:
-        reconstruct_file(input_path, output, uncertainty=uncertainty, region=region, progress=progress, **settings)
+        reconstruct_file(
+            input_path,
+            output,
+            uncertainty=uncertainty,
+            scheduler=None if scheduler == "local" else on_dask(scheduler, workers),
+            progress=progress,
+            **settings,
+        )
     made = open_volume(output).data
     return made.shape, made.dtype
 

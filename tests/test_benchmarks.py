@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scale
 import torch
 import yaml
 from _figures import low_pass_psnr, resampled_mse
@@ -453,3 +454,25 @@ def test_a_spoilt_volume_is_inverted_softer_and_the_same_every_time() -> None:
     assert np.corrcoef(volume.ravel(), spoilt.ravel())[0, 1] < -0.5
     flat = spoil(np.full_like(volume, 128))
     assert flat.std() > 4 and flat.mean() == pytest.approx(255 * (127 / 255) ** 0.6, abs=1)
+
+
+# --- scale -------------------------------------------------------------------------------------------------------
+
+
+def test_every_planned_part_is_given_out(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    done = run("scale.py", "--part", "planning", "--blocks", "400", "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["blocks"] == 400 and 0 < row["parts"] < 400
+    assert row["plan_s"] > 0 and row["give_out_s"] > 0 and row["peak_bytes"] > 1e8
+
+
+def test_memory_and_overhead_are_those_of_runs_from_file_to_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "PHANTOM_ZYX", (16, 32, 32))
+    (row,) = scale.memory(tmp_path, {"tiny": (8, 48, 40)})
+    assert row["voxels"] == 8 * 8 * 48 * 40 and row["seconds"] > 0 and row["peak_bytes"] > 1e8
+    (row,) = scale.overhead(tmp_path, "emformer-tiny", (8, 48, 40))
+    assert 0 < row["network_s"] < row["whole_s"]

@@ -212,12 +212,11 @@ def here(job: Job, numbers: list[int], device: str | None = None) -> Iterator[in
     """Make parts in this process: one is read ahead, and one is written, while another is computed."""
     parts = parts_of(job, device)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead = reader.submit(parts.read, numbers[0]) if numbers else None
+        ahead = [reader.submit(parts.read, number) for number in numbers[:1]]
         behind: Future[int] | None = None
-        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
-            assert ahead is not None
-            seen = ahead.result()
-            ahead = None if following is None else reader.submit(parts.read, following)
+        for place, number in enumerate(numbers, start=1):
+            seen = ahead.pop().result()
+            ahead += [reader.submit(parts.read, following) for following in numbers[place : place + 1]]
             made = parts.make(number, seen)
             if behind is not None:
                 yield behind.result()
@@ -306,7 +305,7 @@ def reconstruct_file(
         ome_zarr=ome_zarr,
     )
     for one in job.outputs:
-        check_output(one, overwrite)
+        check_output(one, overwrite or resume)
     with _alone(job):
         parts = parts_of(job, device)
         _begin(job, parts, resume=resume, overwrite=overwrite)
@@ -392,6 +391,8 @@ def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
             f"{job.output} was begun by a run that did not finish ({len(_done(job))} of {len(parts.boxes)} parts are "
             f"done); add --resume to go on with it, or --overwrite to begin again."
         )
+    if resume and all(path.exists() for path in job.outputs):
+        raise InputError(f"{job.output} is complete; there is nothing to resume. Give --overwrite to make it again.")
     if resume and not file.exists():
         raise InputError(f"there is no unfinished run of {job.output} to resume; leave out --resume to begin one.")
     for path in job.outputs:

@@ -146,6 +146,27 @@ def test_there_is_nothing_to_resume(stack: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no unfinished run"):
         run(stack, tmp_path / "out.zarr", resume=True)
     assert list(tmp_path.iterdir()) == []
+    run(stack, tmp_path / "out.zarr")
+    with pytest.raises(InputError, match="is complete; there is nothing to resume"):
+        run(stack, tmp_path / "out.zarr", resume=True)
+
+
+def test_a_run_that_was_killed_between_its_two_outputs_goes_on(
+    stack: Path, expected: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = {"output": tmp_path / "out.zarr", "uncertainty": tmp_path / "sure.zarr"}
+
+    def once(new: Path, target: Path, put: Any = stream.put_in_place) -> None:
+        put(new, target)
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "put_in_place", once)
+        with pytest.raises(Interrupted):
+            run(stack, **outputs)
+    run(stack, **outputs, resume=True)
+    check(tmp_path / "out.zarr", expected.volume)
+    check(tmp_path / "sure.zarr", expected.uncertainty)
 
 
 def test_an_input_that_changed_meanwhile_is_noticed(stack: Path, tmp_path: Path) -> None:
@@ -228,7 +249,7 @@ def kill_and_resume(stack: Path, output: Path, moments: list[float]) -> int:
     else:
         process = start(stack, output, "--resume")
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0 or "no unfinished run" in errors, errors
+    assert process.returncode == 0 or "is complete; there is nothing to resume" in errors, errors
     return killed
 
 

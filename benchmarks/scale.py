@@ -1,0 +1,197 @@
+"""Does it scale? Memory against the size of the volume, what the runner costs beside the network, and planning.
+
+    python benchmarks/scale.py --json scale.json
+
+prints three Markdown tables (a quarter of an hour on two cores); benchmarks/README.md says what each column means.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import zarr
+from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+
+from emformer_hub.configuration_emformer import EMformerConfig
+from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.phantom import neuropil
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction import stream
+from emformer_hub.reconstruction.blocks import make_plan
+from emformer_hub.reconstruction.cluster import run as give_out
+from emformer_hub.reconstruction.stream import Job, Parts, part_sides, reconstruct_file
+from emformer_hub.volumes.ome_zarr import boxes, write
+
+FACTOR = 8.0
+SIZES = {"0.06": (32, 512, 512), "0.25": (32, 1024, 1024), "1": (64, 1448, 1448)}
+"""Gigavoxels of a result, and sections, rows and columns of the stack."""
+CHEAP = {"hidden_size": 8, "num_hidden_layers": 1, "num_basis": 6, "num_scale_basis": 3, "condition_size": 8}
+"""A network whose results are of no use: what is measured is all that is around it."""
+BLOCKS = 100_000
+PHANTOM_ZYX = (32, 128, 128)
+
+MEMORY: Columns = {
+    "result Gvoxel": lambda row: row["gigavoxels"],
+    "peak memory GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
+    "seconds": lambda row: f"{row['seconds']:.0f}",
+    "Mvoxel/s": lambda row: f"{row['voxels'] / row['seconds'] / 1e6:.2f}",
+}
+OVERHEAD: Columns = {
+    "model": lambda row: row["model"],
+    "network alone s": lambda row: f"{row['network_s']:.1f}",
+    "from file to file s": lambda row: f"{row['whole_s']:.1f}",
+    "overhead": lambda row: f"{100 * (row['whole_s'] / row['network_s'] - 1):+.1f} %",
+}
+PLANNING: Columns = {
+    "blocks": lambda row: f"{row['blocks']:,}",
+    "parts": lambda row: f"{row['parts']:,}",
+    "result Tvoxel": lambda row: f"{row['voxels'] / 1e12:.2f}",
+    "planned in s": lambda row: f"{row['plan_s']:.1f}",
+    "given out in s": lambda row: f"{row['give_out_s']:.0f}",
+    "peak memory GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
+}
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def in_fresh_process(function: Any, *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def make_stack(path: Path, shape_zyx: tuple[int, int, int]) -> None:
+    """The same phantom, mirrored over and over; in memory at once here, never in what is measured."""
+    phantom = neuropil(PHANTOM_ZYX)
+    z, y, x = (
+        np.pad(np.arange(n), (0, max(0, m - n)), "symmetric")[:m] for n, m in zip(phantom.shape, shape_zyx, strict=True)
+    )
+    write(path, phantom[np.ix_(z, y, x)], VoxelSize(8 * FACTOR, 8, 8), (0, 0, 0), "0.5")
+
+
+def make_model(folder: Path) -> str:
+    torch.manual_seed(0)
+    EMformerModel(EMformerConfig(**CHEAP)).save_pretrained(folder)
+    EMformerProcessor().save_pretrained(folder)
+    return str(folder)
+
+
+def one_run(stack: Path, output: Path, model: str, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    begin = time.perf_counter()
+    settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1, "overwrite": True}
+    reconstruct_file(stack, output, voxel_size=VoxelSize(8 * FACTOR, 8, 8), **settings)
+    return {"seconds": time.perf_counter() - begin, "peak_bytes": peak_bytes()}
+
+
+def memory(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> Iterator[dict[str, Any]]:
+    """One run for each size, in a process of its own."""
+    model = make_model(folder / "cheap")
+    for gigavoxels, shape in sizes.items():
+        in_fresh_process(make_stack, folder / f"{gigavoxels}.zarr", shape)
+        found = in_fresh_process(
+            one_run, folder / f"{gigavoxels}.zarr", folder / "out.zarr", model, torch.get_num_threads()
+        )
+        yield {"gigavoxels": gigavoxels, "voxels": int(np.prod(shape) * FACTOR), **found}
+
+
+def overhead(folder: Path, model: str, shape: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
+    """The same parts by the network alone, from memory to memory, and from file to file."""
+    make_stack(folder / "stack.zarr", shape)
+    one_run(
+        folder / "stack.zarr", folder / "out.zarr", model, torch.get_num_threads()
+    )  # warms up, and loads the weights
+    parts: Parts | None = None
+
+    def alone(job: Job, numbers: list[int]) -> Iterator[int]:
+        nonlocal parts
+        parts = stream.parts_of(job)
+        return stream.here(job, numbers)
+
+    begin = time.perf_counter()
+    settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1, "overwrite": True}
+    reconstruct_file(
+        folder / "stack.zarr", folder / "out.zarr", voxel_size=VoxelSize(8 * FACTOR, 8, 8), scheduler=alone, **settings
+    )
+    whole = time.perf_counter() - begin
+    assert parts is not None
+    read = [parts.read(number) for number in range(len(parts.boxes))]
+    begin = time.perf_counter()
+    for number, seen in enumerate(read):
+        parts.make(number, seen)
+    yield {"model": model, "network_s": time.perf_counter() - begin, "whole_s": whole}
+
+
+def nothing(job: None, number: int) -> int:
+    return number
+
+
+def planning(blocks: int) -> dict[str, Any]:
+    """Plan a volume of so many blocks, and give its parts out through Dask to workers that do nothing."""
+    from distributed import Client, LocalCluster
+
+    begin = time.perf_counter()
+    columns = 96 * blocks // 200  # 20 blocks along z, 10 along y
+    plan = make_plan((640, 960, columns), SectionModel(FACTOR), EMformerConfig())
+    divided = list(boxes(plan.output_zyx, part_sides(plan)))
+    count = sum(1 for box in divided for _ in plan.blocks(box))
+    planned = time.perf_counter() - begin
+    begin = time.perf_counter()
+    with (
+        LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        given = sum(1 for _ in give_out(client, nothing, None, list(range(count))))
+    assert given == count == len(plan)
+    return {
+        "blocks": count,
+        "parts": len(divided),
+        "voxels": int(np.prod(plan.output_zyx)),
+        "plan_s": planned,
+        "give_out_s": time.perf_counter() - begin,
+        "peak_bytes": peak_bytes(),
+    }
+
+
+@click.command(help=__doc__)
+@click.option("--part", "chosen", type=click.Choice(["memory", "overhead", "planning"]), multiple=True)
+@click.option("--size", "sizes", type=click.Choice(list(SIZES)), multiple=True, help="Gigavoxels.  [default: all]")
+@click.option("--blocks", type=int, default=BLOCKS, show_default=True)
+@click.option("--model", default="emformer-small", show_default=True, help="Of the table of overhead.")
+@click.option("--json", "json_path", type=OutputFile())
+def main(chosen: tuple[str, ...], sizes: tuple[str, ...], blocks: int, model: str, json_path: Path | None) -> None:
+    device = choose_device()
+    precision = str(choose_precision("auto", device)).removeprefix("torch.")
+    run = describe_run(device, precision, factor=FACTOR, zarr=zarr.__version__)
+    print_header(run)
+    finished: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = {name: shape for name, shape in SIZES.items() if not sizes or name in sizes}
+        tables = {
+            "memory": (MEMORY, lambda: memory(Path(folder), wanted)),
+            "overhead": (OVERHEAD, lambda: overhead(Path(folder), model, SIZES["0.06"])),
+            "planning": (PLANNING, lambda: iter([in_fresh_process(planning, blocks)])),
+        }
+        for name, (columns, rows) in tables.items():
+            if not chosen or name in chosen:
+                finished += [{"table": name, **row} for row in print_table(columns, rows())]
+    if json_path:
+        write_json(json_path, run, finished)
+
+
+if __name__ == "__main__":
+    start(main)

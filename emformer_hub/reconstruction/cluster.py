@@ -1,0 +1,117 @@
+"""Parts of a reconstruction made by Dask: by processes of this machine, or by the workers of a cluster.
+
+Workers read the input and write the output themselves, so both lie where all of them see them under the same path; each
+loads the weights once. What a worker that is lost had in hand is given to another.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from emformer_hub.errors import InputError
+from emformer_hub.reconstruction.stream import Job, Scheduler, parts_of
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+IN_FLIGHT = 2
+"""Parts that are given to each thread of a worker: one in hand, one to go on with."""
+TIMEOUT_S = 20
+"""Until a scheduler answers."""
+RETRIES = 2
+"""How often a part is tried again after an error, such as a file server that did not answer."""
+
+
+def make_part(job: Job, number: int) -> int:
+    """Make one part, on a worker; the number of the part, once it is on the disk."""
+    parts = parts_of(job)
+    return parts.write(number, parts.make(number, parts.read(number)))
+
+
+def on_dask(address: str, workers: int | None = None) -> Scheduler:
+    """A scheduler for :func:`~emformer_hub.reconstruction.stream.reconstruct_file`.
+
+    Args:
+        address: ``processes`` or ``threads`` of this machine, or that of a running scheduler, ``tcp://HOST:PORT``.
+        workers: how many, on this machine; default: one for each core.
+
+    Raises:
+        InputError: Dask is not installed, or the address is none; when it is used: there is no scheduler, it went away,
+            or a part failed every time.
+    """
+    try:
+        import dask
+
+        dask.config.set({"logging.distributed": "warning"})  # read when distributed is imported
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise InputError("a scheduler needs Dask; run: pip install 'emformer-hub[cluster]'") from error
+    if address not in ("processes", "threads") and "://" not in address:
+        raise InputError(f"scheduler is {address!r}; expected local, threads, processes, or tcp://HOST:PORT.")
+
+    def scheduler(job: Job, numbers: list[int]) -> Iterator[int]:
+        with _client(address, workers) as client:
+            yield from run(client, make_part, job, numbers)
+
+    return scheduler
+
+
+def run(client: Client, make: Any, job: Any, numbers: list[int]) -> Iterator[int]:
+    """Give out parts, a few for each worker at a time, and yield those that are done.
+
+    Raises:
+        InputError: the scheduler went away, workers were lost again and again, or a part failed every time.
+    """
+    from distributed import as_completed
+    from distributed.client import FutureCancelledError
+    from distributed.core import CommClosedError
+    from distributed.scheduler import KilledWorker
+
+    ahead = "What is done stays: the same command with --resume goes on."
+    waiting = iter(numbers)
+
+    def submit(number: int) -> Any:
+        return client.submit(make, job, number, key=f"part-{number}", retries=RETRIES, pure=False)
+
+    try:
+        threads = max(1, sum(client.nthreads().values()))
+        running = as_completed(
+            [submit(number) for number in itertools.islice(waiting, IN_FLIGHT * threads)], loop=client.loop
+        )
+        for future in running:
+            yield future.result()
+            for number in itertools.islice(waiting, 1):
+                running.add(submit(number))
+    except KilledWorker as error:
+        raise InputError(f"workers were lost again and again ({error}); do they have enough memory? {ahead}") from error
+    except (CommClosedError, FutureCancelledError, OSError, TimeoutError) as error:
+        raise InputError(f"the scheduler, or a file, cannot be reached any more: {error}. {ahead}") from error
+
+
+@contextmanager
+def _client(address: str, workers: int | None) -> Iterator[Client]:
+    from distributed import Client, LocalCluster
+
+    if "://" in address:
+        try:
+            client = Client(address, timeout=TIMEOUT_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise InputError(
+                f"there is no Dask scheduler at {address}: {error}. Start one, as in examples/slurm.py."
+            ) from error
+        with client:
+            yield client
+        return
+    with (
+        LocalCluster(
+            n_workers=workers if address == "processes" else 1,
+            threads_per_worker=1 if address == "processes" else workers,
+            processes=address == "processes",
+            dashboard_address=":0",
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client

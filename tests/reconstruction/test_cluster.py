@@ -1,0 +1,123 @@
+"""Parts made by Dask are those that one process makes, whoever is lost on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import VoxelSize
+from emformer_hub.phantom import neuropil
+from emformer_hub.reconstruction import stream
+from emformer_hub.reconstruction.cluster import on_dask, run
+from emformer_hub.reconstruction.stream import Job, reconstruct_file
+from emformer_hub.volumes import read_volume, write_volume
+
+distributed = pytest.importorskip("distributed", reason="Dask is the extra [cluster]")
+SETTINGS: dict[str, Any] = {"voxel_size": VoxelSize(24, 8, 8), "factor": 3.0, "model": "emformer-tiny", "ensemble": 1}
+SETTINGS |= {"tile_zyx": (22, 48, 64), "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stack") / "stack.tif"
+    write_volume(path, neuropil((72, 60, 90))[::3].copy(), VoxelSize(24, 8, 8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two worker processes, each with one thread; their parts are blocks."""
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        client.register_plugin(SmallParts())
+        yield cluster
+
+
+class SmallParts(distributed.WorkerPlugin):
+    def setup(self, worker: Any) -> None:
+        from emformer_hub.reconstruction import stream
+
+        stream.PART_VOXELS = 1
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PART_VOXELS", 1)
+
+
+@pytest.fixture(scope="module")
+def expected(stack: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    output = tmp_path_factory.mktemp("expected") / "out.zarr"
+    reconstruct_file(stack, output, **SETTINGS)
+    return read_volume(output).data
+
+
+def test_workers_make_the_same_voxels(cluster: Any, stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    scheduler = on_dask(cluster.scheduler_address)
+    reconstruct_file(
+        stack, tmp_path / "out.zarr", scheduler=scheduler, progress=lambda *done: told.append(done), **SETTINGS
+    )
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
+    assert told == [(done, 8) for done in range(9)]
+
+
+def test_a_worker_that_is_killed_loses_nothing(cluster: Any, stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    inner = on_dask(cluster.scheduler_address)
+
+    def scheduler(job: Job, numbers: list[int]) -> Iterator[int]:
+        for made, number in enumerate(inner(job, numbers)):
+            if made == 1:
+                with distributed.Client(cluster, set_as_default=False) as client:
+                    pids = client.run(os.getpid)
+                os.kill(next(iter(pids.values())), signal.SIGKILL)
+            yield number
+
+    reconstruct_file(stack, tmp_path / "out.zarr", scheduler=scheduler, **SETTINGS)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
+
+
+def test_threads_of_this_process(stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    reconstruct_file(stack, tmp_path / "out.zarr", scheduler=on_dask("threads", 2), **SETTINGS)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
+
+
+def test_what_is_no_scheduler_is_said(stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emformer_hub.reconstruction.cluster.TIMEOUT_S", 2)
+    with pytest.raises(InputError, match="scheduler is 'slurm'; expected local, threads, processes, or tcp://"):
+        on_dask("slurm")
+    with pytest.raises(InputError, match=r"no Dask scheduler at tcp://127\.0\.0\.1:9"):
+        reconstruct_file(stack, tmp_path / "out.zarr", scheduler=on_dask("tcp://127.0.0.1:9"), **SETTINGS)
+
+
+def test_a_scheduler_that_goes_away_leaves_what_is_done(stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
+    with distributed.LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
+
+        def scheduler(job: Job, numbers: list[int]) -> Iterator[int]:
+            with distributed.Client(cluster.scheduler_address, set_as_default=False, timeout=5) as client:
+                for made, number in enumerate(run(client, slow, job, numbers)):
+                    yield number
+                    if made == 1:
+                        cluster.close()
+
+        with pytest.raises(InputError, match=r"What is done stays: the same command with --resume"):
+            reconstruct_file(stack, tmp_path / "out.zarr", scheduler=scheduler, **SETTINGS)
+    reconstruct_file(stack, tmp_path / "out.zarr", resume=True, **SETTINGS)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
+
+
+def slow(job: Job, number: int) -> int:
+    from emformer_hub.reconstruction.cluster import make_part
+
+    time.sleep(0.2)
+    return make_part(job, number)

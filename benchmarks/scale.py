@@ -33,7 +33,7 @@ from emformer_hub.reconstruction import stream
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.cluster import run as give_out
 from emformer_hub.reconstruction.stream import Job, Parts, part_sides, reconstruct_file
-from emformer_hub.volumes.ome_zarr import boxes, write
+from emformer_hub.volumes import boxes, write_volume
 
 FACTOR = 8.0
 SIZES = {"0.06": (32, 512, 512), "0.25": (32, 1024, 1024), "1": (64, 1448, 1448)}
@@ -80,7 +80,7 @@ def make_stack(path: Path, shape_zyx: tuple[int, int, int]) -> None:
     z, y, x = (
         np.pad(np.arange(n), (0, max(0, m - n)), "symmetric")[:m] for n, m in zip(phantom.shape, shape_zyx, strict=True)
     )
-    write(path, phantom[np.ix_(z, y, x)], VoxelSize(8 * FACTOR, 8, 8), (0, 0, 0), "0.5")
+    write_volume(path, phantom[np.ix_(z, y, x)], VoxelSize(8 * FACTOR, 8, 8))
 
 
 def make_model(folder: Path) -> str:

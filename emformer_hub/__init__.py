@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from emformer_hub.pretrained import resolve_pretrained
     from emformer_hub.processing_emformer import EMformerProcessor
     from emformer_hub.reconstruction import Reconstruction, reconstruct
-    from emformer_hub.volumes import Volume, open_volume, read_volume, write_volume
+    from emformer_hub.volumes import Volume, create_volume, open_volume, read_volume, write_volume
 
 _HOMES = {
     "EMformerConfig": "configuration_emformer",
@@ -32,6 +32,7 @@ _HOMES = {
     "SectionModel": "geometry",
     "Volume": "volumes",
     "VoxelSize": "geometry",
+    "create_volume": "volumes",
     "open_volume": "volumes",
     "read_volume": "volumes",
     "reconstruct": "reconstruction",
@@ -49,6 +50,7 @@ __all__ = [
     "SectionModel",
     "Volume",
     "VoxelSize",
+    "create_volume",
     "open_volume",
     "read_volume",
     "reconstruct",

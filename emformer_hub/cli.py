@@ -114,9 +114,9 @@ def reconstruct(
 ) -> None:
     """Turn an anisotropic stack into an isotropic volume.
 
-    INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, or HDF5; OUTPUT ends in .tif,
-    .ome.tif or .zarr. What ends in .zarr is made a part at a time: it need not fit into memory, and a run that was
-    interrupted goes on with --resume.
+    INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, HDF5, or MRC; OUTPUT ends in .zarr,
+    .tif, .ome.tif, .h5 or .mrc, or without a suffix becomes a folder of TIFF slices. What ends in .zarr is made a part
+    at a time: it need not fit into memory, and a run that was interrupted goes on with --resume.
     """
     from emformer_hub.volumes import check_output, open_volume
     from emformer_hub.volumes.output import ZARR_SUFFIXES

@@ -27,7 +27,8 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.volumes import read_volume, tiff, write_volume
+from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.contiguous import ContiguousWriter
 
 ISOTROPIC, SECTIONS = VoxelSize(8, 8, 8), VoxelSize(32, 8, 8)
 COMMAND = [sys.executable, "-m", "emformer_hub.cli"]
@@ -360,13 +361,15 @@ def test_a_gpu_that_is_not_there(folder: Path, stack: np.ndarray, cubic_folder: 
         ("missing/out.tif", "the folder .*missing does not exist. Create it first"),
         ("old.tif/out.tif", r"the folder .*old\.tif does not exist"),
         ("out.nii", r"suffix '\.nii'; expected .*\.zarr.*\.tif"),
-        ("out", "suffix ''; expected"),
+        ("slices", "is a folder that is no such volume; it is never replaced"),
     ],
 )
 @pytest.mark.parametrize("command", [["degrade", "--factor", "2"], ["reconstruct"]], ids=["degrade", "reconstruct"])
 def test_bad_outputs(folder: Path, stack: np.ndarray, command: list[str], output: str, message: str) -> None:
     write_volume("old.tif", stack, SECTIONS)
     write_volume("old.zarr", stack, SECTIONS)
+    Path("slices").mkdir()
+    Path("slices/s1.tif").touch()
     refuse(folder, message, *command, "stack.tif", output)
 
 
@@ -386,11 +389,10 @@ def test_an_unwritable_folder(folder: Path, stack: np.ndarray, monkeypatch: pyte
 def test_a_full_disk(
     folder: Path, stack: np.ndarray, options: list[str], cubic_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, *_: object) -> None:
-        path.write_bytes(b"half")
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tiff, "write", full)
+    monkeypatch.setattr(ContiguousWriter, "write", full)
     arguments = ["reconstruct", "stack.tif", "out.tif", *options, "--model", cubic_folder]
     refuse(folder, r"out\.tif could not be written: No space left on device", *arguments)
 
@@ -471,11 +473,10 @@ def test_an_interrupted_write_keeps_the_old_output(
     write_volume("old.tif", stack, SECTIONS)
     before = files(folder)
 
-    def interrupted(path: Path, *_: object) -> None:
-        path.write_bytes(b"half")
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiff, "write", interrupted)
+    monkeypatch.setattr(ContiguousWriter, "write", interrupted)
     for output in ("old.tif", "new.tif"):
         result = reconstruct("stack.tif", output, "--overwrite", model=cubic_folder)
         assert result.exit_code not in (0, 2)
@@ -493,6 +494,20 @@ def test_degrade_then_reconstruct_gives_the_voxel_size_back(truth: np.ndarray, f
     np.testing.assert_array_equal(found.data, np.rint(SectionModel(factor).degrade(truth)))
     assert found.data.dtype == truth.dtype
     assert found.voxel_size is not None and found.voxel_size.factor_to() == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("name", ["stack.h5", "stack.mrc", "slices", "new.ome.zarr", "old.ome.zarr"])
+def test_every_format_goes_out_and_in(truth: np.ndarray, name: str, folder: Path, cubic_folder: Path) -> None:
+    write_volume("truth.tif", truth, ISOTROPIC)
+    version = "0.4" if name.startswith("old") else "0.5"
+    succeed(call("degrade", "truth.tif", name, "--factor", 4, "--ome-zarr", version))
+    succeed(call("degrade", "truth.tif", "same.tif", "--factor", 4))
+    for output, stack in (("found.tif", name), ("expected.tif", "same.tif")):
+        succeed(reconstruct(stack, output, model=cubic_folder))
+    found, expected = read_volume("found.tif"), read_volume("expected.tif")
+    np.testing.assert_array_equal(found.data, expected.data)
+    assert (found.voxel_size, found.translation_nm) == (expected.voxel_size, expected.translation_nm)
+    assert not name.endswith("zarr") or (Path(name) / ".zgroup").exists() == (version == "0.4")
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])

@@ -31,10 +31,10 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer
-from emformer_hub.volumes import check_output, open_volume
+from emformer_hub.volumes import boxes, check_output, open_volume
 from emformer_hub.volumes.checks import check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address
-from emformer_hub.volumes.ome_zarr import OMEZarrWriter, boxes
+from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 from emformer_hub.volumes.output import put_in_place
 from emformer_hub.volumes.stored import Box
 

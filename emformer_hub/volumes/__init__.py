@@ -1,37 +1,76 @@
-"""Volumes on disk: doors in (``read_volume``, ``open_volume``), one door out (``write_volume``), one module per format.
+"""Volumes on disk, one module per format: ``read_volume`` and ``write_volume`` for whole ones, ``open_volume`` and
+``create_volume`` for those that are larger than memory.
 
 In: TIFF stacks (multi-page, ImageJ, OME, BigTIFF), folders of TIFF or PNG sections, OME-Zarr 0.4 and 0.5, Zarr arrays,
-HDF5 datasets. Out: OME-TIFF, OME-Zarr. Axes are z, y, x; lengths are nm. Voxel sizes are read, never guessed.
+HDF5 datasets, MRC. Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5, HDF5, MRC. Axes are z, y, x; lengths
+are nm. Voxel sizes are read, never guessed.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import hdf5, slices, tiff
+from emformer_hub.volumes import hdf5, mrc, slices, tiff
 from emformer_hub.volumes import ome_zarr as zarr_format
 from emformer_hub.volumes.checks import check_dtype, check_volume
-from emformer_hub.volumes.output import ZARR_SUFFIXES, check_output, replacing
+from emformer_hub.volumes.output import (
+    HDF5_SUFFIXES,
+    MRC_SUFFIXES,
+    SLICES_SUFFIXES,
+    TIFF_SUFFIXES,
+    ZARR_SUFFIXES,
+    check_output,
+    replacing,
+)
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume
+from emformer_hub.volumes.writer import VolumeWriter, boxes
 
-__all__ = ["StoredArray", "Volume", "check_output", "check_volume", "open_volume", "read_volume", "write_volume"]
+__all__ = [
+    "StoredArray",
+    "Volume",
+    "VolumeWriter",
+    "boxes",
+    "check_output",
+    "check_volume",
+    "create_volume",
+    "open_volume",
+    "read_volume",
+    "write_volume",
+]
+
+_CREATE: dict[str, Callable[..., VolumeWriter]] = {
+    suffix: create
+    for suffixes, create in (
+        (TIFF_SUFFIXES, tiff.create),
+        (HDF5_SUFFIXES, hdf5.create),
+        (MRC_SUFFIXES, mrc.create),
+        (SLICES_SUFFIXES, slices.create),
+        (ZARR_SUFFIXES, zarr_format.OMEZarrWriter.create),
+    )
+    for suffix in suffixes
+}
+"""What makes an empty volume, by the suffix of its name."""
 
 
 def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
     """Read a volume and the voxel size that its file states.
 
     The format is told by content, not by suffix. Voxels keep their dtype: uint8, uint16, int16, float16, float32 or
-    float64, in native byte order. An uncompressed, contiguous TIFF is memory-mapped read-only; anything else is loaded.
+    float64, in native byte order; signed bytes of MRC become int16. A TIFF that is uncompressed, contiguous and in
+    native byte order is memory-mapped read-only; anything else is loaded.
 
     Args:
-        path: a TIFF stack, a folder of TIFF or PNG sections (natural order), an OME-Zarr image, a Zarr array, or an
-            HDF5 file; ``stack.h5:/path/in/file`` names the dataset if the file holds several volumes.
+        path: a TIFF stack, a folder of TIFF or PNG sections (natural order), an OME-Zarr image, a Zarr array, MRC, or
+            HDF5; ``stack.h5:/path/in/file`` names the dataset if the file holds several volumes.
 
     Returns:
         The volume, data ``(z, y, x)``; ``voxel_size`` is ``None`` if z, y or x is missing or in an unknown unit.
@@ -47,9 +86,8 @@ def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
 def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray]:
     """As ``read_volume``, for volumes that may be larger than memory: voxels stay on disk until ``data`` is sliced.
 
-    That holds for Zarr, HDF5 and TIFF that is uncompressed, contiguous and in native byte order. Other TIFF, and
-    folders of sections, cannot be sliced on disk and are loaded. Voxels that turn out to be damaged raise
-    ``InputError`` when they are sliced.
+    That holds for Zarr, HDF5, MRC, folders of sections, and TIFF that is uncompressed and contiguous. Other TIFF cannot
+    be sliced on disk and is loaded. Voxels that turn out to be damaged raise ``InputError`` when they are sliced.
     """
     path = Path(path)
     if path.is_dir():
@@ -57,17 +95,62 @@ def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray
     file, dataset = hdf5.split_address(path)
     if not file.exists():
         raise InputError(
-            f"{path} does not exist; expected a TIFF stack, a folder of sections, an OME-Zarr, or HDF5. "
+            f"{path} does not exist; expected a TIFF stack, a folder of sections, an OME-Zarr, HDF5, or MRC. "
             f"Is the path right?"
         )
-    if dataset is None and not hdf5.is_hdf5(file):
-        return tiff.open_volume(file)
-    return hdf5.open_volume(file, dataset)
+    if dataset is not None or hdf5.is_hdf5(file):
+        return hdf5.open_volume(file, dataset)
+    return mrc.open_volume(file) if mrc.is_mrc(file) else tiff.open_volume(file)
+
+
+@contextmanager
+def create_volume(
+    path: str | os.PathLike[str],
+    shape_zyx: Sequence[int],
+    dtype: np.dtype,
+    voxel_size: VoxelSize,
+    *,
+    translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    overwrite: bool = False,
+    ome_zarr: str = "0.5",
+) -> Iterator[VolumeWriter]:
+    """Write a volume that need not fit into memory, box by box; it appears under ``path`` when the block ends well.
+
+        with create_volume("out.ome.zarr", shape, dtype, voxel_size) as writer:
+            for box in boxes(shape, writer.part_zyx):
+                writer.write(box, voxels_of(box))
+
+    Args:
+        path: its suffix chooses the format. ``.ome.zarr`` or ``.zarr``: OME-Zarr with a pyramid of levels.
+            ``.ome.tif``, ``.ome.tiff``, ``.tif`` or ``.tiff``: OME-TIFF that ImageJ reads without plugins too (up to
+            4 GB). ``.h5`` or ``.hdf5``: HDF5. ``.mrc``: MRC. None: a folder with one TIFF for each section.
+        shape_zyx: of the volume.
+        dtype: uint8, uint16, int16, float16 (float32 in TIFF), float32 or float64 (not in MRC).
+        voxel_size: nm.
+        translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
+        overwrite: replace an existing output, once the new one is complete.
+        ome_zarr: version of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
+
+    Raises:
+        InputError: as ``check_output``; no 3-D shape; a dtype that the format has not; or the disk refuses.
+    """
+    path = Path(path)
+    check_output(path, overwrite)
+    if len(shape_zyx) != 3 or min(shape_zyx) < 1:
+        raise InputError(f"data for {path} have shape {tuple(shape_zyx)}; expected (z, y, x), each at least 1.")
+    dtype = np.dtype(dtype).newbyteorder("=")
+    check_dtype(dtype, f"data for {path}")
+    suffix = path.suffix.lower()
+    create = partial(_CREATE[suffix], version=ome_zarr) if suffix in ZARR_SUFFIXES else _CREATE[suffix]
+    with replacing(path) as partly:
+        writer = create(partly, tuple(shape_zyx), dtype, voxel_size, translation_nm)
+        yield writer
+        writer.finish()
 
 
 def write_volume(
     path: str | os.PathLike[str],
-    data: np.ndarray,
+    data: np.ndarray | StoredArray,
     voxel_size: VoxelSize,
     *,
     translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0),
@@ -77,24 +160,20 @@ def write_volume(
     """Write a volume; it appears under ``path`` only when it is complete.
 
     Args:
-        path: ``.ome.tif``, ``.ome.tiff``, ``.tif`` or ``.tiff``: OME-TIFF that ImageJ reads without plugins too (up to
-            4 GB); ``.ome.zarr`` or ``.zarr``: OME-Zarr with a pyramid of levels.
-        data: ``(z, y, x)``; uint8, uint16, int16, float16 (float32 in TIFF), float32 or float64.
-        voxel_size: nm.
-        translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
-        overwrite: replace an existing output, once the new one is complete.
-        ome_zarr: version of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
+        path, voxel_size, translation_nm, overwrite, ome_zarr: as for :func:`create_volume`.
+        data: ``(z, y, x)``; voxels that are on disk are read and written a part at a time.
 
     Raises:
-        InputError: as ``check_output``; the data are not 3-D or of another dtype; or the disk refuses.
+        InputError: as :func:`create_volume`.
     """
-    path = Path(path)
-    check_output(path, overwrite)
-    if data.ndim != 3:
-        raise InputError(f"data for {path} have shape {data.shape}; expected (z, y, x).")
-    check_dtype(data.dtype, f"data for {path}")
-    with replacing(path) as partial:
-        if path.suffix.lower() in ZARR_SUFFIXES:
-            zarr_format.write(partial, data, voxel_size, translation_nm, ome_zarr)
-        else:
-            tiff.write(partial, data, voxel_size, translation_nm)
+    with create_volume(
+        path,
+        data.shape,
+        data.dtype,
+        voxel_size,
+        translation_nm=translation_nm,
+        overwrite=overwrite,
+        ome_zarr=ome_zarr,
+    ) as writer:
+        for box in boxes(data.shape, writer.part_zyx):
+            writer.write(box, np.asarray(data[box]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -103,3 +105,11 @@ def not_read(path: Path, error: Exception, otherwise: str) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
     return InputError(otherwise)
+
+
+def import_extra(module: str, extra: str, what: str) -> ModuleType:
+    """A library of an extra; raises ``InputError`` if it is not installed. ``what`` says what needs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{what}, which needs the extra [{extra}]: run `pip install emformer-hub[{extra}]`.") from None

@@ -1,7 +1,15 @@
-"""HDF5 in: one dataset ``(z, y, x)`` of a file, as ilastik, the HDF5 plugin of Fiji, CREMI and h5py write it."""
+"""HDF5: one dataset ``(z, y, x)`` of a file, as ilastik, the HDF5 plugin of Fiji, CREMI and h5py write it.
+
+What is written can be read by each of them: ``/volumes/raw`` with ``resolution`` and ``offset`` in nm, as in CREMI, and
+``element_size_um`` for Fiji and ilastik.
+"""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +18,7 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.checks import check_dtype, not_read
+from emformer_hub.volumes.checks import check_dtype, import_extra, not_read
 from emformer_hub.volumes.stored import Box, StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size
 
@@ -22,6 +30,10 @@ _USER_BLOCK = 512  # bytes, or a power of two times as many, that another progra
 # Attributes of a dataset that state the size of a voxel along z, y, x, and their unit
 _ATTRIBUTES = (("element_size_um", "um"), ("resolution", "nm"))
 _CONTIGUOUS_BOX = (64, 256, 256)  # stands in for the chunks of a dataset that has none
+_OFFSET = "offset"  # attribute: position of the first voxel along z, y, x, nm
+_DATASET = "volumes/raw"  # that is written
+_CHUNKS = (64, 128, 128)  # as OME-Zarr
+_PART = (64, 512, 512)  # voxels that are written at once: a few chunks
 _NAMED = 12  # datasets that a message lists
 # what h5py raises on damaged or unsupported data
 _READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError)
@@ -54,7 +66,8 @@ def open_volume(path: Path, dataset: str | None = None) -> Volume[StoredArray]:
     """Open a dataset of an HDF5 file; voxels stay on disk.
 
     Axes before z must have length 1 and are dropped. The voxel size is that of the attribute ``element_size_um`` (µm)
-    or ``resolution`` (nm), each z, y, x; if both are there and differ, none is stated.
+    or ``resolution`` (nm), each z, y, x; if both are there and differ, none is stated. The position of the first voxel
+    is that of the attribute ``offset`` (nm), beside ``resolution``.
 
     Args:
         path: the file.
@@ -66,13 +79,7 @@ def open_volume(path: Path, dataset: str | None = None) -> Volume[StoredArray]:
     """
     if not is_hdf5(path):
         raise InputError(f"{path} is no HDF5, so nothing inside it can be named; leave out ':{dataset}'.")
-    try:
-        import h5py
-    except ImportError:
-        raise InputError(
-            f"{path} is HDF5, which needs the extra [hdf5]: run `pip install emformer-hub[hdf5]`."
-        ) from None
-
+    h5py = import_extra("h5py", "hdf5", f"{path} is HDF5")
     try:
         with h5py.File(path, "r") as file:
             found = _only_volume(file, path) if dataset is None else file.get(dataset)
@@ -80,12 +87,69 @@ def open_volume(path: Path, dataset: str | None = None) -> Volume[StoredArray]:
                 raise InputError(
                     f"{path} has no dataset {dataset!r}; name one of the 3-D datasets in it: {_listed(_volumes(file))}."
                 )
-            voxel_size, source = _voxel_size(found)
-            return Volume(_stored(found, path), voxel_size, source)
+            return Volume(_stored(found, path), *_voxel_size(found), _translation(found))
     except InputError:
         raise
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
+
+
+@dataclass(frozen=True)
+class HDF5Writer:
+    """An HDF5 file in the making; HDF5 lets one process write at a time.
+
+    Attributes:
+        path: the file, which :func:`create` made.
+        shape: ``(z, y, x)``.
+        dtype: of the voxels.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    part_zyx: tuple[int, int, int] = _PART
+
+    def write(self, box: Box, voxels: np.ndarray) -> None:
+        import h5py
+
+        with h5py.File(self.path, "r+") as file:
+            file[_DATASET][box] = voxels
+
+    def finish(self) -> None:
+        """The file is complete when its voxels are."""
+
+
+def create(
+    path: Path,
+    shape_zyx: tuple[int, int, int],
+    dtype: np.dtype,
+    voxel_size: VoxelSize,
+    translation_nm: Sequence[float],
+) -> HDF5Writer:
+    """Make an HDF5 file; its chunks are not compressed, so that every program reads them."""
+    import h5py
+
+    chunks = tuple(map(min, shape_zyx, _CHUNKS))
+    _reserve(path, math.prod(shape_zyx) * dtype.itemsize)
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset(_DATASET, shape_zyx, dtype, chunks=chunks, dcpl=layout)
+        dataset.attrs["resolution"] = voxel_size.zyx
+        dataset.attrs["element_size_um"] = [float(f"{length / 1000:.15g}") for length in voxel_size.zyx]
+        if any(translation_nm):
+            dataset.attrs[_OFFSET] = [float(place) for place in translation_nm]
+    _reserve(path, path.stat().st_size)
+    return HDF5Writer(path, shape_zyx, dtype)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take so many bytes of the disk, or raise ``OSError``: HDF5 crashes where it finds a disk full."""
+    path.touch()
+    with path.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):  # not on every system
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _volumes(file: h5py.File) -> list[h5py.Dataset]:
@@ -152,17 +216,33 @@ def _read(path: Path, name: str, box: Box) -> np.ndarray:
 
 def _voxel_size(dataset: h5py.Dataset) -> tuple[VoxelSize | None, str]:
     """The size that the attributes state, and which attribute that was."""
-    sizes: dict[str, VoxelSize | None] = {}
+    sizes: dict[str, VoxelSize] = {}
     for attribute, unit in _ATTRIBUTES:
-        lengths = np.atleast_1d(dataset.attrs.get(attribute, ()))
-        if lengths.shape == (3,) and lengths.dtype.kind in "iuf":
-            digits = [float(str(length)) for length in lengths]  # those of a float32: 0.004, not 0.004000000189989805
-            sizes[attribute] = stated_voxel_size(digits, [unit] * 3)
-    stated = {size for size in sizes.values() if size is not None}
-    if len(stated) != 1:
+        size = stated_voxel_size(_zyx(dataset, attribute), [unit] * 3)
+        if size is not None:
+            sizes[attribute] = size
+    if not sizes or not all(
+        math.isclose(one, other, rel_tol=1e-9)  # a length in µm and the same in nm may differ by rounding
+        for size in sizes.values()
+        for one, other in zip(size.zyx, next(iter(sizes.values())).zyx, strict=True)
+    ):
         return None, ""
-    source, size = next((source, size) for source, size in sizes.items() if size is not None)
+    source, size = next(iter(sizes.items()))
     return size, source
+
+
+def _translation(dataset: h5py.Dataset) -> tuple[float, float, float] | None:
+    """CREMI's ``offset``; without its ``resolution`` in nm, the unit is not known."""
+    z, y, x = _zyx(dataset, _OFFSET)
+    return (z, y, x) if "resolution" in dataset.attrs and np.isfinite((z, y, x)).all() else None
+
+
+def _zyx(dataset: h5py.Dataset, attribute: str) -> list[float]:
+    """The three lengths of an attribute, NaN if it has no three."""
+    lengths = np.atleast_1d(dataset.attrs.get(attribute, ()))
+    if lengths.shape != (3,) or lengths.dtype.kind not in "iuf":
+        return [math.nan] * 3
+    return [float(str(length)) for length in lengths]  # digits of a float32: 0.004, not 0.004000000189989805
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

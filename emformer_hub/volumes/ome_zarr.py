@@ -18,6 +18,7 @@ from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.stored import Box, StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
+from emformer_hub.volumes.writer import boxes
 
 if TYPE_CHECKING:
     import zarr
@@ -27,11 +28,14 @@ CHUNK_ZYX = (64, 128, 128)
 """1 MB of 8-bit voxels: one request to a file server, and any plane shows without reading much."""
 SHARD_ZYX = (256, 512, 512)
 """Voxels in a file of OME-Zarr 0.5: a teravoxel is 16,000 files. Version 0.4 has a file for each chunk."""
+_CHUNKS_AT_ONCE = 4  # along each axis
 SMALLEST_LEVEL = 128
 """Levels are added until no side is longer."""
 VERSIONS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 """Of OME-Zarr, and the format of Zarr that each is written in."""
 _AXES = ("z", "y", "x")
+_ALL_STORED = "every_chunk_is_stored"
+"""In the metadata of an image: a file that is missing is lost, where Zarr reads zeros."""
 # what zarr and its codecs raise on damaged or unsupported data
 _READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError)
 
@@ -55,7 +59,7 @@ def open_volume(path: Path) -> Volume[StoredArray]:
     try:
         node = zarr.open(path, mode="r")
         if isinstance(node, zarr.Array):
-            return Volume(_stored(node, None, path), None, "")
+            return Volume(_stored(node, None, path, all_stored=False), None, "")
         return _open_image(node, path)
     except InputError:
         raise
@@ -100,9 +104,14 @@ class OMEZarrWriter:
             chunk_zyx: voxels that are compressed, and read, at once.
             part_zyx: sides of boxes that are written at once, multiples of those of chunks; in version 0.5, each is
                 one file (a shard).
+
+        Raises:
+            InputError: an unknown version.
         """
         import zarr
 
+        if version not in VERSIONS:
+            raise InputError(f"OME-Zarr {version!r} cannot be written; expected {' or '.join(VERSIONS)}.")
         levels = list(_levels(shape_zyx, voxel_size, translation_nm))
         multiscale: dict[str, Any] = {
             "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in _AXES],
@@ -116,7 +125,9 @@ class OMEZarrWriter:
                 }
                 for number, level in enumerate(levels)
             ],
+            "name": path.name.strip(".").split(".")[0],  # a name in the making may begin with a dot
             "type": "mean",
+            "metadata": {_ALL_STORED: True},
         }
         described: dict[str, Any] = {"ome": {"version": version, "multiscales": [multiscale]}}
         if version == "0.4":
@@ -138,8 +149,27 @@ class OMEZarrWriter:
     def _arrays(self) -> list[zarr.Array[Any]]:
         import zarr
 
-        group = zarr.open_group(self.path, mode="r+")
-        return [cast("zarr.Array[Any]", group[str(number)]) for number in range(len(list(group.array_keys())))]
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            group = zarr.open_group(self.path, mode="r+")
+            return [cast("zarr.Array[Any]", group[str(number)]) for number in range(len(list(group.array_keys())))]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the image, ``(z, y, x)``."""
+        z, y, x = self._arrays[0].shape
+        return (z, y, x)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its voxels."""
+        return np.dtype(self._arrays[0].dtype)
+
+    @property
+    def part_zyx(self) -> tuple[int, int, int]:
+        """Sides of a shard, which is one file; in version 0.4, of several chunks, which zarr compresses in parallel."""
+        array = self._arrays[0]
+        z, y, x = array.shards or (_CHUNKS_AT_ONCE * side for side in array.chunks)
+        return (z, y, x)
 
     def write(self, box: Box, voxels: np.ndarray) -> None:
         """Write a box, whose sides are those of parts; when this returns, it is on the disk."""
@@ -204,42 +234,29 @@ def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
             if voxels.shape[axis] % 2:
                 last = voxels.take([-1], axis)
                 voxels = np.concatenate([voxels, last], axis)
-            first, second = (voxels[(slice(None),) * axis + (slice(k, None, 2),)].astype(np.float32) for k in (0, 1))
-            voxels = (first + second) / 2
-    return voxels
+            first, second = (voxels[(slice(None),) * axis + (slice(k, None, 2),)] for k in (0, 1))
+            voxels = np.add(first, second, dtype=np.float32)
+    return voxels / np.float32(math.prod(steps))
 
 
 def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:
     array[box] = voxels
-    files = array.shards or array.chunks
-    places = (range(part.start // side, -(-part.stop // side)) for part, side in zip(box, files, strict=True))
-    for place in itertools.product(*places):
-        _flush(root / array.path / array.metadata.encode_chunk_key(place))
+    for file, _ in _files(array, box):
+        with (root / file).open("rb") as written:
+            os.fsync(written.fileno())
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file is on the disk; zarr leaves out those that hold only zeros."""
-    if path.exists():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-def boxes(shape: Sequence[int], sides: Sequence[int]) -> Iterator[Box]:
-    """Boxes of these sides that fill a volume, along x, then y, then z; the last ones may be smaller."""
-    axes = (range(0, length, side) for length, side in zip(shape, sides, strict=True))
-    for starts in itertools.product(*axes):
-        z, y, x = (slice(a, min(a + side, n), 1) for a, side, n in zip(starts, sides, shape, strict=True))
-        yield (z, y, x)
-
-
-def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: Sequence[float], version: str) -> None:
-    """Write ``(z, y, x)`` as an OME-Zarr image; a shard at a time, because data may be a memory map."""
-    z, y, x = data.shape
-    dtype = data.dtype.newbyteorder("=")
-    writer = OMEZarrWriter.create(path, (z, y, x), dtype, voxel_size, translation_nm, version=version)
-    for box in boxes(data.shape, SHARD_ZYX):
-        writer.write(box, np.asarray(data[box]))
-    writer.finish()
+def _files(array: zarr.Array[Any], box: tuple[slice, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """The files that hold a box, as paths within the store, and the part of the box that each holds."""
+    sides = array.shards or array.chunks
+    for place in itertools.product(
+        *(range(part.start // side, -(-part.stop // side)) for part, side in zip(box, sides, strict=True))
+    ):
+        held = (
+            slice(max(part.start, number * side), min(part.stop, (number + 1) * side))
+            for part, number, side in zip(box, place, sides, strict=True)
+        )
+        yield "/".join(filter(None, (array.path, array.metadata.encode_chunk_key(place)))), tuple(held)
 
 
 def _open_image(group: zarr.Group, path: Path) -> Volume[StoredArray]:
@@ -259,7 +276,8 @@ def _open_image(group: zarr.Group, path: Path) -> Volume[StoredArray]:
     axes = multiscale.get("axes", [])
     if not isinstance(array, zarr.Array) or not all(isinstance(axis, dict) for axis in axes) or array.ndim != len(axes):
         raise InputError(f"{path} is not OME-Zarr 0.4 or 0.5: its multiscales do not describe the axes of level 0.")
-    data = _stored(array, [axis["name"] for axis in axes], path)
+    all_stored = (multiscale.get("metadata") or {}).get(_ALL_STORED) is True
+    data = _stored(array, [axis["name"] for axis in axes], path, all_stored)
     units = [axis.get("unit") for axis in axes[-3:]]
     scale, translation = np.ones(3), np.zeros(3)
     for step in (*level.get("coordinateTransformations", []), *multiscale.get("coordinateTransformations", [])):
@@ -272,7 +290,7 @@ def _open_image(group: zarr.Group, path: Path) -> Volume[StoredArray]:
     return Volume(data, voxel_size, "multiscales" if voxel_size else "", zyx_nanometres(translation.tolist(), units))
 
 
-def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path) -> StoredArray:
+def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path, all_stored: bool) -> StoredArray:
     """The array as (z, y, x) in native byte order; ``axes`` are its names, if known."""
     leading = array.shape[:-3]
     if array.ndim < 3 or (axes and tuple(axes[-3:]) != _AXES) or any(size != 1 for size in leading):
@@ -283,15 +301,41 @@ def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path) -> Store
     check_dtype(array.dtype, str(path))
     z, y, x = array.shape[-3:]
     depth, height, width = array.chunks[-3:]
-    return StoredArray((z, y, x), array.dtype.newbyteorder("="), (depth, height, width), partial(_read, array, path))
+    read = partial(_read, array, path, all_stored)
+    return StoredArray((z, y, x), array.dtype.newbyteorder("="), (depth, height, width), read)
 
 
-def _read(array: zarr.Array[Any], path: Path, box: Box) -> np.ndarray:
+def _read(array: zarr.Array[Any], path: Path, all_stored: bool, box: Box) -> np.ndarray:
+    stored = (slice(0, 1),) * (array.ndim - 3) + box
+    if all_stored:
+        for file, held in _files(array, stored):
+            if not (path / file).exists():
+                raise InputError(f"{path / file} is missing; it held voxels {_listed(held)}. Copy {path} again.")
     try:
-        data = np.asarray(array[(0,) * (array.ndim - 3) + box])
+        data = np.asarray(array[stored]).reshape([len(range(part.start, part.stop, part.step)) for part in box])
     except _READ_ERRORS as error:
-        raise _unreadable(path, error) from error
+        raise _damaged(array, path, stored) or _unreadable(path, error) from error
     return data.astype(data.dtype.newbyteorder("="), copy=False)
+
+
+def _damaged(array: zarr.Array[Any], path: Path, box: tuple[slice, ...]) -> InputError | None:
+    """The error for the first file that holds part of a box and cannot be decoded; ``None`` if each can alone."""
+    for file, held in _files(array, box):
+        try:
+            array[held]
+        except _READ_ERRORS as error:
+            return not_read(
+                path / file,
+                error,
+                f"{path / file} cannot be read as Zarr ({type(error).__name__}: {error}); it holds voxels "
+                f"{_listed(held)}. Copy it again, or leave this part out.",
+            )
+    return None
+
+
+def _listed(box: tuple[slice, ...]) -> str:
+    """``z 0:64, y 128:256, x 0:128``"""
+    return ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip(_AXES, box[-3:], strict=True))
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

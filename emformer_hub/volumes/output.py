@@ -9,31 +9,46 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emformer_hub.errors import InputError
+from emformer_hub.volumes.checks import import_extra
 from emformer_hub.volumes.ome_zarr import is_zarr
+from emformer_hub.volumes.slices import is_ours
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ZARR_SUFFIXES = (".zarr",)
+HDF5_SUFFIXES = (".h5", ".hdf5")
+MRC_SUFFIXES = (".mrc",)
+SLICES_SUFFIXES = ("",)
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
     """Raise, before a long computation, what would keep its result from being written to ``path``.
 
     Raises:
-        InputError: the suffix is not one that can be written; the folder is missing or not writable; the output exists
-            and ``overwrite`` is false; or it exists and is not an image of that format, which is never destroyed.
+        InputError: the suffix is not one that can be written, or needs an extra that is not installed; the folder is
+            missing or not writable; the output exists and ``overwrite`` is false; or it exists and is not an image of
+            that format, which is never destroyed.
     """
     path = Path(path)
-    if path.suffix.lower() not in (*TIFF_SUFFIXES, *ZARR_SUFFIXES):
+    suffix = path.suffix.lower()
+    if suffix not in (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES, *MRC_SUFFIXES, *SLICES_SUFFIXES):
         raise InputError(
             f"output {path} has the suffix {path.suffix!r}; "
-            f"expected .ome.zarr or .zarr (OME-Zarr), .ome.tif, .ome.tiff, .tif or .tiff (OME-TIFF)."
+            f"expected .ome.zarr or .zarr (OME-Zarr), .ome.tif, .ome.tiff, .tif or .tiff (OME-TIFF), .h5 or .hdf5 "
+            f"(HDF5), .mrc, or none (a folder of TIFF sections)."
         )
+    if suffix in HDF5_SUFFIXES:
+        import_extra("h5py", "hdf5", f"{path} is HDF5")
+    if suffix in MRC_SUFFIXES:
+        import_extra("mrcfile", "mrc", f"{path} is MRC")
     _check_folder(path)
     if not path.exists():
         return
-    if path.is_dir() != (path.suffix.lower() in ZARR_SUFFIXES) or (path.is_dir() and not is_zarr(path)):
-        found = "folder that is not a Zarr" if path.is_dir() else "file, not a Zarr folder"
-        raise InputError(f"output {path} exists and is a {found}; it is never replaced. Choose another name.")
+    replaceable = {".zarr": is_zarr, "": is_ours}.get(suffix, Path.is_file)
+    if not replaceable(path):
+        found = "folder" if path.is_dir() else "file"
+        raise InputError(
+            f"output {path} exists and is a {found} that is no such volume; it is never replaced. Choose another name."
+        )
     _check_overwrite(path, overwrite)
 
 

@@ -20,6 +20,8 @@ import tifffile
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.checks import check_dtype, not_read
+from emformer_hub.volumes.contiguous import ContiguousWriter, open_contiguous
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
 
 # what tifffile and its decoders raise on damaged or unsupported data
@@ -28,49 +30,57 @@ _IMAGE_DESCRIPTION = 270  # TIFF 6.0 tag numbers and values
 _RESOLUTION_UNIT_NONE = 1
 
 
-def open_volume(path: Path) -> Volume[np.ndarray]:
-    """Open a TIFF stack: memory-mapped read-only if it is uncompressed, contiguous and in native byte order, else
-    loaded.
+def open_volume(path: Path) -> Volume[np.ndarray | StoredArray]:
+    """Open a TIFF stack. If it is uncompressed and contiguous it stays on disk, as a read-only memory map if it is in
+    native byte order too (ImageJ's 16-bit stacks are not); else it is loaded.
 
     Raises:
         InputError: not a TIFF, truncated, not one grey-value stack, or an unsupported dtype or compression.
     """
     try:
         with tifffile.TiffFile(path) as tif:
-            data = _read_stack(tif, path)
-            voxel_size, translation = _read_ome(tif.ome_metadata)
-            source = "OME-XML"
-            if voxel_size is None:
-                voxel_size, source = _read_imagej(tif), "ImageJ metadata"
+            return Volume(_read_stack(tif, path), *read_metadata(tif))
     except InputError:
         raise
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
-    return Volume(data, voxel_size, source if voxel_size else "", translation)
 
 
-def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: Sequence[float]) -> None:
-    """Write ``(z, y, x)`` as OME-TIFF; float16, which OME does not know, becomes float32.
+def read_metadata(tif: tifffile.TiffFile) -> tuple[VoxelSize | None, str, tuple[float, float, float] | None]:
+    """Voxel size, where it is stated, and translation in nm, as in :class:`Volume`."""
+    voxel_size, translation = _read_ome(tif.ome_metadata)
+    source = "OME-XML"
+    if voxel_size is None:
+        voxel_size, source = _read_imagej(tif), "ImageJ metadata"
+    return voxel_size, source if voxel_size else "", translation
 
-    A translation other than zero is kept as the OME position of the planes.
-    """
-    if data.dtype == np.float16:
-        data = data.astype(np.float32)
+
+def create(
+    path: Path,
+    shape_zyx: tuple[int, int, int],
+    dtype: np.dtype,
+    voxel_size: VoxelSize,
+    translation_nm: Sequence[float],
+) -> ContiguousWriter:
+    """Make an OME-TIFF, full of zeros. A translation other than zero is kept as the OME position of the planes."""
+    dtype = stored_dtype(dtype)
     metadata: dict[str, object] = {"axes": "ZYX"}
     for axis, length in zip("ZYX", voxel_size.zyx, strict=True):
         metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "nm"}
     if any(translation_nm):
         z, y, x = translation_nm
-        planes = len(data)
+        planes = shape_zyx[0]
         metadata["Plane"] = {
             "PositionZ": [z + plane * voxel_size.z for plane in range(planes)],
             "PositionY": [y] * planes,
             "PositionX": [x] * planes,
         } | {f"Position{axis}Unit": ["nm"] * planes for axis in "ZYX"}
-    imagej = tifffile.imagej_description(data.shape, axes="ZYX", spacing=voxel_size.z, unit="nm")
-    tifffile.imwrite(
+    imagej = tifffile.imagej_description(shape_zyx, axes="ZYX", spacing=voxel_size.z, unit="nm")
+    written = tifffile.imwrite(
         path,
-        data,
+        shape=shape_zyx,
+        dtype=dtype,
+        returnoffset=True,
         ome=True,
         photometric="minisblack",
         metadata=metadata,
@@ -78,6 +88,13 @@ def write(path: Path, data: np.ndarray, voxel_size: VoxelSize, translation_nm: S
         resolutionunit=_RESOLUTION_UNIT_NONE,  # the unit is the one that ImageJ's description names
         extratags=[("ImageDescription", "s", None, imagej, True)],
     )
+    assert written is not None  # tifffile returns no offset where pages are not contiguous
+    return ContiguousWriter(path, written[0], shape_zyx, dtype)
+
+
+def stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype of the file: float32 for float16, which OME does not know."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
 def check_intact(tif: tifffile.TiffFile, path: Path) -> None:
@@ -139,13 +156,12 @@ def _truncated(path: Path, size: int, reason: str) -> InputError:
     return InputError(f"{path} is truncated or damaged: it has {size} bytes, and {reason}. Copy or export it again.")
 
 
-def _read_stack(tif: tifffile.TiffFile, path: Path) -> np.ndarray:
+def _read_stack(tif: tifffile.TiffFile, path: Path) -> np.ndarray | StoredArray:
     check_intact(tif, path)
     shapes = [_zyx(series, path) for series in tif.series]
     dtypes = {series.dtype for series in tif.series}
     if len(shapes) == 1:
-        data = _load(tif, path)
-        return data.reshape(shapes[0])
+        return _load(tif, path, shapes[0])
     if set(shapes) == {(1, *shapes[0][1:])} and len(dtypes) == 1:  # sections written one by one
         return np.stack([series.asarray().reshape(shapes[0][1:]) for series in tif.series])
     raise InputError(
@@ -154,13 +170,15 @@ def _read_stack(tif: tifffile.TiffFile, path: Path) -> np.ndarray:
     )
 
 
-def _load(tif: tifffile.TiffFile, path: Path) -> np.ndarray:
+def _load(tif: tifffile.TiffFile, path: Path, shape: tuple[int, int, int]) -> np.ndarray | StoredArray:
     series = tif.series[0]
-    native = np.dtype(tif.byteorder + np.dtype(series.dtype).char).isnative
-    if series.dataoffset is not None and native:
-        return tifffile.memmap(path, mode="r")
-    data = series.asarray()
-    return data.astype(data.dtype.newbyteorder("="), copy=False)
+    stored = np.dtype(tif.byteorder + np.dtype(series.dtype).char)
+    native = stored.newbyteorder("=")
+    if series.dataoffset is None:
+        return series.asarray().astype(native, copy=False).reshape(shape)
+    if stored.isnative:
+        return tifffile.memmap(path, mode="r").reshape(shape)
+    return open_contiguous(path, series.dataoffset, shape, stored, native)
 
 
 def _zyx(series: tifffile.TiffPageSeries, path: Path) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import tifffile
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import open_volume, read_volume
+from emformer_hub.volumes import open_volume, read_volume, write_volume
 
 from .conftest import make_volume
 
@@ -124,6 +124,33 @@ def test_anything_else_states_none(tmp_path: Path, volume: np.ndarray, attribute
     assert (read.voxel_size, read.source) == (None, "")
 
 
+@pytest.mark.parametrize(
+    ("attributes", "translation"),
+    [
+        ({"resolution": [40, 4, 4], "offset": [-18, 0.5, 7]}, (-18, 0.5, 7)),
+        ({"offset": [-18, 0.5, 7]}, None),  # in voxels, or in what unit?
+        ({"resolution": [40, 4, 4], "offset": [1, 2]}, None),
+        ({"resolution": [40, 4, 4], "offset": [np.nan, 0, 0]}, None),
+    ],
+    ids=str,
+)
+def test_the_place_is_that_of_cremi(
+    tmp_path: Path, volume: np.ndarray, attributes: dict[str, Any], translation: tuple[float, ...] | None
+) -> None:
+    assert read_volume(write(tmp_path / "a.h5", attributes=attributes, raw=volume)).translation_nm == translation
+
+
+def test_the_output_is_what_cremi_fiji_and_ilastik_read(tmp_path: Path, volume: np.ndarray) -> None:
+    write_volume(tmp_path / "a.h5", volume, VoxelSize(40, 4.886, 4), translation_nm=(1, 2, 3))
+    with h5py.File(tmp_path / "a.h5") as file:
+        dataset = file["volumes/raw"]
+        np.testing.assert_array_equal(dataset, volume)
+        assert (dataset.chunks, dataset.compression) == (volume.shape, None)
+        assert dataset.attrs["resolution"].tolist() == [40, 4.886, 4]
+        assert dataset.attrs["element_size_um"].tolist() == [0.04, 0.004886, 0.004]
+        assert dataset.attrs["offset"].tolist() == [1, 2, 3]
+
+
 # --- other files -------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +165,20 @@ def test_a_truncated_file_is_named(tmp_path: Path, volume: np.ndarray) -> None:
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(InputError, match=r"a\.h5 cannot be read as HDF5 \(OSError: .*truncated"):
         read_volume(path)
+
+
+def test_a_corrupt_chunk_is_reported_where_it_is_read(tmp_path: Path, volume: np.ndarray) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("raw", data=volume, chunks=(2, 20, 14), compression="gzip", fletcher32=True)
+        place = dataset.id.get_chunk_info(1).byte_offset
+    content = bytearray(path.read_bytes())
+    content[place + 20] ^= 255
+    path.write_bytes(content)
+    opened = open_volume(path).data
+    np.testing.assert_array_equal(opened[:2], volume[:2])
+    with pytest.raises(InputError, match=r"a\.h5 cannot be read as HDF5"):
+        opened[2]
 
 
 def test_nothing_can_be_named_inside_another_file(tmp_path: Path, volume: np.ndarray) -> None:

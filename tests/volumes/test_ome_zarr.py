@@ -12,8 +12,8 @@ import pytest
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import read_volume, write_volume
-from emformer_hub.volumes.ome_zarr import OMEZarrWriter, boxes
+from emformer_hub.volumes import boxes, open_volume, read_volume, write_volume
+from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 
 from .conftest import ANISOTROPIC, make_volume
 
@@ -156,11 +156,39 @@ def test_a_damaged_store_is_named(tmp_path: Path, volume: np.ndarray) -> None:
     write_volume(path, volume, ANISOTROPIC)
     chunk = path / "0" / "c" / "0" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:50])
-    with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
+    with pytest.raises(InputError, match=r"0/c/0/0/0 cannot be read as Zarr .*holds voxels z 0:6, y 0:20, x 0:14"):
         read_volume(path)
     (path / "zarr.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.zarr cannot be read as Zarr"):
         read_volume(path)
+
+
+@pytest.mark.parametrize(("version", "file"), [("0.4", "0/0/1/2"), ("0.5", "0/c/0/1/0")])
+def test_a_file_that_is_missing_or_corrupt_is_named_and_the_others_are_read(
+    tmp_path: Path, version: str, file: str
+) -> None:
+    path = tmp_path / "a.zarr"
+    data = make_volume("uint8", (3, 520, 500))
+    data[:, 512:] = 0  # stored all the same, so that a file that is missing is known to be lost
+    write_volume(path, data, ANISOTROPIC, ome_zarr=version)
+    opened = open_volume(path).data
+    np.testing.assert_array_equal(opened[:], data)
+    held = {"0.4": "z 0:3, y 128:256, x 256:384", "0.5": "z 0:3, y 512:520, x 0:500"}[version]
+    content = (path / file).read_bytes()
+    (path / file).write_bytes(b"\0" * len(content))
+    with pytest.raises(InputError, match=rf"a\.zarr/{file} cannot be read as Zarr .*it holds voxels {held}"):
+        opened[:]
+    (path / file).unlink()
+    with pytest.raises(InputError, match=rf"a\.zarr/{file} is missing; it held voxels {held}"):
+        opened[:]
+    np.testing.assert_array_equal(opened[:, :128], data[:, :128])
+
+
+def test_zarrs_of_others_may_leave_out_chunks_of_zeros(tmp_path: Path) -> None:
+    data = np.zeros((4, 20, 14), np.uint8)
+    data[0, 0, 0] = 1
+    write_image(tmp_path / "a.zarr", data, {"axes": axes(), "datasets": [level(scale(40, 4, 4))]})
+    np.testing.assert_array_equal(open_volume(tmp_path / "a.zarr").data[:], data)
 
 
 def test_metadata_that_name_a_missing_level(tmp_path: Path, volume: np.ndarray) -> None:
@@ -201,6 +229,29 @@ def test_levels_are_means_that_lie_over_each_other(tmp_path: Path, version: str)
     assert half.shape == (35, 75, 150)
     means = LARGE.reshape(35, 2, 75, 2, 150, 2).mean(axis=(1, 3, 5))
     np.testing.assert_array_equal(half, np.rint(means))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float16", "float64"])
+def test_levels_of_odd_length_end_with_half_a_box(tmp_path: Path, dtype: str) -> None:
+    data = make_volume(dtype, (3, 5, 131))
+    write_volume(tmp_path / "a.zarr", data, VoxelSize(8, 8, 8))
+    found = zarr.open_array(tmp_path / "a.zarr" / "1", mode="r")[:]
+    padded = np.pad(data, ((0, 1),) * 3, "edge").astype(np.float64)
+    means = padded.reshape(2, 2, 3, 2, 66, 2).mean(axis=(1, 3, 5))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, np.rint(means) if dtype == "int16" else means, rtol=2e-3, atol=2e-3)
+
+
+def test_an_image_has_the_name_of_its_file(tmp_path: Path, volume: np.ndarray) -> None:
+    write_volume(tmp_path / "cortex.ome.zarr", volume, ANISOTROPIC)
+    attributes = zarr.open_group(tmp_path / "cortex.ome.zarr", mode="r").attrs.asdict()
+    assert attributes["ome"]["multiscales"][0]["name"] == "cortex"
+
+
+def test_other_versions_are_refused(tmp_path: Path, volume: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"OME-Zarr '0\.6' cannot be written; expected 0\.4 or 0\.5"):
+        write_volume(tmp_path / "a.zarr", volume, ANISOTROPIC, ome_zarr="0.6")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_shortest_sides_of_voxels_are_joined(tmp_path: Path) -> None:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import check_output, ome_zarr, read_volume, tiff, write_volume
+from emformer_hub.volumes import boxes, check_output, create_volume, read_volume, write_volume
 
-from .conftest import ANISOTROPIC
+from .conftest import ANISOTROPIC, make_volume
 
-FORMATS = pytest.mark.parametrize("name", ["out.tif", "out.ome.zarr"])
+resource = pytest.importorskip("resource", reason="limits of file sizes need Unix")
+
+FORMATS = pytest.mark.parametrize("name", ["out.tif", "out.ome.zarr", "out.h5", "out.mrc", "out"])
+
+
+@contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """The system lets no file grow beyond so many bytes: to a writer, the disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @FORMATS
@@ -33,28 +47,30 @@ def test_existing_output_needs_overwrite(tmp_path: Path, volume: np.ndarray, nam
 @FORMATS
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
 def test_an_interrupted_write_leaves_the_old_output_alone(
-    tmp_path: Path, volume: np.ndarray, name: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, volume: np.ndarray, name: str, error: type[BaseException]
 ) -> None:
+    def interrupted(path: Path) -> None:
+        with create_volume(path, volume.shape, volume.dtype, ANISOTROPIC, overwrite=True) as writer:
+            for box in list(boxes(volume.shape, writer.part_zyx))[:2]:
+                writer.write(box, volume[box] + 1)
+            assert len(set(os.listdir(tmp_path)) - {name}) == 1  # it does write, beside the output
+            raise error
+
     path = tmp_path / name
     write_volume(path, volume, ANISOTROPIC)
-    module = tiff if name.endswith(".tif") else ome_zarr
-    whole_write = module.write
-    partials: list[str] = []
-
-    def interrupted(part: Path, data: np.ndarray, *how: Any) -> None:
-        whole_write(part, data[:2], *how)
-        partials.extend(set(os.listdir(tmp_path)) - {name})
-        raise error
-
-    monkeypatch.setattr(module, "write", interrupted)
-    with pytest.raises(InputError if error is OSError else error):
-        write_volume(path, volume + 1, ANISOTROPIC, overwrite=True)
-    assert len(partials) == 1  # it did write, beside the output
-    assert os.listdir(tmp_path) == [name]
+    for output in (path, tmp_path / f"new-{name}"):
+        with pytest.raises(InputError if error is OSError else error):
+            interrupted(output)
+        assert os.listdir(tmp_path) == [name]
     np.testing.assert_array_equal(read_volume(path).data, volume)
-    with pytest.raises(InputError if error is OSError else error):
-        write_volume(tmp_path / f"new-{name}", volume, ANISOTROPIC)
-    assert os.listdir(tmp_path) == [name]
+
+
+@FORMATS
+def test_a_disk_that_fills_up(tmp_path: Path, name: str) -> None:
+    data = make_volume("uint16", (4, 256, 512))  # 1 MB, which no compression shortens
+    with limited_files(200_000), pytest.raises(InputError, match=rf"{name} could not be written: .*Free some space"):
+        write_volume(tmp_path / name, data, ANISOTROPIC)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_interrupted_swap_puts_the_old_folder_back(
@@ -95,13 +111,13 @@ def test_a_symbolic_link_stays_a_link(tmp_path: Path, volume: np.ndarray) -> Non
     np.testing.assert_array_equal(read_volume(tmp_path / "disk" / "real.tif").data, volume)
 
 
-@pytest.mark.parametrize("name", ["out.png", "out", "out.nii.gz"])
+@pytest.mark.parametrize("name", ["out.png", "out.nii.gz", "out.tiff.bak"])
 def test_unknown_suffixes_are_told_the_valid_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"expected \.ome\.zarr or \.zarr .*\.ome\.tif"):
         check_output(tmp_path / name, overwrite=True)
 
 
-@pytest.mark.parametrize("name", ["out.TIF", "out.ome.tiff", "out.zarr"])
+@pytest.mark.parametrize("name", ["out.TIF", "out.ome.tiff", "out.zarr", "out.h5", "out.mrc", "sections"])
 def test_outputs_that_can_be_written_pass(tmp_path: Path, name: str) -> None:
     check_output(tmp_path / name, overwrite=False)
     assert os.listdir(tmp_path) == []
@@ -123,6 +139,10 @@ def test_overwrite_never_deletes_what_is_not_an_image_of_that_format(tmp_path: P
     (tmp_path / "results.zarr" / "thesis.txt").write_text("years of work")
     (tmp_path / "file.zarr").write_text("an archive")
     (tmp_path / "folder.tif").mkdir()
-    for name in ("results.zarr", "file.zarr", "folder.tif"):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "section_1.tif").touch()
+    (tmp_path / "raw" / "notes.txt").touch()
+    (tmp_path / "file").touch()
+    for name in ("results.zarr", "file.zarr", "folder.tif", "raw", "file"):
         with pytest.raises(InputError, match="never replaced"):
             check_output(tmp_path / name, overwrite=True)

@@ -137,13 +137,32 @@ def test_voxel_size_and_place_are_stated_as_when_read(tmp_path: Path) -> None:
 def test_what_cannot_be_sliced_on_disk_is_loaded(tmp_path: Path) -> None:
     data = make_volume("uint8")
     tifffile.imwrite(tmp_path / "packed.tif", data, compression="zlib")
-    (tmp_path / "sections").mkdir()
+    opened = open_volume(tmp_path / "packed.tif").data
+    assert isinstance(opened, np.ndarray) and not isinstance(opened, np.memmap)
+    np.testing.assert_array_equal(opened, data)
+
+
+def test_a_stack_of_imagej_is_sliced_on_disk_in_its_byte_order(tmp_path: Path) -> None:
+    data = make_volume("uint16")
+    tifffile.imwrite(tmp_path / "a.tif", data, imagej=True, byteorder=">")
+    opened = open_volume(tmp_path / "a.tif").data
+    assert isinstance(opened, StoredArray)
+    np.testing.assert_array_equal(opened[1:5:2, 3:, ::4], data[1:5:2, 3:, ::4])
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"a\.tif cannot be read .*whole"):
+        opened[0]
+
+
+def test_a_folder_of_sections_is_sliced_on_disk(tmp_path: Path) -> None:
+    data = make_volume("uint8")
     for z, section in enumerate(data):
-        tifffile.imwrite(tmp_path / "sections" / f"{z}.tif", section)
-    for path in (tmp_path / "packed.tif", tmp_path / "sections"):
-        opened = open_volume(path).data
-        assert isinstance(opened, np.ndarray) and not isinstance(opened, np.memmap)
-        np.testing.assert_array_equal(opened, data)
+        tifffile.imwrite(tmp_path / f"{z}.tif", section)
+    opened = open_volume(tmp_path).data
+    (tmp_path / "0.tif").unlink()
+    assert isinstance(opened, StoredArray)
+    np.testing.assert_array_equal(opened[1:5:2, 3:, ::4], data[1:5:2, 3:, ::4])
+    with pytest.raises(InputError, match=r"0\.tif cannot be read"):
+        opened[0]
 
 
 # --- damaged -----------------------------------------------------------------------------------------------------
@@ -156,7 +175,7 @@ def test_a_damaged_chunk_is_reported_where_it_is_read(tmp_path: Path) -> None:
     chunk.write_bytes(chunk.read_bytes()[:20])
     opened = open_volume(path).data
     assert opened[:2].shape == (2, 20, 14)
-    with pytest.raises(InputError, match=r"volume\.zarr cannot be read as Zarr"):
+    with pytest.raises(InputError, match=r"c/1/0/0 cannot be read as Zarr"):
         opened[:3]
 
 

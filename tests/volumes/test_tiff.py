@@ -10,7 +10,7 @@ import tifffile
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes import create_volume, read_volume, write_volume
 
 from .conftest import ANISOTROPIC, make_volume
 
@@ -146,6 +146,18 @@ def test_uncompressed_files_stay_on_disk_and_cannot_be_changed(tmp_path: Path, v
     write_volume(tmp_path / "out.tif", volume, ANISOTROPIC)
     data = read_volume(tmp_path / "out.tif").data
     assert isinstance(data, np.memmap) and not data.flags.writeable
+
+
+def test_beyond_4_gb_it_is_a_bigtiff(tmp_path: Path) -> None:
+    shape, corner = (5, 30_000, 30_000), np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+    box = (slice(4, 5), slice(29_998, 30_000), slice(29_997, 30_000))
+    with create_volume(tmp_path / "a.tif", shape, np.dtype(np.uint8), ANISOTROPIC) as writer:
+        writer.write(box, corner)  # the rest stays a hole in the file
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.is_bigtiff
+    read = read_volume(tmp_path / "a.tif")
+    assert (read.data.shape, read.voxel_size) == (shape, ANISOTROPIC)
+    np.testing.assert_array_equal(read.data[box], corner)
 
 
 def test_singleton_time_and_channel_are_dropped(tmp_path: Path, volume: np.ndarray) -> None:

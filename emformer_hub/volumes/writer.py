@@ -1,0 +1,45 @@
+"""Volumes in the making: what every format that is written has in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from emformer_hub.volumes.stored import Box
+
+
+class VolumeWriter(Protocol):
+    """A volume in the making, written box by box, in any order.
+
+    A writer holds no open file: it may be pickled, and other processes may write with copies of it. Boxes that are
+    written at the same time must consist of different, whole parts.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the volume, ``(z, y, x)``."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the voxels in the file."""
+
+    @property
+    def part_zyx(self) -> tuple[int, int, int]:
+        """Sides of a part in voxels; the parts tile the volume from its first voxel on."""
+
+    def write(self, box: Box, voxels: np.ndarray) -> None:
+        """Write a box of whole parts, steps of 1; raises ``OSError`` if the disk refuses."""
+
+    def finish(self) -> None:
+        """Complete the file, once all voxels are written; may be repeated."""
+
+
+def boxes(shape: Sequence[int], sides: Sequence[int]) -> Iterator[Box]:
+    """Boxes of these sides that fill a volume, along x, then y, then z; the last ones may be smaller."""
+    for place in np.ndindex(*(math.ceil(length / side) for length, side in zip(shape, sides, strict=True))):
+        starts = [number * side for number, side in zip(place, sides, strict=True)]
+        z, y, x = (slice(a, min(a + side, n), 1) for a, side, n in zip(starts, sides, shape, strict=True))
+        yield (z, y, x)

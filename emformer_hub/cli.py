@@ -523,6 +523,37 @@ def push_dataset(folder: Path, repo_id: str, revision: str | None, private: bool
 
 
 @main.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
+@click.option("--served-at", "address", metavar="URL", required=True, help="Web address of the folder they lie in.")
+def view(images: tuple[Path, ...], address: str) -> None:
+    """Print a link that shows OME-Zarr images over each other in Neuroglancer.
+
+    A web server must hand out the folder that the images lie in, to other origins too (CORS):
+    `npx http-server --cors -p 9000` and --served-at http://localhost:9000, for example.
+    """
+    import numpy as np
+
+    from emformer_hub.volumes import open_volume
+    from emformer_hub.volumes.neuroglancer import neuroglancer_link, neuroglancer_state
+
+    layers, ranges, sizes, centres = {}, {}, [], []
+    for path in images:
+        volume = open_volume(path)
+        if volume.voxel_size is None:
+            raise InputError(f"{path} states no voxel size; Neuroglancer needs one to lay images over each other.")
+        layers[path.name] = f"{address.rstrip('/')}/{path.name}"
+        middle = np.asarray(volume.data[volume.data.shape[0] // 2])
+        black, white = np.percentile(middle, [1, 99])
+        ranges[path.name] = (float(black), float(white))
+        sizes.append(volume.voxel_size)
+        begin = volume.translation_nm or (0.0, 0.0, 0.0)
+        lengths = zip(begin, volume.data.shape, volume.voxel_size.zyx, strict=True)
+        centres.append([place + (count - 1) / 2 * length for place, count, length in lengths])
+    finest = min(sizes, key=lambda size: size.z * size.y * size.x)
+    click.echo(neuroglancer_link(neuroglancer_state(layers, finest, centre_nm=centres[0], ranges=ranges)))
+
+
+@main.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 shows the page to your network.")
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
 @click.option("--max-mvoxels", type=float, default=64.0, show_default=True, help="Largest result, million voxels.")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -610,6 +611,7 @@ def test_help_names_every_command() -> None:
         "dataset",
         "app",
         "push-space",
+        "view",
         "doctor",
     }
     for flag in ("--help", "-h"):
@@ -642,3 +644,20 @@ def test_the_installed_command_is_this_one() -> None:
     assert script is not None, "the package is not installed; run `make test`"
     run = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert re.search(r"\d+\.\d+", run.stdout)
+
+
+# --- view --------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_shows_stack_and_result_at_the_same_place(stack: np.ndarray, truth: np.ndarray) -> None:
+    write_volume("stack.zarr", stack, SECTIONS, translation_nm=(12, 0, 0))
+    write_volume("result.zarr", truth, ISOTROPIC)
+    words = ["view", "stack.zarr", "result.zarr", "--served-at", "http://localhost:9000/"]
+    shown = succeed(CliRunner().invoke(main, words))
+    state = json.loads(unquote(shown.output.strip().partition("#!")[2]))
+    assert [layer["source"] for layer in state["layers"]] == [
+        f"zarr://http://localhost:9000/{name}.zarr/" for name in ("stack", "result")
+    ]
+    assert state["dimensions"]["z"] == [ISOTROPIC.z / 1e9, "m"]
+    middle = (12 + (len(stack) - 1) / 2 * SECTIONS.z) / ISOTROPIC.z
+    assert state["position"][2] == pytest.approx(middle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -809,6 +810,25 @@ def test_offline_the_hub_is_not_asked(
     calls = len(server.log)
     again = download_to(tmp_path / "again", "--offline")  # the cache has it now
     assert again.returncode == 0 and len(server.log) == calls, again.stderr
+
+
+def test_a_full_disk_while_downloading_is_said_and_the_next_try_succeeds(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
+) -> None:
+    resource = pytest.importorskip("resource")
+    client(push, tiny[0], repo_id)
+
+    def download(most_bytes: int) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "emformer_hub.cli", "download", repo_id, "--to", str(tmp_path / "there")]
+        settings = environment(server, tmp_path / "home", "hf_alice")
+        limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        return subprocess.run(words, check=False, capture_output=True, text=True, env=settings, preexec_fn=limit)
+
+    told = download(10_000)  # the weights are larger
+    assert told.returncode == 2 and "File too large" in told.stderr, told.stderr
+    assert not list((tmp_path / "there").glob("*"))
+    assert download(2**40).returncode == 0
+    assert np.array_equal(load(str(tmp_path / "there" / repo_id[4:])), tiny[1])
 
 
 def test_a_download_that_breaks_off_leaves_nothing_and_goes_on(

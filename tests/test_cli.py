@@ -449,7 +449,7 @@ def test_overwrite_replaces_the_old_output(stack: np.ndarray, output: str, cubic
 @pytest.mark.parametrize("output", ["out.tif", "old.ome.zarr"])
 def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, output: str, tiny_folder: Path) -> None:
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
-    write_volume("stack.tif", np.tile(truth[:4], (1, 13, 16)), SECTIONS)
+    write_volume("stack.tif", np.tile(truth[:4], (1, 52, 64)), SECTIONS)  # seconds of work
     write_volume("old.ome.zarr", truth, ISOTROPIC)
     before = files(folder)
     terminal, stderr = pty.openpty()  # progress is shown on a terminal only

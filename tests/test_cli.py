@@ -446,6 +446,7 @@ def test_overwrite_replaces_the_old_output(stack: np.ndarray, output: str, cubic
     assert sorted(os.listdir()) == sorted([output, "stack.tif", *record_of(output)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["out.tif", "old.ome.zarr"])
 def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, output: str, tiny_folder: Path) -> None:
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")

@@ -141,7 +141,7 @@ def nothing(job: None, number: int) -> int:
 
 
 def planning(blocks: int) -> dict[str, Any]:
-    """Plan a volume of so many blocks, and give its parts out through Dask to workers that do nothing."""
+    """Plan a volume of so many blocks, and give its parts out through Dask, as a run does, to a worker that does nothing."""
     from distributed import Client, LocalCluster
 
     begin = time.perf_counter()
@@ -155,8 +155,8 @@ def planning(blocks: int) -> dict[str, Any]:
         LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        given = sum(1 for _ in give_out(client, nothing, None, list(range(count))))
-    assert given == count == len(plan)
+        given = sum(1 for _ in give_out(client, nothing, None, list(range(len(divided)))))
+    assert (given, count) == (len(divided), len(plan))
     return {
         "blocks": count,
         "parts": len(divided),

@@ -446,7 +446,6 @@ def test_overwrite_replaces_the_old_output(stack: np.ndarray, output: str, cubic
     assert sorted(os.listdir()) == sorted([output, "stack.tif", *record_of(output)])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("output", ["out.tif", "old.ome.zarr"])
 def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, output: str, tiny_folder: Path) -> None:
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
@@ -456,7 +455,12 @@ def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, out
     terminal, stderr = pty.openpty()  # progress is shown on a terminal only
     termios.tcsetwinsize(stderr, (24, 100))
     arguments = ["reconstruct", "stack.tif", output, "--uncertainty", "sd.tif", "--overwrite", "--model", tiny_folder]
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stderr=stderr, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stderr=stderr,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs behind
+    )
     os.close(stderr)
     shown = b""
     while not re.search(rb"reconstruct:.* [1-9]\d*/\d+ \[", shown):

@@ -141,7 +141,7 @@ def nothing(job: None, number: int) -> int:
 
 
 def planning(blocks: int) -> dict[str, Any]:
-    """Plan a volume of so many blocks, and give its parts out through Dask, as a run does, to a worker that does nothing."""
+    """Plan a volume of so many blocks, and give out its parts, as a run does, to a worker that does nothing."""
     from distributed import Client, LocalCluster
 
     begin = time.perf_counter()

@@ -145,7 +145,7 @@ class Case:
         if self.what == "train":
             sampling = Recipe.load(RECIPE).sampling
             return sampling.rows, sampling.frames, sampling.columns
-        z, y, x = map(min, self.volume_zyx, self.given_tile_zyx or default_tile(self.factor))
+        z, y, x = map(min, self.volume_zyx, self.given_tile_zyx or default_tile(self.volume_zyx[0], self.factor))
         return z, y, x
 
     def load(self) -> EMformerModel:

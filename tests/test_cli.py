@@ -446,21 +446,17 @@ def test_overwrite_replaces_the_old_output(stack: np.ndarray, output: str, cubic
     assert sorted(os.listdir()) == sorted([output, "stack.tif", *record_of(output)])
 
 
-@pytest.mark.parametrize("output", ["out.tif", "old.ome.zarr"])
-def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, output: str, tiny_folder: Path) -> None:
+def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, tiny_folder: Path) -> None:
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     write_volume("stack.tif", np.tile(truth[:4], (1, 52, 64)), SECTIONS)  # seconds of work
     write_volume("old.ome.zarr", truth, ISOTROPIC)
     before = files(folder)
     terminal, stderr = pty.openpty()  # progress is shown on a terminal only
     termios.tcsetwinsize(stderr, (24, 100))
-    arguments = ["reconstruct", "stack.tif", output, "--uncertainty", "sd.tif", "--overwrite", "--model", tiny_folder]
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stderr=stderr,
-        stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs behind
-    )
+    arguments = ["reconstruct", "stack.tif", "old.ome.zarr", "--uncertainty", "sd.tif", "--overwrite"]
+    arguments += ["--model", str(tiny_folder)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and children inherit that, in a shell's "&"
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=stderr, stdout=subprocess.PIPE)
     os.close(stderr)
     shown = b""
     while not re.search(rb"reconstruct:.* [1-9]\d*/\d+ \[", shown):

@@ -21,8 +21,11 @@ from emformer_hub.volumes.stored import Box
 
 HALO_ZYX = (6, 16, 16)
 """Sections, rows and columns seen beyond a block: leaves differences below one grey level to an undivided volume."""
-TILE_SECTIONS, TILE_SIDE, TILE_PLANES = 48, 128, 640
-"""What the network sees at once by default: at most 0.8 million voxels, that become at most 10.5 million."""
+TILE_SECTIONS, TILE_PLANES = 48, 640
+TILE_SIDE = 128
+"""What the network sees at once by default: at most 0.8 million voxels, that become at most 10.5 million; of so many
+rows and columns in a deep stack, and of more in a shallow one."""
+TILE_MULTIPLE = 16
 PLANES_MULTIPLE = 32
 """Blocks of a divided volume hold a multiple of so many planes, so that chunks of a file can be whole blocks."""
 
@@ -44,6 +47,17 @@ class Span:
         """The owned voxels within the seen ones, along y or x."""
         return slice(self.owned.start - self.seen.start, self.owned.stop - self.seen.start)
 
+    def halves(self, halo: int, multiple: int) -> list[Span]:
+        """The same samples as two spans, along y or x; one, if it is no longer than ``multiple``."""
+        middle = self.owned.start + math.ceil((self.owned.stop - self.owned.start) / 2 / multiple) * multiple
+        if middle >= self.owned.stop:
+            return [self]
+        last = middle - halo - (middle - halo) % multiple
+        return [
+            Span(slice(self.owned.start, middle, 1), slice(self.seen.start, min(middle + halo, self.seen.stop), 1)),
+            Span(slice(middle, self.owned.stop, 1), slice(max(self.seen.start, last), self.seen.stop, 1)),
+        ]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -62,6 +76,11 @@ class Block:
     def seen(self) -> Box:
         """Voxels of the input that it is computed from."""
         return (self.z.seen, self.y.seen, self.x.seen)
+
+    def quarters(self, multiple: int) -> list[Block]:
+        """The same voxels as up to four blocks with their own halos; one, if no side is longer than ``multiple``."""
+        _, halo_y, halo_x = HALO_ZYX
+        return [Block(self.z, y, x) for y in self.y.halves(halo_y, multiple) for x in self.x.halves(halo_x, multiple)]
 
 
 @dataclass(frozen=True)
@@ -153,17 +172,26 @@ def make_plan(
         InputError: ``tile_zyx`` is not three whole numbers, or has no room for a halo.
     """
     if tile_zyx is None:
-        tile_zyx = default_tile(sections.factor)
+        tile_zyx = default_tile(shape_zyx[0], sections.factor)
     elif len(tile_zyx) != 3 or not all(isinstance(side, int) for side in tile_zyx):
         raise InputError(f"tile_zyx is {tile_zyx}; expected three whole numbers, (sections, y, x).")
-    frames, rows, columns = config.window_size
-    lateral = int(np.lcm(frames, columns * config.patch_size))
-    return Plan(shape_zyx, sections, tile_zyx, (rows, lateral, lateral))
+    lateral = lateral_grid(config)
+    return Plan(shape_zyx, sections, tile_zyx, (config.window_size[1], lateral, lateral))
 
 
-def default_tile(factor: float) -> tuple[int, int, int]:
-    """The most that the network sees at once by default, (sections, y, x)."""
-    return (min(TILE_SECTIONS, int(TILE_PLANES / factor)), TILE_SIDE, TILE_SIDE)
+def lateral_grid(config: EMformerConfig) -> int:
+    """Voxels along y and x after which attention windows of either orientation begin anew."""
+    frames, _, columns = config.window_size
+    return int(np.lcm(frames, columns * config.patch_size))
+
+
+def default_tile(depth: int, factor: float) -> tuple[int, int, int]:
+    """The most that the network sees at once by default, (sections, y, x), of a stack of so many sections."""
+    sections = min(TILE_SECTIONS, int(TILE_PLANES / factor))
+    seen = min(sections, depth)
+    area = TILE_SIDE**2 * min(TILE_SECTIONS / seen, TILE_PLANES / (seen * factor))
+    side = math.isqrt(int(area)) // TILE_MULTIPLE * TILE_MULTIPLE
+    return (sections, side, side)
 
 
 def _spans(samples: int, length: int, side: int, scale: float, halo: int, multiple: int) -> Iterator[Span]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
-from emformer_hub.reconstruction.blocks import Block, make_plan
+from emformer_hub.reconstruction.blocks import Block, lateral_grid, make_plan
 from emformer_hub.volumes.checks import check_volume
+from emformer_hub.volumes.stored import Box
+
+log = logging.getLogger(__name__)
 
 ENSEMBLES = (1, 2, 4, 8, 16)
 
@@ -127,6 +131,9 @@ def reconstruct(
 class Restorer:
     """Makes blocks of one result, in any order; all that the blocks share.
 
+    Where the memory does not hold a block, it is made in quarters, and so are those after it. Voxels at the new sides
+    then differ from those of the whole block, as at sides of other blocks: by less than a grey level.
+
     Args:
         network: moves to the device.
         processor, statistics: of intensities.
@@ -142,6 +149,7 @@ class Restorer:
     ensemble: int
     device: torch.device
     precision: str = "auto"
+    _quarterings: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.network.to(device=self.device)  # type: ignore[call-arg]  # transformers hides the signature
@@ -156,7 +164,44 @@ class Restorer:
 
         Returns:
             ``(planes, y, x)`` of ``block.owned`` in the dtype of the volume, and float32, both in intensity units.
+
+        Raises:
+            InputError: there is not enough memory for the smallest blocks either.
         """
+        pieces = self._pieces(block, self._quarterings)
+        try:
+            return self._joined(seen, block, pieces)
+        except RuntimeError as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+                raise
+            found = str(error).splitlines()[0]
+        if len(self._pieces(block, self._quarterings + 1)) == len(pieces):
+            raise InputError(
+                f"there is not enough memory on {self.device}, even for the smallest blocks: {found} Close other "
+                f"programs, or use another device."
+            )
+        self._quarterings += 1
+        log.warning(
+            "There is not enough memory on %s (%s): going on with blocks a quarter as large.", self.device, found
+        )
+        return self.restore(seen, block)  # what the failed pass held is free by now
+
+    def _pieces(self, block: Block, quarterings: int) -> list[Block]:
+        pieces = [block]
+        for _ in range(quarterings):
+            pieces = [quarter for piece in pieces for quarter in piece.quarters(lateral_grid(self.network.config))]
+        return pieces
+
+    def _joined(self, seen: np.ndarray, block: Block, pieces: list[Block]) -> tuple[np.ndarray, np.ndarray]:
+        shape = [part.stop - part.start for part in block.owned]
+        whole = np.empty(shape, self.statistics.dtype), np.empty(shape, np.float32)
+        for piece in pieces:
+            made = self._restore(seen[_within(piece.seen, block.seen)], piece)
+            for to, voxels in zip(whole, made, strict=True):
+                to[_within(piece.owned, block.owned)] = voxels
+        return whole
+
+    def _restore(self, seen: np.ndarray, block: Block) -> tuple[np.ndarray, np.ndarray]:
         clip_zyx = torch.from_numpy(self.processor.normalise(seen, self.statistics)).to(self.device)
         planes = block.z.owned.stop - block.z.owned.start
         positions = self.sections.plane_positions(planes, block.z.owned.start) - block.z.seen.start
@@ -198,3 +243,9 @@ class Restorer:
         step = value.sub_(mean).div_(member + 1)
         mean += step
         variance.addcmul_(step, step, value=member * (member + 1)).addcmul_(scale, scale, value=2)  # Laplace: 2 scale²
+
+
+def _within(box: Box, whole: Box) -> Box:
+    """A box, counted from the first voxel of another that holds it."""
+    z, y, x = (slice(part.start - begin.start, part.stop - begin.start) for part, begin in zip(box, whole, strict=True))
+    return (z, y, x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,6 +81,20 @@ def test_the_blocks_of_a_box_fill_it_and_see_what_is_said(plan: Plan, data: st.D
     assert seen[plan.seen((z, y, x))].all() and seen.sum() == seen[plan.seen((z, y, x))].size
 
 
+@given(plans())
+def test_quarters_fill_a_block_and_see_their_halo(plan: Plan) -> None:
+    block = next(plan.blocks())
+    owners = np.zeros(plan.output_zyx, np.int8)
+    for quarter in block.quarters(GRID[1]):
+        owners[quarter.owned] += 1
+        for owned, seen, whole, halo in zip(quarter.owned, quarter.seen, block.seen, HALO_ZYX, strict=True):
+            assert whole.start <= seen.start and seen.stop <= whole.stop
+            assert halo == HALO_ZYX[0] or seen.start <= max(whole.start, owned.start - halo)
+            assert halo == HALO_ZYX[0] or seen.stop >= min(whole.stop, owned.stop + halo)
+        assert quarter.y.seen.start % GRID[1] == 0 and quarter.x.seen.start % GRID[2] == 0
+    assert owners[block.owned].all() and owners.sum() == owners[block.owned].size
+
+
 def test_a_box_that_cuts_a_block_is_refused() -> None:
     plan = make_plan((100, 500, 500), SectionModel(8), EMformerConfig())
     with pytest.raises(ValueError, match="a block crosses"):
@@ -92,6 +108,17 @@ def test_a_default_block_is_worth_its_halo(factor: float) -> None:
     seen = np.prod([part.stop - part.start for part in block.seen]) * factor
     owned = np.prod([part.stop - part.start for part in block.owned])
     assert seen / owned < 3.2
+
+
+@pytest.mark.parametrize("factor", [2.0, 8.0, 16.0])
+def test_blocks_of_a_shallow_stack_are_wider_and_no_larger(factor: float) -> None:
+    deep, shallow = (
+        next(make_plan((depth, 2000, 2000), SectionModel(factor), EMformerConfig()).blocks()) for depth in (300, 12)
+    )
+    areas = [math.prod(part.stop - part.start for part in block.owned[1:]) for block in (deep, shallow)]
+    volumes = [math.prod(part.stop - part.start for part in block.seen) for block in (deep, shallow)]
+    assert areas[1] > 2 * areas[0]
+    assert volumes[1] <= 48 * 128 * 128
 
 
 def test_a_volume_that_a_tile_holds_is_one_block() -> None:

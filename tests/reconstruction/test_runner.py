@@ -345,3 +345,40 @@ def nan_at(volume: np.ndarray, value: float) -> np.ndarray:
 def test_bad_volumes_are_named(tiny: EMformerModel, stack: np.ndarray, spoil, message: str) -> None:
     with pytest.raises(InputError, match=message):
         run(spoil(stack), tiny)
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+class SmallMemory:
+    """Runs out of memory where the network sees more than so many voxels."""
+
+    def __init__(self, model: EMformerModel, voxels: int, monkeypatch: pytest.MonkeyPatch):
+        self.largest = 0
+        forward = model.forward
+
+        def limited(clip: torch.Tensor, *arguments: object, **options: object) -> object:
+            if clip.numel() > voxels:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            self.largest = max(self.largest, clip.numel())
+            return forward(clip, *arguments, **options)
+
+        monkeypatch.setattr(model, "forward", limited)
+
+
+def test_blocks_that_memory_does_not_hold_are_made_in_quarters(
+    tiny: EMformerModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = neuropil((16, 96, 120))
+    whole = run(volume, tiny)
+    memory = SmallMemory(tiny, volume.size // 2, monkeypatch)
+    quartered = run(volume, tiny)
+    assert 0 < memory.largest <= volume.size // 2
+    assert difference(quartered.volume, whole.volume) <= 1  # grey level
+    assert "not enough memory on cpu (CUDA out of memory" in caplog.text
+
+
+def test_too_little_memory_for_any_block_is_said(tiny: EMformerModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    SmallMemory(tiny, 100, monkeypatch)
+    with pytest.raises(InputError, match=r"not enough memory on cpu, even for the smallest blocks.*another device"):
+        run(neuropil((16, 96, 120)), tiny)

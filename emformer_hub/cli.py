@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import Region, SectionModel, VoxelSize, parse_region
+from emformer_hub.geometry import SectionModel, VoxelSize, parse_region
 
 if TYPE_CHECKING:
     from emformer_hub.pretrained import PretrainedWeights
@@ -88,10 +88,10 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
     default="local",
     show_default=True,
     metavar="local|threads|processes|tcp://HOST:PORT",
-    help="Who makes the parts of a .zarr: this process, or Dask, here or on a cluster.",
+    help="Who makes the parts: this process, or Dask, here or on a cluster.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Of threads or processes.  [default: one for each core]")
-@click.option("--resume", is_flag=True, help="Go on with a run into a .zarr that was interrupted.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @OME_ZARR
 @OVERWRITE
 def reconstruct(
@@ -115,11 +115,14 @@ def reconstruct(
     """Turn an anisotropic stack into an isotropic volume.
 
     INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, HDF5, or MRC; OUTPUT ends in .zarr,
-    .tif, .ome.tif, .h5 or .mrc, or without a suffix becomes a folder of TIFF slices. What ends in .zarr is made a part
-    at a time: it need not fit into memory, and a run that was interrupted goes on with --resume.
+    .tif, .ome.tif, .h5 or .mrc, or without a suffix becomes a folder of TIFF slices. It is made a part at a time: it
+    need not fit into memory, and a run that was interrupted goes on with --resume.
     """
+    from tqdm import tqdm
+
+    from emformer_hub.reconstruction.cluster import on_dask
+    from emformer_hub.reconstruction.stream import reconstruct_file
     from emformer_hub.volumes import check_output, open_volume
-    from emformer_hub.volumes.output import ZARR_SUFFIXES
 
     if target_nm is not None and factor is not None:
         raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
@@ -127,12 +130,9 @@ def reconstruct(
     _check_different(input_path, *outputs)
     for path in outputs:
         check_output(path, overwrite or resume)
-    in_parts = [path.suffix.lower() in ZARR_SUFFIXES for path in outputs]
-    if (resume or scheduler != "local") and not all(in_parts):
-        raise click.UsageError("--resume and --scheduler go with outputs that end in .zarr: others are made at once.")
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
-    volume, size = _read(input_path, voxel_size, read=open_volume)
+    _, size = _read(input_path, voxel_size, read=open_volume)
     if size.z < min(size.y, size.x):
         raise InputError(
             f"z is finer than y and x in the voxel size {size} of {input_path}; expected sections further apart than "
@@ -144,88 +144,38 @@ def reconstruct(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights; the reconstruction has its own
-    region = None if roi is None else parse_region(roi)
-    settings: dict[str, Any] = {"factor": factor, "model": model, "thickness": thickness, "ensemble": ensemble}
-    settings |= {"device": device}
     start = time.monotonic()
-    if all(in_parts):
-        shape, dtype = _in_parts(
-            input_path,
-            output,
-            uncertainty,
-            voxel_size=size,
-            region=region,
-            ome_zarr=ome_zarr,
-            overwrite=overwrite,
-            resume=resume,
-            scheduler=scheduler,
-            workers=workers,
-            **settings,
-        )
-    else:
-        shape, dtype = _in_memory(volume, size, planes_size, outputs, region, str(input_path), overwrite, settings)
-    seconds = time.monotonic() - start
-    click.echo(
-        f"{output}: {'x'.join(map(str, shape))} {dtype}, {planes_size}, factor {factor:g}; "
-        f"{seconds:.1f} s, {math.prod(shape) / seconds / 1e6:.2f} Mvoxel/s ({ensemble} passes, {model})"
-    )
+    with tqdm(desc="reconstruct", unit="block", disable=None) as bar:  # shown on a terminal only
 
+        def progress(made: int, blocks: int) -> None:
+            if bar.total is None:
+                bar.initial = made  # by the run that this one goes on with
+            bar.total, bar.n = blocks, made
+            bar.refresh()
 
-def _in_memory(
-    volume: Volume,
-    size: VoxelSize,
-    planes_size: VoxelSize,
-    outputs: list[Path],
-    region: Region | None,
-    name: str,
-    overwrite: bool,
-    settings: dict[str, Any],
-) -> tuple[tuple[int, ...], Any]:
-    """Reconstruct a stack at once, and write the volume and its uncertainty; the shape and dtype of the volume."""
-    from emformer_hub.reconstruction import reconstruct as run
-    from emformer_hub.volumes import check_volume, write_volume
-    from emformer_hub.volumes.checks import check_region
-
-    if region is not None:
-        check_region(region, volume.data.shape, name)
-    stack = volume.data[:] if region is None else volume.data[region]
-    check_volume(stack, name)
-    result = run(stack, **settings)
-    first = _first_centre(volume, size, planes_size)
-    begin = (0, 0, 0) if region is None else [part.start for part in region]
-    z, y, x = (place + start * length for place, start, length in zip(first, begin, size.zyx, strict=True))
-    for path, data in zip(outputs, (result.volume, result.uncertainty), strict=False):
-        write_volume(path, data, planes_size, translation_nm=(z, y, x), overwrite=overwrite)
-    return result.volume.shape, result.volume.dtype
-
-
-def _in_parts(
-    input_path: Path, output: Path, uncertainty: Path | None, *, scheduler: str, workers: int | None, **settings: Any
-) -> tuple[tuple[int, ...], Any]:
-    """Reconstruct a stack of any size, a part at a time; the shape and dtype of the volume."""
-    from tqdm import tqdm
-
-    from emformer_hub.reconstruction.cluster import on_dask
-    from emformer_hub.reconstruction.stream import reconstruct_file
-    from emformer_hub.volumes import open_volume
-
-    bar = tqdm(desc="reconstruct", unit="part", disable=None)  # shown on a terminal only
-
-    def progress(done: int, parts: int) -> None:
-        bar.total, bar.n = parts, done
-        bar.refresh()
-
-    with bar:
         reconstruct_file(
             input_path,
             output,
+            voxel_size=size,
+            factor=factor,
+            model=model,
+            thickness=thickness,
+            ensemble=ensemble,
             uncertainty=uncertainty,
+            region=None if roi is None else parse_region(roi),
+            device=device,
+            ome_zarr=ome_zarr,
+            overwrite=overwrite,
+            resume=resume,
             scheduler=None if scheduler == "local" else on_dask(scheduler, workers),
             progress=progress,
-            **settings,
         )
     made = open_volume(output).data
-    return made.shape, made.dtype
+    seconds = time.monotonic() - start
+    click.echo(
+        f"{output}: {_shape(made)} {made.dtype}, {planes_size}, factor {factor:g}; "
+        f"{seconds:.1f} s, {made.size / seconds / 1e6:.2f} Mvoxel/s ({ensemble} passes, {model})"
+    )
 
 
 @main.command()

@@ -136,7 +136,7 @@ def test_degrade_reconstruct_evaluate(folder: Path, truth: np.ndarray, tiny_fold
     assert set(figures["ssim"]) == {"3d", "xy", "xz", "yz"} and all(0 < v <= 1 for v in figures["ssim"].values())
     assert set(figures["fsc"]["resolution_nm"]) >= {"z", "lateral"}
     assert f"{figures['psnr_db']:.2f} dB" in table and f"z {figures['fsc']['resolution_nm']['z']:.1f} nm" in table
-    assert sorted(os.listdir()) == ["figures.json", "out.ome.tif", "stack.tif", "truth.tif"]
+    assert sorted(os.listdir()) == ["figures.json", "out.ome.tif", "out.ome.tif.json", "stack.tif", "truth.tif"]
 
 
 # --- reconstruct: formats and voxel sizes ------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_the_voxel_size_is_written_to_every_format(stack: np.ndarray, output: st
     found = read_volume(output)
     assert found.voxel_size == ISOTROPIC
     np.testing.assert_allclose(found.data, interpolate(stack, SectionModel(4), "cubic").clip(0, 255), atol=1)
-    assert sorted(os.listdir()) == sorted(["stack.tif", output, *record_of(output)])
+    assert sorted(os.listdir()) == sorted(["stack.tif", output, f"{output}.json"])
 
 
 def test_planes_begin_at_the_face_where_sections_begin(stack: np.ndarray, cubic_folder: Path) -> None:
@@ -239,11 +239,6 @@ def test_uncertainty_is_written_beside_the_volume(stack: np.ndarray, cubic_folde
     assert uncertainty.data.dtype == np.float32 and uncertainty.data.shape == (48, 40, 32)
     assert uncertainty.voxel_size == ISOTROPIC
     assert (uncertainty.data > 0).all()
-
-
-def record_of(output: str) -> list[str]:
-    """What lies beside an output that is made in parts."""
-    return [f"{output}.json"] if output.endswith(".zarr") else []
 
 
 # --- reconstruct: bad input --------------------------------------------------------------------------------------
@@ -393,9 +388,15 @@ def test_a_full_disk(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ContiguousWriter, "write", full)
     arguments = ["reconstruct", "stack.tif", "out.tif", *options, "--model", cubic_folder]
-    refuse(folder, r"out\.tif could not be written: No space left on device", *arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(ContiguousWriter, "write", full)
+        result = call(*arguments)
+    assert result.exit_code == 2
+    assert "out.tif could not be written: No space left on device" in result.output and "--resume" in result.output
+    assert not Path("out.tif").exists() and not Path("sd.tif").exists()
+    succeed(call(*arguments, "--resume"))
+    assert sorted(os.listdir()) == sorted(["out.tif", "out.tif.json", "stack.tif", *options[1:]])
 
 
 def cut_short(model: Path) -> None:
@@ -443,7 +444,7 @@ def test_overwrite_replaces_the_old_output(stack: np.ndarray, output: str, cubic
     write_volume(output, stack, SECTIONS)
     succeed(reconstruct("stack.tif", output, "--overwrite", model=cubic_folder))
     assert read_volume(output).data.shape == (48, 40, 32)
-    assert sorted(os.listdir()) == sorted([output, "stack.tif", *record_of(output)])
+    assert sorted(os.listdir()) == sorted([output, "stack.tif", f"{output}.json"])
 
 
 def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, tiny_folder: Path) -> None:
@@ -478,11 +479,17 @@ def test_an_interrupted_write_keeps_the_old_output(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ContiguousWriter, "write", interrupted)
     for output in ("old.tif", "new.tif"):
-        result = reconstruct("stack.tif", output, "--overwrite", model=cubic_folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(ContiguousWriter, "write", interrupted)
+            result = reconstruct("stack.tif", output, "--overwrite", model=cubic_folder)
         assert result.exit_code not in (0, 2)
-        assert files(folder) == before
+        after = files(folder)
+        assert {name: after[name] for name in after if not name.startswith(".")} == before
+        succeed(reconstruct("stack.tif", output, "--resume", model=cubic_folder))
+        assert read_volume(output).data.shape == (48, 40, 32)
+        before = files(folder)
+        assert not any(name.startswith(".") for name in before)
 
 
 # --- degrade -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Reconstructions of any size: from a file to an OME-Zarr, a part at a time, and on from where they stopped.
+"""Reconstructions of any size: from file to file, a part at a time, and on from where they stopped.
 
-What fixes a result is a :class:`Job`, written as JSON beside the output before anything else. Every process that helps
-reads it, makes whole parts of the output, and makes them the same; a part counts as done once it is on the disk.
+Whatever the format of the output, it is an OME-Zarr in the making; another format is written from that. What fixes a
+result is a :class:`Job`, written as JSON beside the output before anything else. Every process that helps reads it,
+makes whole parts of the output, and makes them the same; a part counts as done once it is on the disk.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer
-from emformer_hub.volumes import boxes, check_output, open_volume
+from emformer_hub.volumes import boxes, check_output, check_volume, open_volume, write_volume
 from emformer_hub.volumes.checks import check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
-from emformer_hub.volumes.output import put_in_place
+from emformer_hub.volumes.output import ZARR_SUFFIXES, put_in_place
 from emformer_hub.volumes.stored import Box
 
 PART_VOXELS = 2**25
@@ -44,6 +45,7 @@ and 200 MB of volume and uncertainty while it waits to be written."""
 CHUNK_PLANES, CHUNK_SIDE = 64, 128
 
 Progress = Callable[[int, int], None]
+"""Is told how many blocks are made, and how many there are."""
 Scheduler = Callable[["Job", list[int]], Iterable[int]]
 """What makes the parts of these numbers, in any order, and yields each number when its part is on the disk."""
 
@@ -182,8 +184,12 @@ class Parts:
             )
         return seen
 
-    def make(self, number: int, seen: np.ndarray) -> list[np.ndarray]:
-        """A part of each output, from what is seen for it."""
+    def num_blocks(self, number: int) -> int:
+        """Of a part."""
+        return sum(1 for _ in self.plan.blocks(self.boxes[number]))
+
+    def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+        """A part of each output, from what is seen for it; ``tick`` is called after each block."""
         box = self.boxes[number]
         begin = [part.start for part in self.plan.seen(box)]
         shape = [part.stop - part.start for part in box]
@@ -198,6 +204,7 @@ class Parts:
             )
             for part, voxels in zip(parts, self.restorer.restore(seen[inside], block), strict=False):
                 part[place] = voxels
+            tick()
         return parts
 
     def write(self, number: int, parts: list[np.ndarray]) -> int:
@@ -213,7 +220,9 @@ def parts_of(job: Job, device: str | None = None) -> Parts:
     return Parts(job, device)
 
 
-def here(job: Job, numbers: list[int], device: str | None = None) -> Iterator[int]:
+def here(
+    job: Job, numbers: list[int], device: str | None = None, tick: Callable[[], None] = lambda: None
+) -> Iterator[int]:
     """Make parts in this process: one is read ahead, and one is written, while another is computed."""
     parts = parts_of(job, device)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
@@ -222,7 +231,7 @@ def here(job: Job, numbers: list[int], device: str | None = None) -> Iterator[in
         for place, number in enumerate(numbers, start=1):
             seen = ahead.pop().result()
             ahead += [reader.submit(parts.read, following) for following in numbers[place : place + 1]]
-            made = parts.make(number, seen)
+            made = parts.make(number, seen, tick)
             if behind is not None:
                 yield behind.result()
             behind = writer.submit(parts.write, number, made)
@@ -265,9 +274,9 @@ def reconstruct_file(
     overwrite: bool = False,
     resume: bool = False,
     scheduler: Scheduler | None = None,
-    progress: Progress = lambda done, parts: None,
+    progress: Progress = lambda made, blocks: None,
 ) -> Path:
-    """Reconstruct a stack that need not fit into memory, into an OME-Zarr.
+    """Reconstruct a stack that need not fit into memory.
 
     The output, and the uncertainty beside it, appear under their names once they are complete. Until then they lie
     beside their place under hidden names, with the list of what is done, and a run that was killed goes on with
@@ -275,18 +284,21 @@ def reconstruct_file(
 
     Args:
         path: a stack, in any format of ``open_volume``; Zarr, HDF5 and uncompressed TIFF are never loaded as a whole.
-        output: ``.zarr`` or ``.ome.zarr``; the record of the run lies beside it as ``.json``.
+        output: its suffix chooses the format, as for ``create_volume``. OME-Zarr is written as it is made; any other
+            format from an OME-Zarr under a hidden name, which takes its place on the disk too until the end. The record
+            of the run lies beside it as ``.json``.
         voxel_size: of the stack, nm.
         factor, model, thickness, offset, ensemble, device, precision, tile_zyx: as for :func:`reconstruct`; the model
             by name.
-        uncertainty: also write it here, ``.zarr`` or ``.ome.zarr``.
+        uncertainty: also write it here, in any of these formats.
         region: only this part of the stack; intensities are measured on the whole stack, so that a trial looks as the
             whole will.
-        ome_zarr: version of OME-Zarr to write, ``"0.4"`` or ``"0.5"``.
+        ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
         overwrite: replace outputs that exist, and forget a run that was not finished.
         resume: go on with a run that was not finished.
         scheduler: what makes the parts; default: this process.
-        progress: is told how many parts are done, and how many there are.
+        progress: is told how many blocks are made, and how many there are: after each block in this process, after each
+            part elsewhere.
 
     Returns:
         The record of the run.
@@ -316,20 +328,27 @@ def reconstruct_file(
         _begin(job, parts, resume=resume, overwrite=overwrite)
         done = _done(job)
         numbers = [number for number in range(len(parts.boxes)) if number not in done]
-        progress(len(done), len(parts.boxes))
+        made = sum(map(parts.num_blocks, done))
+
+        def tick(blocks: int = 1) -> None:
+            nonlocal made
+            made += blocks
+            progress(made, len(parts.plan))
+
+        tick(0)
         _write_done(job, done)
+        at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers)
         with (job.folder / "done").open("a") as file:
-            for number in (scheduler or (lambda job, numbers: here(job, numbers, device)))(job, numbers):
+            for number in at_work:
                 file.write(f"{number}\n")
                 file.flush()
                 os.fsync(file.fileno())
-                done.add(number)
-                progress(len(done), len(parts.boxes))
+                if scheduler is not None:
+                    tick(parts.num_blocks(number))
         seconds = time.time() - begin
         for writer, final in zip(parts.writers, job.outputs, strict=True):
             if writer.path.exists():  # a run may have been killed between two outputs
-                writer.finish()
-                put_in_place(writer.path, final)
+                _complete(job, writer, final)
         record = Path(output).with_name(f"{Path(output).name}.json")
         facts = {**dataclasses.asdict(job), "parts": len(parts.boxes), "made_now": len(numbers), "seconds_now": seconds}
         record.write_text(json.dumps(facts, indent=2) + "\n")
@@ -357,7 +376,11 @@ def _job(
     z, y, x = region or (slice(0, depth), slice(0, height), slice(0, width))
     check_region((z, y, x), volume.data.shape, path)
     chosen = ((z.start, z.stop), (y.start, y.stop), (x.start, x.stop))
-    check_stack(tuple(stop - start for start, stop in chosen), volume.data.dtype, f"the region of {path}")
+    part = path if region is None else f"the region of {path}"
+    check_stack(tuple(stop - start for start, stop in chosen), volume.data.dtype, part)
+    if isinstance(volume.data, np.ndarray):  # others are looked at part by part, as they are read
+        check_volume(volume.data[z, y, x], part)
+    weights = fingerprint(EMformerModel.from_pretrained(model))
     statistics = EMformerProcessor.from_pretrained(model).measure(volume.data)
     planes_size = voxel_size.with_z(voxel_size.z / sections.factor)
     first = volume.translation_nm or (0.0, 0.0, 0.0)
@@ -371,7 +394,7 @@ def _job(
         input_modified=split_address(Path(path))[0].stat().st_mtime,
         region=chosen,
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
-        weights=fingerprint(EMformerModel.from_pretrained(model)),
+        weights=weights,
         factor=sections.factor,
         thickness=sections.thickness,
         offset=sections.offset,
@@ -392,7 +415,7 @@ def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
     if file.exists() and resume:
         _check_same(Job.load(file), job)
         return
-    if file.exists() and not overwrite:
+    if file.exists() and not overwrite and _done(job):
         raise InputError(
             f"{job.output} was begun by a run that did not finish ({len(_done(job))} of {len(parts.boxes)} parts are "
             f"done); add --resume to go on with it, or --overwrite to begin again."
@@ -420,6 +443,20 @@ def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
     job.save(file)
 
 
+def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
+    """Give what was made its format and its name."""
+    if final.suffix.lower() in ZARR_SUFFIXES:
+        writer.finish()
+        put_in_place(writer.path, final)
+        return
+    made = open_volume(writer.path).data
+    try:
+        write_volume(final, made, VoxelSize(*job.voxel_size), translation_nm=job.translation, overwrite=True)
+    except InputError as error:
+        raise InputError(f"{error} All is made: the same command with --resume writes it.") from error
+    shutil.rmtree(writer.path)
+
+
 def _check_same(begun: Job, job: Job) -> None:
     different = [
         f"{field.name} was {getattr(begun, field.name)!r}, is {getattr(job, field.name)!r}"
@@ -434,12 +471,16 @@ def _check_same(begun: Job, job: Job) -> None:
 
 
 def _check_disk(job: Job, voxels: int) -> None:
-    needed = voxels * (np.dtype(job.input_dtype).itemsize + (4 if job.uncertainty else 0))
+    needed = 0.0
+    for path, dtype in zip(job.outputs, (job.input_dtype, "float32"), strict=False):
+        size = voxels * np.dtype(dtype).itemsize
+        # compression saves less than half of an electron micrograph
+        needed += size / 2 + (0 if path.suffix.lower() in ZARR_SUFFIXES else size)
     free = shutil.disk_usage(Path(job.output).parent).free
-    if needed // 2 > free:  # compression saves less than half of an electron micrograph
+    if needed > free:
         raise InputError(
-            f"{job.output} needs up to {needed / 1e9:.1f} GB of disk, of which {free / 1e9:.1f} are free. Free some, "
-            f"choose another folder, or a part of the stack with --roi."
+            f"{job.output} needs about {needed / 1e9:.1f} GB of disk, of which {free / 1e9:.1f} are free. Free "
+            f"some, choose another folder, or a part of the stack with --roi."
         )
 
 
@@ -477,8 +518,9 @@ def _alone(job: Job) -> Iterator[None]:
             f"on with --resume."
         ) from error
     finally:
-        if not (job.folder / "job.json").exists():  # nothing was begun, or all is done
-            shutil.rmtree(job.folder, ignore_errors=True)
+        if not _done(job):  # or all is done, and in its place
+            for path in (*map(partial_output, job.outputs), job.folder):
+                shutil.rmtree(path, ignore_errors=True)
         lock.release()
 
 

@@ -1,12 +1,14 @@
-"""Does it scale? Memory against the size of the volume, what the runner costs beside the network, and planning.
+"""Does it scale? Memory against the size of the volume, what the runner costs, workers, and planning.
 
     python benchmarks/scale.py --json scale.json
 
-prints three Markdown tables (a quarter of an hour on two cores); benchmarks/README.md says what each column means.
+prints four Markdown tables (half an hour on two cores); benchmarks/README.md says what each column means.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
 import sys
 import tempfile
@@ -31,15 +33,18 @@ from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import stream
 from emformer_hub.reconstruction.blocks import make_plan
+from emformer_hub.reconstruction.cluster import on_dask
 from emformer_hub.reconstruction.cluster import run as give_out
 from emformer_hub.reconstruction.stream import Job, Parts, part_sides, reconstruct_file
-from emformer_hub.volumes import boxes, write_volume
+from emformer_hub.volumes import boxes, open_volume, write_volume
 
 FACTOR = 8.0
 SIZES = {"0.06": (32, 512, 512), "0.25": (32, 1024, 1024), "1": (64, 1448, 1448)}
 """Gigavoxels of a result, and sections, rows and columns of the stack."""
 CHEAP = {"hidden_size": 8, "num_hidden_layers": 1, "num_basis": 6, "num_scale_basis": 3, "condition_size": 8}
 """A network whose results are of no use: what is measured is all that is around it."""
+WORKERS = (1, 2, 4)
+"""Processes of one thread each."""
 BLOCKS = 100_000
 PHANTOM_ZYX = (32, 128, 128)
 
@@ -54,6 +59,13 @@ OVERHEAD: Columns = {
     "network alone s": lambda row: f"{row['network_s']:.1f}",
     "from file to file s": lambda row: f"{row['whole_s']:.1f}",
     "overhead": lambda row: f"{100 * (row['whole_s'] / row['network_s'] - 1):+.1f} %",
+}
+SCALING: Columns = {
+    "workers": lambda row: row["workers"],
+    "parts": lambda row: row["parts"],
+    "seconds": lambda row: f"{row['seconds']:.0f}",
+    "times as fast": lambda row: f"{row['speedup']:.2f}",
+    "same voxels": lambda row: "yes" if row["same"] else "NO",
 }
 PLANNING: Columns = {
     "blocks": lambda row: f"{row['blocks']:,}",
@@ -136,6 +148,31 @@ def overhead(folder: Path, model: str, shape: tuple[int, int, int]) -> Iterator[
     yield {"model": model, "network_s": time.perf_counter() - begin, "whole_s": whole}
 
 
+def scaling(folder: Path, model: str, shape: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
+    """The same run by more and more Dask workers, each a process with one thread; starting them counts."""
+    in_fresh_process(make_stack, folder / "stack.zarr", shape)
+    first: dict[str, Any] = {}
+    for workers in WORKERS:
+        row = in_fresh_process(by_workers, folder / "stack.zarr", folder / f"{workers}.zarr", model, workers)
+        first = first or row
+        same = row["checksum"] == first["checksum"]
+        yield {**row, "workers": workers, "speedup": first["seconds"] / row["seconds"], "same": same}
+
+
+def by_workers(stack: Path, output: Path, model: str, workers: int) -> dict[str, Any]:
+    begin = time.perf_counter()
+    settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1}
+    record = reconstruct_file(
+        stack, output, voxel_size=VoxelSize(8 * FACTOR, 8, 8), scheduler=on_dask("processes", workers), **settings
+    )
+    seconds = time.perf_counter() - begin
+    checksum = hashlib.sha256()
+    for planes in open_volume(output).data:
+        checksum.update(planes.tobytes())
+    parts = json.loads(record.read_text())["parts"]
+    return {"model": model, "seconds": seconds, "parts": parts, "checksum": checksum.hexdigest()}
+
+
 def nothing(job: None, number: int) -> int:
     return number
 
@@ -168,10 +205,10 @@ def planning(blocks: int) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.option("--part", "chosen", type=click.Choice(["memory", "overhead", "planning"]), multiple=True)
+@click.option("--part", "chosen", type=click.Choice(["memory", "overhead", "workers", "planning"]), multiple=True)
 @click.option("--size", "sizes", type=click.Choice(list(SIZES)), multiple=True, help="Gigavoxels.  [default: all]")
 @click.option("--blocks", type=int, default=BLOCKS, show_default=True)
-@click.option("--model", default="emformer-small", show_default=True, help="Of the table of overhead.")
+@click.option("--model", default="emformer-small", show_default=True, help="Of the tables of overhead and workers.")
 @click.option("--json", "json_path", type=OutputFile())
 def main(chosen: tuple[str, ...], sizes: tuple[str, ...], blocks: int, model: str, json_path: Path | None) -> None:
     device = choose_device()
@@ -184,6 +221,7 @@ def main(chosen: tuple[str, ...], sizes: tuple[str, ...], blocks: int, model: st
         tables = {
             "memory": (MEMORY, lambda: memory(Path(folder), wanted)),
             "overhead": (OVERHEAD, lambda: overhead(Path(folder), model, SIZES["0.06"])),
+            "workers": (SCALING, lambda: scaling(Path(folder), model, SIZES["0.25"])),
             "planning": (PLANNING, lambda: iter([in_fresh_process(planning, blocks)])),
         }
         for name, (columns, rows) in tables.items():

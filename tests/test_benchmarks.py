@@ -468,6 +468,16 @@ def test_every_planned_part_is_given_out(tmp_path: Path) -> None:
     assert row["plan_s"] > 0 and row["give_out_s"] > 0 and row["peak_bytes"] > 1e8
 
 
+@pytest.mark.slow
+def test_workers_are_compared_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(scale, "PHANTOM_ZYX", (16, 32, 32))
+    monkeypatch.setattr(scale, "WORKERS", (1, 2))
+    one, two = scale.scaling(tmp_path, "emformer-tiny", (8, 48, 40))
+    assert one["speedup"] == 1 and two["speedup"] > 0
+    assert one["same"] and two["same"]
+
+
 def test_memory_and_overhead_are_those_of_runs_from_file_to_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,7 +183,7 @@ def test_the_verdict_is_plain(in_plane: list[float], left_out: list[float], begi
     assert verdict(rows).startswith(begins)
 
 
-@pytest.mark.parametrize("method", ["full", "head", "dora"])
+@pytest.mark.parametrize("method", ["full", "head", pytest.param("dora", marks=pytest.mark.slow)])
 def test_other_methods_leave_models_too(place: Path, tmp_path: Path, method: str) -> None:
     result = run_here(place, tmp_path / "run", "--method", method, steps=3)
     assert result.exit_code == 0, result.output

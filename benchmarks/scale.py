@@ -61,8 +61,8 @@ OVERHEAD: Columns = {
     "overhead": lambda row: f"{100 * (row['whole_s'] / row['network_s'] - 1):+.1f} %",
 }
 SCALING: Columns = {
-    "workers": lambda row: row["workers"],
-    "parts": lambda row: row["parts"],
+    "workers": lambda row: f"{row['workers']}",
+    "parts": lambda row: f"{row['parts']}",
     "seconds": lambda row: f"{row['seconds']:.0f}",
     "times as fast": lambda row: f"{row['speedup']:.2f}",
     "same voxels": lambda row: "yes" if row["same"] else "NO",

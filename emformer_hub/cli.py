@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize, parse_region
 
 if TYPE_CHECKING:
     from emformer_hub.pretrained import PretrainedWeights
+    from emformer_hub.reconstruction.stream import Forecast
     from emformer_hub.volumes import Volume
 
 PATH = click.Path(path_type=Path)
@@ -92,6 +94,14 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
 )
 @click.option("--workers", type=click.IntRange(1), help="Of threads or processes.  [default: one for each core]")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@click.option("--dry-run", is_flag=True, help="Make one block, say what the whole takes, and write nothing.")
+@click.option(
+    "--follow",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="INPUT is a folder that sections are still written to: show them in a preview as they land, and make OUTPUT "
+    "when none has landed for so long.",
+)
 @OME_ZARR
 @OVERWRITE
 def reconstruct(
@@ -109,6 +119,8 @@ def reconstruct(
     scheduler: str,
     workers: int | None,
     resume: bool,
+    dry_run: bool,
+    follow: float | None,
     ome_zarr: str,
     overwrite: bool,
 ) -> None:
@@ -121,17 +133,22 @@ def reconstruct(
     from tqdm import tqdm
 
     from emformer_hub.reconstruction.cluster import on_dask
-    from emformer_hub.reconstruction.stream import reconstruct_file
+    from emformer_hub.reconstruction.follow import sections_landing
+    from emformer_hub.reconstruction.stream import forecast, make_job, reconstruct_file
     from emformer_hub.volumes import check_output, open_volume
 
     if target_nm is not None and factor is not None:
         raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
+    if follow is not None and (resume or roi or dry_run):
+        raise click.UsageError("--follow takes no --resume, --roi or --dry-run: the stack is not complete yet.")
     outputs = [path for path in (output, uncertainty) if path is not None]
     _check_different(input_path, *outputs)
     for path in outputs:
         check_output(path, overwrite or resume)
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
+    if follow is not None:
+        next(sections_landing(input_path, follow))
     _, size = _read(input_path, voxel_size, read=open_volume)
     if size.z < min(size.y, size.x):
         raise InputError(
@@ -144,6 +161,19 @@ def reconstruct(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of loading weights; the reconstruction has its own
+    settings: dict[str, Any] = {
+        "voxel_size": size,
+        "factor": factor,
+        "model": model,
+        "thickness": thickness,
+        "ensemble": ensemble,
+        "device": device,
+    }
+    part: dict[str, Any] = {"uncertainty": uncertainty, "region": roi and parse_region(roi), "ome_zarr": ome_zarr}
+    if dry_run:
+        _say_forecast(output, forecast(make_job(input_path, output, **settings, **part), device))
+        return
+    preview = None if follow is None else _preview(input_path, output, settings, follow)
     start = time.monotonic()
     with tqdm(desc="reconstruct", unit="block", disable=None) as bar:  # shown on a terminal only
 
@@ -156,20 +186,15 @@ def reconstruct(
         reconstruct_file(
             input_path,
             output,
-            voxel_size=size,
-            factor=factor,
-            model=model,
-            thickness=thickness,
-            ensemble=ensemble,
-            uncertainty=uncertainty,
-            region=None if roi is None else parse_region(roi),
-            device=device,
-            ome_zarr=ome_zarr,
+            **settings,
+            **part,
             overwrite=overwrite,
             resume=resume,
             scheduler=None if scheduler == "local" else on_dask(scheduler, workers),
             progress=progress,
         )
+    if preview is not None:
+        shutil.rmtree(preview)
     made = open_volume(output).data
     seconds = time.monotonic() - start
     click.echo(
@@ -550,6 +575,32 @@ def doctor() -> None:
             click.echo(f"{'':<24}{finding.remedy}")
     if any(finding.remedy for finding in findings):
         raise SystemExit(1)
+
+
+def _preview(folder: Path, output: Path, settings: dict[str, Any], idle_s: float) -> Path:
+    """Show sections as they land, until none has for a while; the path of the preview."""
+    from emformer_hub.reconstruction.follow import follow, preview_path
+
+    preview = preview_path(output)
+    click.echo(f"{preview}: a preview of what has landed; {output} follows when no section has for {idle_s:g} s.")
+
+    def told(sections: int, planes: int) -> None:
+        click.echo(f"{sections} sections have landed: {planes} planes")
+
+    follow(folder, preview, **{**settings, "ensemble": 1}, idle_s=idle_s, told=told)
+    return preview
+
+
+def _say_forecast(output: Path, expected: Forecast) -> None:
+    from tqdm import tqdm
+
+    needs = expected.needs
+    click.echo(f"{expected.voxels / 1e6:,.1f} Mvoxel in {expected.parts:,} parts of {expected.blocks:,} blocks")
+    seconds = tqdm.format_interval(expected.seconds)
+    click.echo(f"time    about {seconds}, by this process; {expected.block_seconds:.2f} s a block")
+    click.echo(f"memory  about {needs.memory / 1e9:.1f} GB, of which {needs.free_memory / 1e9:.1f} GB are free")
+    click.echo(f"disk    about {needs.disk / 1e9:.2g} GB, of which {needs.free_disk / 1e9:.1f} GB are free")
+    needs.check(str(output))
 
 
 def _published(name: str) -> PretrainedWeights:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from emformer_hub.errors import InputError
-from emformer_hub.reconstruction.stream import Job, Scheduler, parts_of
+from emformer_hub.reconstruction.stream import Job, Made, Scheduler, parts_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,10 +25,9 @@ RETRIES = 2
 """How often a part is tried again after an error, such as a file server that did not answer."""
 
 
-def make_part(job: Job, number: int) -> int:
-    """Make one part, on a worker; the number of the part, once it is on the disk."""
-    parts = parts_of(job)
-    return parts.write(number, parts.make(number, parts.read(number)))
+def make_part(job: Job, number: int) -> Made:
+    """Make one part, on a worker; returns once it is on the disk."""
+    return parts_of(job).complete(number)
 
 
 def on_dask(address: str, workers: int | None = None) -> Scheduler:
@@ -52,15 +51,16 @@ def on_dask(address: str, workers: int | None = None) -> Scheduler:
     if address not in ("processes", "threads") and "://" not in address:
         raise InputError(f"scheduler is {address!r}; expected local, threads, processes, or tcp://HOST:PORT.")
 
-    def scheduler(job: Job, numbers: list[int]) -> Iterator[int]:
+    def scheduler(job: Job, numbers: list[int]) -> Iterator[Made]:
         with _client(address, workers) as client:
-            yield from run(client, make_part, job, numbers)
+            for stage in parts_of(job).stages(numbers):
+                yield from run(client, make_part, job, stage)
 
     return scheduler
 
 
-def run(client: Client, make: Any, job: Any, numbers: list[int]) -> Iterator[int]:
-    """Give out parts, a few for each worker at a time, and yield those that are done.
+def run(client: Client, make: Any, job: Any, numbers: list[int]) -> Iterator[Any]:
+    """Give out parts, a few for each worker at a time, and yield what is made of each.
 
     Raises:
         InputError: the scheduler went away, workers were lost again and again, or a part failed every time.

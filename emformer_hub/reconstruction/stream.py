@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer
 from emformer_hub.volumes import boxes, check_output, check_volume, open_volume, write_volume
 from emformer_hub.volumes.checks import check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address
-from emformer_hub.volumes.ome_zarr import OMEZarrWriter
+from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
 from emformer_hub.volumes.output import ZARR_SUFFIXES, put_in_place
 from emformer_hub.volumes.stored import Box
 
@@ -43,11 +44,27 @@ PART_VOXELS = 2**25
 """A part of the output holds about so many voxels at most: a minute or two on a CPU, lost at most when a run is killed,
 and 200 MB of volume and uncertainty while it waits to be written."""
 CHUNK_PLANES, CHUNK_SIDE = 64, 128
+NETWORK_BYTES = 10**9
+"""That the network takes at most for a block of the default tile, on a CPU."""
+PARTS_AT_ONCE = 3
+"""In memory: one is made, one is written, and input is read ahead."""
 
+Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Is told how many blocks are made, and how many there are."""
-Scheduler = Callable[["Job", list[int]], Iterable[int]]
-"""What makes the parts of these numbers, in any order, and yields each number when its part is on the disk."""
+
+
+class Made(NamedTuple):
+    """A part that is on the disk, and the seconds that it took to read, to compute and to write."""
+
+    number: int
+    read: float
+    compute: float
+    write: float
+
+
+Scheduler = Callable[["Job", list[int]], Iterable[Made]]
+"""What makes the parts of these numbers, stage by stage, and yields each when it is on the disk."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +179,26 @@ class Parts:
         """Of the output, each a file of it; whole blocks."""
         return list(boxes(self.plan.output_zyx, part_sides(self.plan)))
 
+    @cached_property
+    def coarser(self) -> list[tuple[int, Box]]:
+        """Level and box of the parts of the pyramid; they are numbered after the boxes, the finest level first."""
+        if not any(_is_zarr(path) for path in self.job.outputs):
+            return []
+        levels = pyramid(self.plan.output_zyx, VoxelSize(*self.job.voxel_size), self.job.translation)
+        sides = part_sides(self.plan)
+        return [(number, box) for number, level in enumerate(levels) if number for box in boxes(level.shape, sides)]
+
+    def __len__(self) -> int:
+        return len(self.boxes) + len(self.coarser)
+
+    def stages(self, numbers: Iterable[int]) -> Iterator[list[int]]:
+        """The same numbers, ascending; parts of one stage are made in any order, once all before it are done."""
+        for _, stage in itertools.groupby(sorted(numbers), self._level):
+            yield list(stage)
+
+    def _level(self, number: int) -> int:
+        return 0 if number < len(self.boxes) else self.coarser[number - len(self.boxes)][0]
+
     def read(self, number: int) -> np.ndarray:
         """The voxels of the input that a part is made from.
 
@@ -185,8 +222,8 @@ class Parts:
         return seen
 
     def num_blocks(self, number: int) -> int:
-        """Of a part."""
-        return sum(1 for _ in self.plan.blocks(self.boxes[number]))
+        """That the network makes for a part: none for one of the pyramid."""
+        return 0 if self._level(number) else sum(1 for _ in self.plan.blocks(self.boxes[number]))
 
     def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
         """A part of each output, from what is seen for it; ``tick`` is called after each block."""
@@ -207,11 +244,27 @@ class Parts:
             tick()
         return parts
 
-    def write(self, number: int, parts: list[np.ndarray]) -> int:
-        """Put a part of each output on the disk; the number of the part."""
+    def write(self, number: int, parts: list[np.ndarray]) -> None:
+        """Put a part of each output on the disk."""
         for writer, voxels in zip(self.writers, parts, strict=True):
             writer.write(self.boxes[number], voxels)
-        return number
+
+    def coarsen(self, number: int) -> None:
+        """Make a part of the pyramid of each output that is to have one."""
+        level, box = self.coarser[number - len(self.boxes)]
+        for writer, final in zip(self.writers, self.job.outputs, strict=True):
+            if _is_zarr(final):
+                writer.coarsen(level, box)
+
+    def complete(self, number: int) -> Made:
+        """Make a part of any stage, from file to file."""
+        if self._level(number):
+            _, seconds = _timed(self.coarsen, number)
+            return Made(number, 0.0, 0.0, seconds)
+        seen, read = _timed(self.read, number)
+        made, compute = _timed(self.make, number, seen)
+        _, write = _timed(self.write, number, made)
+        return Made(number, read, compute, write)
 
 
 @lru_cache(maxsize=1)
@@ -222,21 +275,117 @@ def parts_of(job: Job, device: str | None = None) -> Parts:
 
 def here(
     job: Job, numbers: list[int], device: str | None = None, tick: Callable[[], None] = lambda: None
-) -> Iterator[int]:
+) -> Iterator[Made]:
     """Make parts in this process: one is read ahead, and one is written, while another is computed."""
     parts = parts_of(job, device)
+    for stage in parts.stages(numbers):
+        yield from (_overlapped(parts, stage, tick) if stage[0] < len(parts.boxes) else map(parts.complete, stage))
+
+
+def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[], None]) -> Iterator[Made]:
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead = [reader.submit(parts.read, number) for number in numbers[:1]]
-        behind: Future[int] | None = None
+        ahead = [reader.submit(_timed, parts.read, number) for number in numbers[:1]]
+        behind: list[tuple[int, float, float, Future[tuple[None, float]]]] = []
         for place, number in enumerate(numbers, start=1):
-            seen = ahead.pop().result()
-            ahead += [reader.submit(parts.read, following) for following in numbers[place : place + 1]]
-            made = parts.make(number, seen, tick)
-            if behind is not None:
-                yield behind.result()
-            behind = writer.submit(parts.write, number, made)
-        if behind is not None:
-            yield behind.result()
+            seen, read = ahead.pop().result()
+            ahead += [reader.submit(_timed, parts.read, following) for following in numbers[place : place + 1]]
+            made, compute = _timed(parts.make, number, seen, tick)
+            yield from map(_written, behind)
+            behind = [(number, read, compute, writer.submit(_timed, parts.write, number, made))]
+        yield from map(_written, behind)
+
+
+def _written(part: tuple[int, float, float, Future[tuple[None, float]]]) -> Made:
+    number, read, compute, writing = part
+    return Made(number, read, compute, writing.result()[1])
+
+
+def _timed(function: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
+    begin = time.perf_counter()
+    return function(*arguments), time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run takes of a machine, about, and what is there; bytes.
+
+    Attributes:
+        disk, free_disk: for the outputs, at the most that lies there at once.
+        memory, free_memory: for the network on its largest block, and parts that are read, made and written.
+    """
+
+    disk: int
+    free_disk: int
+    memory: int
+    free_memory: int
+
+    def check(self, output: str) -> None:
+        """Raise ``InputError`` if the run does not fit."""
+        if self.disk > self.free_disk:
+            raise InputError(
+                f"{output} needs about {self.disk / 1e9:.1f} GB of disk, of which {self.free_disk / 1e9:.1f} are free. "
+                f"Free some, choose another folder, or a part of the stack with --roi."
+            )
+        if self.memory > self.free_memory:
+            raise InputError(
+                f"{output} needs about {self.memory / 1e9:.1f} GB of memory, of which {self.free_memory / 1e9:.1f} are "
+                f"free. Close other programs, or use another machine."
+            )
+
+
+def needs(job: Job, plan: Plan) -> Needs:
+    """What a run takes of this machine."""
+    from psutil import virtual_memory
+
+    voxels, disk = math.prod(plan.output_zyx), 0.0
+    sizes = [np.dtype(dtype).itemsize for dtype in (job.input_dtype, "float32")[: len(job.outputs)]]
+    for path, size in zip(job.outputs, sizes, strict=True):
+        # compression saves less than half of an electron micrograph; a pyramid is a seventh of its image
+        disk += voxels * size * (8 / 7 / 2 if _is_zarr(path) else 3 / 2)
+    part = math.prod(map(min, part_sides(plan), plan.output_zyx))
+    memory = NETWORK_BYTES + PARTS_AT_ONCE * part * sum(sizes)
+    free = shutil.disk_usage(Path(job.output).parent).free
+    return Needs(int(disk), free, memory, virtual_memory().available)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes:
+        needs: of disk and memory.
+        voxels, parts, blocks: of the output.
+        block_seconds: that the network took for one block, on this device.
+    """
+
+    needs: Needs
+    voxels: int
+    parts: int
+    blocks: int
+    block_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of one process; reading, writing and the pyramid add a twentieth or so, on a disk of this machine."""
+        return self.blocks * self.block_seconds
+
+
+def forecast(job: Job, device: str | None = None) -> Forecast:
+    """Make one block in the middle of the stack, to say what the whole will take; nothing is written.
+
+    Raises:
+        InputError: the stack cannot be read.
+    """
+    parts = parts_of(job, device)
+    number = len(parts.boxes) // 2
+    first, seen = parts.plan.seen(parts.boxes[number]), parts.read(number)
+    blocks = list(parts.plan.blocks(parts.boxes[number]))
+    block = blocks[len(blocks) // 2]
+    inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(block.seen, first, strict=True))
+    seconds = min(_timed(parts.restorer.restore, seen[inside], block)[1] for _ in range(2))  # the first one warms up
+    share = math.prod(part.stop - part.start for part in block.owned) / math.prod(parts.plan.output_zyx)
+    of_all = seconds / share / len(parts.plan)  # blocks at the end of an axis are smaller
+    return Forecast(needs(job, parts.plan), math.prod(parts.plan.output_zyx), len(parts.boxes), len(parts.plan), of_all)
 
 
 def part_sides(plan: Plan) -> tuple[int, int, int]:
@@ -308,16 +457,19 @@ def reconstruct_file(
             is another run, or none, or is at work still.
     """
     begin = time.time()
-    job = _job(
-        str(path),
-        str(output),
+    job = make_job(
+        path,
+        output,
         voxel_size=voxel_size,
-        sections=SectionModel(factor, thickness, offset),
+        factor=factor,
         model=model,
+        thickness=thickness,
+        offset=offset,
         ensemble=ensemble,
-        uncertainty=None if uncertainty is None else str(uncertainty),
+        uncertainty=uncertainty,
         region=region,
-        precision=str(choose_precision(precision, choose_device(device))).removeprefix("torch."),
+        device=device,
+        precision=precision,
         tile_zyx=tile_zyx,
         ome_zarr=ome_zarr,
     )
@@ -327,7 +479,7 @@ def reconstruct_file(
         parts = parts_of(job, device)
         _begin(job, parts, resume=resume, overwrite=overwrite)
         done = _done(job)
-        numbers = [number for number in range(len(parts.boxes)) if number not in done]
+        numbers = [number for number in range(len(parts)) if number not in done]
         made = sum(map(parts.num_blocks, done))
 
         def tick(blocks: int = 1) -> None:
@@ -339,35 +491,53 @@ def reconstruct_file(
         _write_done(job, done)
         at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers)
         with (job.folder / "done").open("a") as file:
-            for number in at_work:
-                file.write(f"{number}\n")
+            for part in at_work:
+                done[part.number] = part
+                file.write(_line(part))
                 file.flush()
                 os.fsync(file.fileno())
-                if scheduler is not None:
-                    tick(parts.num_blocks(number))
-        seconds = time.time() - begin
+                if scheduler is not None and (blocks := parts.num_blocks(part.number)):
+                    tick(blocks)
         for writer, final in zip(parts.writers, job.outputs, strict=True):
             if writer.path.exists():  # a run may have been killed between two outputs
                 _complete(job, writer, final)
         record = Path(output).with_name(f"{Path(output).name}.json")
-        facts = {**dataclasses.asdict(job), "parts": len(parts.boxes), "made_now": len(numbers), "seconds_now": seconds}
+        facts = {
+            **dataclasses.asdict(job),
+            "parts": len(parts.boxes),
+            "made_now": sum(number < len(parts.boxes) for number in numbers),
+            "seconds_now": time.time() - begin,
+            "seconds": _seconds(parts, done.values()),
+        }
         record.write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(job.folder)
     return record
 
 
-def _job(
-    path: str,
-    output: str,
+def make_job(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
     voxel_size: VoxelSize,
-    sections: SectionModel,
-    model: str,
-    region: Region | None,
-    ensemble: int,
-    **others: Any,
+    factor: float,
+    model: str = "emformer-small",
+    thickness: float = 1.0,
+    offset: float | None = None,
+    ensemble: int = 2,
+    uncertainty: str | os.PathLike[str] | None = None,
+    region: Region | None = None,
+    device: str | None = None,
+    precision: str = "auto",
+    tile_zyx: tuple[int, int, int] | None = None,
+    ome_zarr: str = "0.5",
 ) -> Job:
-    """Look at the stack and the model, and fix what is to be made."""
+    """Look at the stack and the model, and fix what is to be made; arguments are those of :func:`reconstruct_file`.
+
+    Raises:
+        InputError: the stack or an argument is unusable.
+    """
+    sections = SectionModel(factor, thickness, offset)
+    path = str(path)
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
     volume = open_volume(path)
@@ -404,8 +574,11 @@ def _job(
         voxel_size=(float(planes_size.z), float(planes_size.y), float(planes_size.x)),
         translation=(at_z + (planes_size.z - voxel_size.z) / 2, at_y, at_x),
         output=str(Path(output).absolute()),
+        uncertainty=None if uncertainty is None else str(Path(uncertainty).absolute()),
+        precision=str(choose_precision(precision, choose_device(device))).removeprefix("torch."),
+        tile_zyx=tile_zyx,
+        ome_zarr=ome_zarr,
         version=importlib.metadata.version("emformer-hub"),
-        **{**others, "uncertainty": others["uncertainty"] and str(Path(others["uncertainty"]).absolute())},
     )
 
 
@@ -417,7 +590,7 @@ def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
         return
     if file.exists() and not overwrite and _done(job):
         raise InputError(
-            f"{job.output} was begun by a run that did not finish ({len(_done(job))} of {len(parts.boxes)} parts are "
+            f"{job.output} was begun by a run that did not finish ({len(_done(job))} of {len(parts)} parts are "
             f"done); add --resume to go on with it, or --overwrite to begin again."
         )
     if resume and all(path.exists() for path in job.outputs):
@@ -428,7 +601,7 @@ def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(partial_output(path), ignore_errors=True)
     (job.folder / "done").unlink(missing_ok=True)
     shape = parts.plan.output_zyx
-    _check_disk(job, math.prod(shape))
+    needs(job, parts.plan).check(job.output)
     for path, dtype in zip(job.outputs, (parts.stack.dtype, np.dtype(np.float32)), strict=False):
         OMEZarrWriter.create(
             partial_output(path),
@@ -443,10 +616,25 @@ def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
     job.save(file)
 
 
+def _is_zarr(path: Path) -> bool:
+    return path.suffix.lower() in ZARR_SUFFIXES
+
+
+def _seconds(parts: Parts, done: Iterable[Made]) -> dict[str, float]:
+    """What all parts took, added up over runs and workers: reading, network, writing, and the pyramid."""
+    fine = [part for part in done if part.number < len(parts.boxes)]
+    pyramid = [part for part in done if part.number >= len(parts.boxes)]
+    return {
+        "reading": sum(part.read for part in fine),
+        "network": sum(part.compute for part in fine),
+        "writing": sum(part.write for part in fine),
+        "pyramid": sum(part.write for part in pyramid),
+    }
+
+
 def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
     """Give what was made its format and its name."""
-    if final.suffix.lower() in ZARR_SUFFIXES:
-        writer.finish()
+    if _is_zarr(final):
         put_in_place(writer.path, final)
         return
     made = open_volume(writer.path).data
@@ -470,30 +658,22 @@ def _check_same(begun: Job, job: Job) -> None:
         )
 
 
-def _check_disk(job: Job, voxels: int) -> None:
-    needed = 0.0
-    for path, dtype in zip(job.outputs, (job.input_dtype, "float32"), strict=False):
-        size = voxels * np.dtype(dtype).itemsize
-        # compression saves less than half of an electron micrograph
-        needed += size / 2 + (0 if path.suffix.lower() in ZARR_SUFFIXES else size)
-    free = shutil.disk_usage(Path(job.output).parent).free
-    if needed > free:
-        raise InputError(
-            f"{job.output} needs about {needed / 1e9:.1f} GB of disk, of which {free / 1e9:.1f} are free. Free "
-            f"some, choose another folder, or a part of the stack with --roi."
-        )
-
-
-def _done(job: Job) -> set[int]:
-    """The parts that are on the disk; a line that was cut when the run was killed does not count."""
+def _done(job: Job) -> dict[int, Made]:
+    """The parts that are on the disk, by number; a line that was cut when the run was killed does not count."""
     file = job.folder / "done"
-    return {int(line) for line in file.read_text().split("\n")[:-1]} if file.exists() else set()
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    parts = (Made(int(number), *map(float, seconds)) for number, *seconds in map(str.split, lines))
+    return {part.number: part for part in parts}
 
 
-def _write_done(job: Job, done: set[int]) -> None:
+def _line(part: Made) -> str:
+    return f"{part.number} {part.read:.3f} {part.compute:.3f} {part.write:.3f}\n"
+
+
+def _write_done(job: Job, done: dict[int, Made]) -> None:
     """Write the list anew, without a line that was cut; whole, or not at all."""
     partial = job.folder / "done.partial"
-    partial.write_text("".join(f"{number}\n" for number in sorted(done)))
+    partial.write_text("".join(map(_line, done.values())))
     os.replace(partial, job.folder / "done")
 
 

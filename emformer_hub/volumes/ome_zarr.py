@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -34,6 +34,7 @@ SMALLEST_LEVEL = 128
 VERSIONS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 """Of OME-Zarr, and the format of Zarr that each is written in."""
 _AXES = ("z", "y", "x")
+Number = TypeVar("Number", int, float)
 _ALL_STORED = "every_chunk_is_stored"
 """In the metadata of an image: a file that is missing is lost, where Zarr reads zeros."""
 # what zarr and its codecs raise on damaged or unsupported data
@@ -112,7 +113,7 @@ class OMEZarrWriter:
 
         if version not in VERSIONS:
             raise InputError(f"OME-Zarr {version!r} cannot be written; expected {' or '.join(VERSIONS)}.")
-        levels = list(_levels(shape_zyx, voxel_size, translation_nm))
+        levels = pyramid(shape_zyx, voxel_size, translation_nm)
         multiscale: dict[str, Any] = {
             "axes": [{"name": axis, "type": "space", "unit": "nanometer"} for axis in _AXES],
             "datasets": [
@@ -175,40 +176,58 @@ class OMEZarrWriter:
         """Write a box, whose sides are those of parts; when this returns, it is on the disk."""
         _write(self.path, self._arrays[0], box, voxels)
 
+    def coarsen(self, level: int, part: Box) -> None:
+        """Make a part of a level, 1 or more, from the level before: means over pairs of voxels, along the axes halved.
+
+        Its sides are multiples of those of parts; when this returns, it is on the disk.
+        """
+        finer, coarser = self._arrays[level - 1 : level + 1]
+        steps = [2 if a > b else 1 for a, b in zip(finer.shape, coarser.shape, strict=True)]
+        voxels = np.empty([side.stop - side.start for side in part], coarser.dtype)
+        for box in boxes(voxels.shape, coarser.chunks):
+            source = tuple(
+                slice((side.start + inside.start) * n, (side.start + inside.stop) * n)
+                for side, inside, n in zip(part, box, steps, strict=True)
+            )
+            means = _means(np.asarray(finer[source]), steps)
+            voxels[box] = np.rint(means) if voxels.dtype.kind in "iu" else means
+        _write(self.path, coarser, part, voxels)
+
     def finish(self) -> None:
-        """Make the other levels, each from the one before, a part at a time: means over pairs of voxels."""
-        for finer, coarser in itertools.pairwise(self._arrays):
-            steps = [2 if a > b else 1 for a, b in zip(finer.shape, coarser.shape, strict=True)]
-            for part in boxes(coarser.shape, coarser.shards or coarser.chunks):
-                voxels = np.empty([side.stop - side.start for side in part], coarser.dtype)
-                for box in boxes(voxels.shape, coarser.chunks):
-                    source = tuple(
-                        slice((side.start + inside.start) * n, (side.start + inside.stop) * n)
-                        for side, inside, n in zip(part, box, steps, strict=True)
-                    )
-                    means = _means(np.asarray(finer[source]), steps)
-                    voxels[box] = np.rint(means) if voxels.dtype.kind in "iu" else means
-                _write(self.path, coarser, part, voxels)
+        """Make the other levels, each from the one before, a part at a time."""
+        for level, array in enumerate(self._arrays[1:], start=1):
+            for part in boxes(array.shape, array.shards or array.chunks):
+                self.coarsen(level, part)
+
+    def grow(self, planes: int) -> None:
+        """Make the image and its levels longer along z; the new voxels are zeros until they are written."""
+        halved = [finer.shape[0] > coarser.shape[0] for finer, coarser in itertools.pairwise(self._arrays)]
+        for array, half in zip(self._arrays, (False, *halved), strict=True):
+            planes = math.ceil(planes / 2) if half else planes
+            array.resize((planes, *array.shape[1:]))
 
 
 @dataclass(frozen=True)
-class _Level:
-    shape: tuple[int, ...]
-    voxel_size: tuple[float, ...]
-    translation: tuple[float, ...]
+class Level:
+    """Of a pyramid: shape in voxels, their size and the centre of the first in nm; each ``(z, y, x)``."""
+
+    shape: tuple[int, int, int]
+    voxel_size: tuple[float, float, float]
+    translation: tuple[float, float, float]
 
 
-def _levels(
-    shape_zyx: tuple[int, int, int], voxel_size: VoxelSize, translation_nm: Sequence[float]
-) -> Iterator[_Level]:
-    """Halved along the axes whose voxels are the shortest, until no side is longer than ``SMALLEST_LEVEL``.
+def pyramid(shape_zyx: tuple[int, int, int], voxel_size: VoxelSize, translation_nm: Sequence[float]) -> list[Level]:
+    """The levels of an image: halved along the axes whose voxels are the shortest, until no side is longer than
+    ``SMALLEST_LEVEL``.
 
     The first voxel of a coarser level lies in the middle of those that it is the mean of, half a voxel of theirs
     further.
     """
-    level = _Level(
-        shape_zyx, tuple(float(length) for length in voxel_size.zyx), tuple(float(place) for place in translation_nm)
-    )
+    return list(_levels(shape_zyx, voxel_size, translation_nm))
+
+
+def _levels(shape_zyx: tuple[int, int, int], voxel_size: VoxelSize, translation_nm: Sequence[float]) -> Iterator[Level]:
+    level = Level(shape_zyx, _triple(map(float, voxel_size.zyx)), _triple(map(float, translation_nm)))
     yield level
     while max(level.shape) > SMALLEST_LEVEL:
         shortest = min(size for size, length in zip(level.voxel_size, level.shape, strict=True) if length > 1)
@@ -216,15 +235,20 @@ def _levels(
             2 if size < math.sqrt(2) * shortest and length > 1 else 1
             for size, length in zip(level.voxel_size, level.shape, strict=True)
         ]
-        level = _Level(
-            tuple(math.ceil(length / n) for length, n in zip(level.shape, steps, strict=True)),
-            tuple(size * n for size, n in zip(level.voxel_size, steps, strict=True)),
-            tuple(
+        level = Level(
+            _triple(math.ceil(length / n) for length, n in zip(level.shape, steps, strict=True)),
+            _triple(size * n for size, n in zip(level.voxel_size, steps, strict=True)),
+            _triple(
                 place + (n - 1) / 2 * size
                 for place, size, n in zip(level.translation, level.voxel_size, steps, strict=True)
             ),
         )
         yield level
+
+
+def _triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
+    z, y, x = values
+    return (z, y, x)
 
 
 def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:

@@ -26,16 +26,21 @@ _NAME = "section_{}.tif"  # of the files that are written
 _NAMED = 12  # missing sections that a message lists
 
 
-def open_volume(folder: Path) -> Volume[StoredArray]:
+def open_volume(folder: Path, *, but_last: bool = False) -> Volume[StoredArray]:
     """Open a folder of sections; each stays on disk until it is sliced. Other files and hidden ones are left out.
 
     Voxel size and position are those that the first section states; few programs state how far sections are apart.
+
+    Args:
+        folder: of the sections.
+        but_last: leave out the last section, which may be half written.
 
     Raises:
         InputError: no images, TIFF and PNG mixed, a number missing among the names, an unreadable or RGB image, or
             sections of different shapes or dtypes.
     """
     paths = _sections(folder)
+    paths = paths[:-1] if but_last and len(paths) > 1 else paths
     _check_numbers(folder, paths)
     (height, width), dtype = _properties(paths[0])
     check_dtype(dtype, str(paths[0]))

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import stream
 from emformer_hub.reconstruction.cluster import on_dask, run
-from emformer_hub.reconstruction.stream import Job, reconstruct_file
-from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.reconstruction.stream import Job, Made, reconstruct_file
+from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 
 distributed = pytest.importorskip("distributed", reason="Dask is the extra [cluster]")
 SETTINGS: dict[str, Any] = {"voxel_size": VoxelSize(24, 8, 8), "factor": 3.0, "model": "emformer-tiny", "ensemble": 1}
@@ -46,8 +47,10 @@ def cluster() -> Iterator[Any]:
 class SmallParts(distributed.WorkerPlugin):
     def setup(self, worker: Any) -> None:
         from emformer_hub.reconstruction import stream
+        from emformer_hub.volumes import ome_zarr
 
         stream.PART_VOXELS = 1
+        ome_zarr.SMALLEST_LEVEL = 10
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +75,28 @@ def test_workers_make_the_same_voxels(cluster: Any, stack: Path, expected: np.nd
     assert told == [(done, 8) for done in range(9)]
 
 
+def test_workers_make_the_pyramid(
+    cluster: Any, stack: Path, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ome_zarr, "SMALLEST_LEVEL", 10)
+    reconstruct_file(stack, tmp_path / "out.zarr", scheduler=on_dask(cluster.scheduler_address), **SETTINGS)
+    write_volume(tmp_path / "whole.zarr", expected, VoxelSize(8, 8, 8))
+    made, whole = (zarr.open_group(tmp_path / name, mode="r") for name in ("out.zarr", "whole.zarr"))
+    assert sorted(made.array_keys()) == list("01234")
+    for level in "01234":
+        np.testing.assert_array_equal(made[level][:], whole[level][:])
+
+
 def test_a_worker_that_is_killed_loses_nothing(cluster: Any, stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
     inner = on_dask(cluster.scheduler_address)
 
-    def scheduler(job: Job, numbers: list[int]) -> Iterator[int]:
-        for made, number in enumerate(inner(job, numbers)):
+    def scheduler(job: Job, numbers: list[int]) -> Iterator[Made]:
+        for made, part in enumerate(inner(job, numbers)):
             if made == 1:
                 with distributed.Client(cluster, set_as_default=False) as client:
                     pids = client.run(os.getpid)
                 os.kill(next(iter(pids.values())), signal.SIGKILL)
-            yield number
+            yield part
 
     reconstruct_file(stack, tmp_path / "out.zarr", scheduler=scheduler, **SETTINGS)
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
@@ -103,10 +118,10 @@ def test_what_is_no_scheduler_is_said(stack: Path, tmp_path: Path, monkeypatch: 
 def test_a_scheduler_that_goes_away_leaves_what_is_done(stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
     with distributed.LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
 
-        def scheduler(job: Job, numbers: list[int]) -> Iterator[int]:
+        def scheduler(job: Job, numbers: list[int]) -> Iterator[Made]:
             with distributed.Client(cluster.scheduler_address, set_as_default=False, timeout=5) as client:
-                for made, number in enumerate(run(client, slow, job, numbers)):
-                    yield number
+                for made, part in enumerate(run(client, slow, job, numbers)):
+                    yield part
                     if made == 1:
                         cluster.close()
 
@@ -116,7 +131,7 @@ def test_a_scheduler_that_goes_away_leaves_what_is_done(stack: Path, expected: n
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
 
 
-def slow(job: Job, number: int) -> int:
+def slow(job: Job, number: int) -> Made:
     from emformer_hub.reconstruction.cluster import make_part
 
     time.sleep(0.2)

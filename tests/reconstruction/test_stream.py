@@ -20,8 +20,8 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize, parse_region
 from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import Reconstruction, reconstruct, stream
-from emformer_hub.reconstruction.stream import Job, reconstruct_file, state_folder
-from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.reconstruction.stream import Job, forecast, make_job, reconstruct_file, state_folder
+from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 
 SIZE = VoxelSize(24, 8, 8)
 SETTINGS: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}
@@ -40,6 +40,46 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(stack: Path) -> Reconstruction:
     return reconstruct(read_volume(stack).data, tile_zyx=TILE, progress=False, **SETTINGS)
+
+
+def test_the_pyramid_is_made_in_parts_and_goes_on_where_it_stopped(
+    stack: Path, expected: Reconstruction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ome_zarr, "SMALLEST_LEVEL", 10)
+    output, told = tmp_path / "out.zarr", []
+    for after in (9, 1, 1):  # before the pyramid is complete
+        with pytest.raises(Interrupted):
+            run(stack, output, resume=bool(told), scheduler=interrupted_after(after), uncertainty=tmp_path / "sure.tif")
+        told.append(len(done(output)))
+    record = run(stack, output, resume=True, uncertainty=tmp_path / "sure.tif")
+    write_volume(tmp_path / "whole.zarr", expected.volume, VoxelSize(8, 8, 8))
+    made, whole = (zarr.open_group(tmp_path / name, mode="r") for name in ("out.zarr", "whole.zarr"))
+    assert told == [9, 10, 11] and sorted(made.array_keys()) == sorted(whole.array_keys()) == list("01234")
+    for level in "01234":
+        np.testing.assert_array_equal(made[level][:], whole[level][:])
+    seconds = json.loads(record.read_text())["seconds"]
+    assert set(seconds) == {"reading", "network", "writing", "pyramid"} and all(s > 0 for s in seconds.values())
+
+
+def test_a_forecast_writes_nothing_and_comes_near(stack: Path, tmp_path: Path) -> None:
+    job = make_job(stack, tmp_path / "out.zarr", tile_zyx=TILE, voxel_size=SIZE, **SETTINGS)
+    expected = forecast(job, "cpu")
+    assert list(tmp_path.iterdir()) == []
+    record = run(stack, tmp_path / "out.zarr")
+    took = json.loads(record.read_text())["seconds"]["network"]
+    assert (expected.voxels, expected.parts, expected.blocks) == (72 * 60 * 90, 8, 8)
+    assert took / 5 < expected.seconds < took * 5  # another process may be at work
+    written = sum(file.stat().st_size for file in (tmp_path / "out.zarr").rglob("*"))
+    assert 0.4 * written < expected.needs.disk < 3 * written
+
+
+def test_memory_that_is_too_small_is_told_before_the_work(
+    stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "NETWORK_BYTES", 10**15)
+    with pytest.raises(InputError, match=r"needs about 1000000\.0 GB of memory, of which"):
+        run(stack, tmp_path / "out.zarr")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +139,8 @@ class Interrupted(Exception):
 
 def interrupted_after(parts: int) -> Any:
     def scheduler(job: Job, numbers: list[int]) -> Any:
-        for made, number in enumerate(stream.here(job, numbers, "cpu")):
-            yield number
+        for made, part in enumerate(stream.here(job, numbers, "cpu")):
+            yield part
             if made + 1 == parts:
                 raise Interrupted
 
@@ -254,9 +294,11 @@ def test_voxels_that_are_no_numbers_are_named_by_place(stack: Path, tmp_path: Pa
 COMMAND = """
 import sys
 from emformer_hub.reconstruction import stream
+from emformer_hub.volumes import ome_zarr
 from emformer_hub.cli import main
 stream.PART_VOXELS = 1
 stream.make_plan = lambda shape, sections, config, tile, make=stream.make_plan: make(shape, sections, config, {tile})
+ome_zarr.SMALLEST_LEVEL = 30
 main(sys.argv[1:])
 """
 
@@ -285,8 +327,8 @@ def kill_and_resume(stack: Path, output: Path, moments: list[float]) -> int:
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed += 1
-        lines = file.read_text().splitlines() if file.exists() else []
-        assert len(lines) == len(set(lines))  # no part is made twice but the one in flight
+        numbers = [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
+        assert len(numbers) == len(set(numbers))  # no part is made twice but the one in flight
     else:
         process = start(stack, output, "--resume")
     _, errors = process.communicate(timeout=120)

@@ -1,0 +1,184 @@
+"""A stack that grows while the microscope runs: a preview of what has landed, section by section."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emformer_hub.devices import choose_device
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction.blocks import HALO_ZYX, Block, Span, make_plan
+from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.volumes import Volume, slices
+from emformer_hub.volumes.checks import MIN_SECTIONS
+from emformer_hub.volumes.ome_zarr import OMEZarrWriter, is_zarr
+
+STEP = 8
+"""Sections that land before the preview goes on; more at once where they are there already."""
+MOST = 32
+POLL_S = 0.5
+
+Landed = Callable[[int, int], None]
+"""Is told how many sections have landed, and how many planes the preview has."""
+
+
+def sections_landing(
+    folder: Path, idle_s: float, *, at_least: int = MIN_SECTIONS, seen: int = 0
+) -> Iterator[Volume[Any]]:
+    """The stack in a folder each time that more sections have landed, until none has for a while.
+
+    A section that is still being written, or whose number comes before one that is missing yet, has not landed.
+
+    Args:
+        folder: of TIFF or PNG sections; may be empty still.
+        idle_s: seconds without a new section after which the stack is complete.
+        at_least: sections that are waited for before the first time.
+        seen: sections that are known already.
+
+    Raises:
+        InputError: no folder; or the time is over and what lies there cannot be read, or is less than ``at_least``.
+    """
+    if not folder.is_dir() or is_zarr(folder):
+        raise InputError(f"{folder} is no folder of sections; --follow waits for TIFF or PNG files in a folder.")
+    last, landed, known = time.monotonic(), 0, -1
+    trouble: InputError | None = None
+    while True:
+        files = sum(1 for _ in folder.iterdir())
+        if trouble or files != known:
+            last = last if files == known else time.monotonic()
+            known, volume, trouble = files, *_whole(folder, seen)
+            landed = 0 if volume is None else len(volume.data)
+            if volume is not None and landed > max(seen, at_least - 1):
+                yield volume
+                seen, last = landed, time.monotonic()
+        if time.monotonic() - last > idle_s:
+            if trouble and files:
+                raise InputError(f"{trouble} (No section has landed for {idle_s:g} s.)") from trouble
+            if seen < at_least:
+                raise InputError(
+                    f"{folder} holds {landed} section{'s' * (landed != 1)}, and none has landed for {idle_s:g} s; "
+                    f"expected at least {at_least}. Is it the right folder?"
+                )
+            return
+        time.sleep(min(POLL_S, idle_s / 4))
+
+
+def _whole(folder: Path, seen: int) -> tuple[Volume[Any] | None, InputError | None]:
+    """The sections that can be read, all or all but the last, and what is wrong if not all can."""
+    trouble = None
+    for but_last in (False, True):
+        try:
+            volume = slices.open_volume(folder, but_last=but_last)
+            volume.data[seen:, :1]  # a section may have its size and not all of its voxels
+            return volume, trouble
+        except InputError as error:
+            trouble = trouble or error
+    return None, trouble
+
+
+def preview_path(output: Path) -> Path:
+    """Of an output, while its stack grows."""
+    return output.with_name(f"{output.name.split('.')[0]}.preview.zarr")
+
+
+def follow(
+    folder: Path,
+    preview: Path,
+    *,
+    voxel_size: VoxelSize,
+    factor: float,
+    model: str = "emformer-small",
+    thickness: float = 1.0,
+    offset: float | None = None,
+    ensemble: int = 1,
+    device: str | None = None,
+    idle_s: float = 60.0,
+    told: Landed = lambda sections, planes: None,
+) -> None:
+    """Reconstruct sections as they land, into an OME-Zarr that grows, until none has landed for a while.
+
+    A preview: intensities are measured on the sections at hand, because the whole stack is not known. The newest
+    planes are made again once the sections after them have landed.
+
+    Args:
+        folder: of sections.
+        preview: OME-Zarr to make; one that exists is replaced.
+        voxel_size: of the stack, nm.
+        factor, model, thickness, offset, ensemble, device: as for :func:`~emformer_hub.reconstruction.reconstruct`.
+        idle_s: seconds without a new section after which the stack is complete.
+        told: is told how many sections have landed, and how many planes the preview has.
+
+    Raises:
+        InputError: as :func:`sections_landing`; or an argument is unusable.
+    """
+    sections = SectionModel(factor, thickness, offset)
+    network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
+    growing = _Preview(network, processor, sections, ensemble, device, preview, voxel_size)
+    shown = 0
+    for volume in sections_landing(folder, idle_s):
+        while len(volume.data) - shown >= (STEP if shown else MIN_SECTIONS):
+            shown = min(shown + MOST, len(volume.data))
+            growing.add(volume, shown)
+            told(shown, sections.num_planes(shown))
+    if shown < len(volume.data):
+        growing.add(volume, len(volume.data))
+        told(len(volume.data), sections.num_planes(len(volume.data)))
+
+
+@dataclass
+class _Preview:
+    network: EMformerModel
+    processor: EMformerProcessor
+    sections: SectionModel
+    ensemble: int
+    device: str | None
+    path: Path
+    voxel_size: VoxelSize
+    complete: int = 0
+    """Sections whose planes will not change any more."""
+
+    def add(self, volume: Volume[Any], landed: int) -> None:
+        """Make the planes of sections up to ``landed``, from those that are complete on."""
+        halo = HALO_ZYX[0]
+        first = max(0, self.complete - halo)
+        first -= first % self.network.config.window_size[1]  # attention windows lie as in the whole stack
+        window = np.asarray(volume.data[first:landed])
+        statistics = self.processor.measure(window)
+        restorer = Restorer(
+            self.network, self.processor, self.sections, statistics, self.ensemble, choose_device(self.device)
+        )
+        planes = self.sections.num_planes(landed)
+        owned = slice(math.floor(self.complete * self.sections.factor), planes, 1)
+        made = np.empty((planes - owned.start, *window.shape[1:]), window.dtype)
+        z, y, x = window.shape
+        for block in make_plan((z, y, x), self.sections, self.network.config).blocks():
+            if block.z.owned.start == 0:  # along z, the window is one block
+                whole = Block(Span(owned, slice(first, landed, 1)), block.y, block.x)
+                made[:, block.y.owned, block.x.owned], _ = restorer.restore(
+                    window[:, block.y.seen, block.x.seen], whole
+                )
+        self._write(volume, owned, made)
+        self.complete = max(0, landed - halo)
+
+    def _write(self, volume: Volume[Any], owned: slice, made: np.ndarray) -> None:
+        if owned.start == 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            planes_size = self.voxel_size.with_z(self.voxel_size.z / self.sections.factor)
+            at_z, at_y, at_x = volume.translation_nm or (0.0, 0.0, 0.0)
+            where = (at_z + (planes_size.z - self.voxel_size.z) / 2, at_y, at_x)
+            writer = OMEZarrWriter.create(self.path, made.shape, made.dtype, planes_size, where)
+        else:
+            writer = OMEZarrWriter(self.path)
+            writer.grow(owned.stop)
+        writer.write((owned, slice(0, made.shape[1], 1), slice(0, made.shape[2], 1)), made)
+        writer.finish()

@@ -184,8 +184,8 @@ def planning(blocks: int) -> dict[str, Any]:
     begin = time.perf_counter()
     columns = 96 * blocks // 200  # 20 blocks along z, 10 along y
     plan = make_plan((640, 960, columns), SectionModel(FACTOR), EMformerConfig())
-    divided = list(boxes(plan.output_zyx, part_sides(plan)))
-    count = sum(1 for box in divided for _ in plan.blocks(box))
+    divided = boxes(plan.output_zyx, part_sides(plan))
+    count = sum(map(plan.num_blocks, divided))
     planned = time.perf_counter() - begin
     begin = time.perf_counter()
     with (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,6 +146,10 @@ class Plan:
     def __len__(self) -> int:
         return math.prod(map(len, self._spans))
 
+    def num_blocks(self, box: Box) -> int:
+        """Of a box of the result, whose sides blocks must not cross."""
+        return math.prod(len(_within(*axis)) for axis in zip(self._spans, box, strict=True))
+
     def blocks(self, box: Box | None = None) -> Iterator[Block]:
         """The blocks, along x, then y, then z; those of a box of the result, whose sides blocks must not cross."""
         chosen = self._spans if box is None else [_within(*axis) for axis in zip(self._spans, box, strict=True)]
@@ -211,7 +216,8 @@ def _share(length: int, most_of_two: int, most: int, multiple: int) -> int:
 
 
 def _within(spans: list[Span], part: slice) -> list[Span]:
-    inside = [span for span in spans if span.owned.start < part.stop and span.owned.stop > part.start]
+    first, last = (bisect_left(spans, end, key=lambda span: span.owned.start) for end in (part.start, part.stop))
+    inside = spans[first:last]
     if not inside or inside[0].owned.start != part.start or inside[-1].owned.stop != part.stop:
         raise ValueError(f"a block crosses the side of {part}, or there is none in it.")
     return inside

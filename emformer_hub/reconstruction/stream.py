@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,29 +175,33 @@ class Parts:
         return [OMEZarrWriter(partial_output(path)) for path in self.job.outputs]
 
     @cached_property
-    def boxes(self) -> list[Box]:
+    def boxes(self) -> Sequence[Box]:
         """Of the output, each a file of it; whole blocks."""
-        return list(boxes(self.plan.output_zyx, part_sides(self.plan)))
+        return boxes(self.plan.output_zyx, part_sides(self.plan))
 
     @cached_property
-    def coarser(self) -> list[tuple[int, Box]]:
-        """Level and box of the parts of the pyramid; they are numbered after the boxes, the finest level first."""
+    def pyramid(self) -> list[Sequence[Box]]:
+        """Boxes of the coarser levels, the finest first; their parts are numbered after those of the output."""
         if not any(_is_zarr(path) for path in self.job.outputs):
             return []
         levels = pyramid(self.plan.output_zyx, VoxelSize(*self.job.voxel_size), self.job.translation)
-        sides = part_sides(self.plan)
-        return [(number, box) for number, level in enumerate(levels) if number for box in boxes(level.shape, sides)]
+        return [boxes(level.shape, part_sides(self.plan)) for level in levels[1:]]
 
     def __len__(self) -> int:
-        return len(self.boxes) + len(self.coarser)
+        return len(self.boxes) + sum(map(len, self.pyramid))
 
     def stages(self, numbers: Iterable[int]) -> Iterator[list[int]]:
         """The same numbers, ascending; parts of one stage are made in any order, once all before it are done."""
-        for _, stage in itertools.groupby(sorted(numbers), self._level):
+        for _, stage in itertools.groupby(sorted(numbers), lambda number: self.place(number)[0]):
             yield list(stage)
 
-    def _level(self, number: int) -> int:
-        return 0 if number < len(self.boxes) else self.coarser[number - len(self.boxes)][0]
+    def place(self, number: int) -> tuple[int, Box]:
+        """Level and box of a part; level 0 is the output itself."""
+        for level, inside in enumerate((self.boxes, *self.pyramid)):
+            if number < len(inside):
+                return level, inside[number]
+            number -= len(inside)
+        raise IndexError(number)
 
     def read(self, number: int) -> np.ndarray:
         """The voxels of the input that a part is made from.
@@ -223,7 +227,8 @@ class Parts:
 
     def num_blocks(self, number: int) -> int:
         """That the network makes for a part: none for one of the pyramid."""
-        return 0 if self._level(number) else sum(1 for _ in self.plan.blocks(self.boxes[number]))
+        level, box = self.place(number)
+        return 0 if level else self.plan.num_blocks(box)
 
     def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
         """A part of each output, from what is seen for it; ``tick`` is called after each block."""
@@ -251,14 +256,14 @@ class Parts:
 
     def coarsen(self, number: int) -> None:
         """Make a part of the pyramid of each output that is to have one."""
-        level, box = self.coarser[number - len(self.boxes)]
+        level, box = self.place(number)
         for writer, final in zip(self.writers, self.job.outputs, strict=True):
             if _is_zarr(final):
                 writer.coarsen(level, box)
 
     def complete(self, number: int) -> Made:
         """Make a part of any stage, from file to file."""
-        if self._level(number):
+        if number >= len(self.boxes):
             _, seconds = _timed(self.coarsen, number)
             return Made(number, 0.0, 0.0, seconds)
         seen, read = _timed(self.read, number)
@@ -667,7 +672,7 @@ def _done(job: Job) -> dict[int, Made]:
 
 
 def _line(part: Made) -> str:
-    return f"{part.number} {part.read:.3f} {part.compute:.3f} {part.write:.3f}\n"
+    return f"{part.number} {part.read:.6f} {part.compute:.6f} {part.write:.6f}\n"
 
 
 def _write_done(job: Job, done: dict[int, Made]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -37,9 +39,36 @@ class VolumeWriter(Protocol):
         """Complete the file, once all voxels are written; may be repeated."""
 
 
-def boxes(shape: Sequence[int], sides: Sequence[int]) -> Iterator[Box]:
-    """Boxes of these sides that fill a volume, along x, then y, then z; the last ones may be smaller."""
-    for place in np.ndindex(*(math.ceil(length / side) for length, side in zip(shape, sides, strict=True))):
-        starts = [number * side for number, side in zip(place, sides, strict=True)]
-        z, y, x = (slice(a, min(a + side, n), 1) for a, side, n in zip(starts, sides, shape, strict=True))
-        yield (z, y, x)
+@dataclass(frozen=True)
+class boxes(Sequence[Box]):  # called as the function that it is
+    """Boxes of these sides that fill a volume, along x, then y, then z; the last ones may be smaller.
+
+    None is kept in memory: a volume of a hundred terabytes has millions.
+    """
+
+    shape: Sequence[int]
+    sides: Sequence[int]
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(math.ceil(length / side) for length, side in zip(self.shape, self.sides, strict=True))
+
+    def __len__(self) -> int:
+        return math.prod(self._counts)
+
+    @overload
+    def __getitem__(self, number: int) -> Box: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Box]: ...
+    def __getitem__(self, number: int | slice) -> Box | list[Box]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        _, rows, columns = self._counts
+        places = (number // (rows * columns), number // columns % rows, number % columns)
+        z, y, x = (
+            slice(place * side, min((place + 1) * side, length), 1)
+            for place, side, length in zip(places, self.sides, self.shape, strict=True)
+        )
+        return (z, y, x)

@@ -1,8 +1,8 @@
-"""Does it scale? Memory against the size of the volume, what the runner costs, workers, and planning.
+"""Does it scale? Memory against size, what the runner costs, workers, planning, and what terabytes would take.
 
     python benchmarks/scale.py --json scale.json
 
-prints four Markdown tables (half an hour on two cores); benchmarks/README.md says what each column means.
+prints six Markdown tables (half an hour on two cores); benchmarks/README.md says what each column means.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import click
 import numpy as np
 import torch
 import zarr
+from _pipeline import Cluster, Stage, bounds, simulate
 from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.configuration_emformer import EMformerConfig
@@ -47,6 +48,7 @@ WORKERS = (1, 2, 4)
 """Processes of one thread each."""
 BLOCKS = 100_000
 PHANTOM_ZYX = (32, 128, 128)
+JOB: dict[str, Any] = {"voxel_size": VoxelSize(8 * FACTOR, 8, 8), "factor": FACTOR}
 
 MEMORY: Columns = {
     "result Gvoxel": lambda row: row["gigavoxels"],
@@ -75,6 +77,38 @@ PLANNING: Columns = {
     "given out in s": lambda row: f"{row['give_out_s']:.0f}",
     "peak memory GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
 }
+COSTS: Columns = {
+    "model": lambda row: f"{row['model']}, {row['ensemble']} passes",
+    "network": lambda row: f"{row['network']:,.0f}",
+    "reading": lambda row: f"{row['reading']:.1f}",
+    "writing": lambda row: f"{row['writing']:.1f}",
+    "pyramid": lambda row: f"{row['pyramid']:.1f}",
+    "GB read": lambda row: f"{row['bytes_read'] / 1e9:.2f}",
+    "GB written": lambda row: f"{row['bytes_written'] / 1e9:.2f}",
+}
+FORECAST: Columns = {
+    "result TB": lambda row: f"{row['terabytes']:g}",
+    "workers": lambda row: f"{row['workers']:,}",
+    "each": lambda row: "2 cores" if row["times_as_fast"] == 1 else f"{row['times_as_fast']:g} x as fast",
+    "days": lambda row: f"{row['seconds'] / 86400:.1f}",
+    "at least": lambda row: f"{max(row['bounds'].values()) / 86400:.1f}",
+    "held up by": lambda row: max(row["bounds"], key=row["bounds"].get),
+    "core hours": lambda row: f"{row['core_hours']:,.0f}",
+    "TB stored": lambda row: f"{row['stored_tb']:.1f}",
+    "computing $": lambda row: f"{row['price_computing']:,.0f}" if row["times_as_fast"] == 1 else "-",
+    "a month of storage $": lambda row: f"{row['price_month']:,.0f}",
+}
+PARTS = ["memory", "overhead", "workers", "planning", "forecast"]
+TERABYTES = {1: (32, 320), 10: (320, 3200), 100: (3200, 32000)}
+"""Of 8-bit voxels in a result, and the workers that make it."""
+FASTER = 100
+"""Times as fast as two cores: a worker with an accelerator, as an assumption."""
+STORAGE_RATE = 5e9
+"""Bytes a second, of all workers together: a parallel file system or a bucket."""
+GIVE_OUT_RATE = 300.0
+"""Parts a second: what the table of planning finds on two cores."""
+CORE_HOUR, TB_MONTH = 0.04, 23.0
+"""Dollars: list prices of the large clouds are near."""
 
 
 def peak_bytes() -> int:
@@ -173,6 +207,58 @@ def by_workers(stack: Path, output: Path, model: str, workers: int) -> dict[str,
     return {"model": model, "seconds": seconds, "parts": parts, "checksum": checksum.hexdigest()}
 
 
+def costs(folder: Path, model: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What a gigavoxel takes: seconds of this machine, and bytes."""
+    make_stack(folder / "stack.zarr", shape)
+    ensemble = 2
+    record = reconstruct_file(
+        folder / "stack.zarr",
+        folder / "costs.zarr",
+        **JOB,
+        model=model,
+        ensemble=ensemble,
+    )
+    facts, voxels = json.loads(record.read_text()), open_volume(folder / "costs.zarr").data.size
+    parts = stream.Parts(stream.make_job(folder / "stack.zarr", folder / "no.zarr", **JOB, model=model))
+    seen = sum(parts.read(number).nbytes for number in range(len(parts.boxes)))
+    written = sum(file.stat().st_size for file in (folder / "costs.zarr").rglob("*") if file.is_file())
+    per_gigavoxel = {name: seconds / voxels * 1e9 for name, seconds in facts["seconds"].items()}
+    sizes = {"bytes_read": seen / voxels * 1e9, "bytes_written": written / voxels * 1e9}
+    return {"model": model, "ensemble": ensemble, "part_voxels": voxels / facts["parts"], **per_gigavoxel, **sizes}
+
+
+def forecast(cost: dict[str, Any], wanted: dict[int, tuple[int, int]] = TERABYTES) -> Iterator[dict[str, Any]]:
+    """What terabytes take, by the costs of a gigavoxel on this machine and the model of a cluster."""
+    for terabytes, few_and_many in wanted.items():
+        for workers in few_and_many:
+            yield _forecast(cost, terabytes, workers, 1)
+        yield _forecast(cost, terabytes, few_and_many[0], FASTER)
+
+
+def _forecast(cost: dict[str, Any], terabytes: int, workers: int, times_as_fast: float) -> dict[str, Any]:
+    gigavoxels, part = terabytes * 1e3, cost["part_voxels"] / 1e9
+    disk_s = cost["reading"] + cost["writing"]
+    moved = cost["bytes_read"] + cost["bytes_written"]
+    stages = [Stage(int(gigavoxels / part), part * (cost["network"] / times_as_fast + disk_s), part * moved)]
+    while stages[-1].parts > 1:  # a level has an eighth of the parts of the one before
+        seconds, size = part * 7 * cost["pyramid"], part * 9 * cost["bytes_written"]
+        stages.append(Stage(-(-stages[-1].parts // 8), seconds, size))
+    cluster = Cluster(workers, STORAGE_RATE, GIVE_OUT_RATE)
+    core_hours = 2 * workers * bounds(stages, cluster)["workers"] / 3600
+    stored = gigavoxels * cost["bytes_written"] / 1e12
+    return {
+        "terabytes": terabytes,
+        "workers": workers,
+        "times_as_fast": times_as_fast,
+        "seconds": simulate(stages, cluster),
+        "bounds": bounds(stages, cluster),
+        "core_hours": core_hours,
+        "stored_tb": stored,
+        "price_computing": core_hours * CORE_HOUR,
+        "price_month": stored * TB_MONTH,
+    }
+
+
 def nothing(job: None, number: int) -> int:
     return number
 
@@ -205,7 +291,9 @@ def planning(blocks: int) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
-@click.option("--part", "chosen", type=click.Choice(["memory", "overhead", "workers", "planning"]), multiple=True)
+@click.option(
+    "--part", "chosen", type=click.Choice(["memory", "overhead", "workers", "planning", "forecast"]), multiple=True
+)
 @click.option("--size", "sizes", type=click.Choice(list(SIZES)), multiple=True, help="Gigavoxels.  [default: all]")
 @click.option("--blocks", type=int, default=BLOCKS, show_default=True)
 @click.option("--model", default="emformer-small", show_default=True, help="Of the tables of overhead and workers.")
@@ -227,6 +315,10 @@ def main(chosen: tuple[str, ...], sizes: tuple[str, ...], blocks: int, model: st
         for name, (columns, rows) in tables.items():
             if not chosen or name in chosen:
                 finished += [{"table": name, **row} for row in print_table(columns, rows())]
+        if not chosen or "forecast" in chosen:
+            (cost,) = print_table(COSTS, iter([in_fresh_process(costs, Path(folder), model, SIZES["0.06"])]))
+            expected = print_table(FORECAST, forecast(cost))
+            finished += [{"table": "costs", **cost}, *({"table": "forecast", **row} for row in expected)]
     if json_path:
         write_json(json_path, run, finished)
 

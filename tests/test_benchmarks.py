@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 import yaml
 from _figures import low_pass_psnr, resampled_mse
 from _methods import EMformer, Interpolation, SlicedUNet
+from _pipeline import Cluster, Stage, bounds, simulate
 from _report import start
 from _unet import UNet, trained_unet
 from learning_curve import Curve, read_curves
@@ -467,6 +468,26 @@ def test_a_spoilt_volume_is_inverted_softer_and_the_same_every_time() -> None:
 
 
 # --- scale -------------------------------------------------------------------------------------------------------
+
+
+def test_a_simulated_cluster_takes_what_its_slowest_part_takes() -> None:
+    stages = [Stage(parts=8000, seconds=10.0, bytes=1e6), Stage(parts=1, seconds=1.0, bytes=1.0)]
+    calm: dict[str, float] = {"lifetime_s": float("inf"), "spread": 0.0}
+    plenty = Cluster(100, 1e12, 1e6, **calm)
+    assert simulate(stages, plenty) == pytest.approx(8000 / 100 * 10 + 1, rel=0.01)
+    assert simulate(stages, replace(plenty, storage_rate=1e6)) == pytest.approx(8000, rel=0.01)
+    assert simulate(stages, replace(plenty, give_out_rate=2.0)) == pytest.approx(4000, rel=0.01)
+    for cluster in (plenty, replace(plenty, storage_rate=1e6), replace(plenty, lifetime_s=100.0, spread=0.3)):
+        assert simulate(stages, cluster) >= 0.98 * max(bounds(stages, cluster).values())
+    assert simulate(stages, replace(plenty, lifetime_s=100.0)) == pytest.approx(880, rel=0.05)  # a tenth is made twice
+
+
+def test_a_forecast_grows_with_the_volume() -> None:
+    cost = {"part_voxels": 17e6, "network": 1000.0, "reading": 1.0, "writing": 5.0, "pyramid": 3.0}
+    rows = list(scale.forecast({**cost, "bytes_read": 2e8, "bytes_written": 7e8}, {1: (4, 8)}))
+    one, two, faster = (row["seconds"] for row in rows)
+    assert one / two == pytest.approx(2, rel=0.15) and one / faster > 20
+    assert [cell(rows[0]) for cell in scale.FORECAST.values()][:3] == ["1", "4", "2 cores"]
 
 
 def test_every_planned_part_is_given_out(tmp_path: Path) -> None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from emformer_hub.errors import InputError
 from emformer_hub.reconstruction.stream import Job, Made, Scheduler, parts_of
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
-IN_FLIGHT = 2
-"""Parts that are given to each thread of a worker: one in hand, one to go on with."""
+IN_FLIGHT = 8
+"""Parts that are given to each thread of a worker at most; given anew, all at once, when half of them are done."""
 TIMEOUT_S = 20
 """Until a scheduler answers."""
 RETRIES = 2
@@ -73,18 +74,18 @@ def run(client: Client, make: Any, job: Any, numbers: list[int]) -> Iterator[Any
     ahead = "What is done stays: the same command with --resume goes on."
     waiting = iter(numbers)
 
-    def submit(number: int) -> Any:
-        return client.submit(make, job, number, key=f"part-{number}", retries=RETRIES, pure=False)
+    def submit(count: int) -> list[Future]:
+        following = list(itertools.islice(waiting, count))
+        keys = [f"part-{number}" for number in following]
+        return client.map(partial(make, job), following, key=keys, retries=RETRIES, pure=False)
 
     try:
-        threads = max(1, sum(client.nthreads().values()))
-        running = as_completed(
-            [submit(number) for number in itertools.islice(waiting, IN_FLIGHT * threads)], loop=client.loop
-        )
-        for future in running:
-            yield future.result()
-            for number in itertools.islice(waiting, 1):
-                running.add(submit(number))
+        most = IN_FLIGHT * max(1, sum(client.nthreads().values()))
+        running = as_completed(submit(most), loop=client.loop)
+        for batch in running.batches():
+            if running.count() <= most // 2:
+                running.update(submit(most - running.count()))
+            yield from (future.result() for future in batch)
     except KilledWorker as error:
         raise InputError(f"workers were lost again and again ({error}); do they have enough memory? {ahead}") from error
     except (CommClosedError, FutureCancelledError, OSError, TimeoutError) as error:

@@ -40,7 +40,7 @@ from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
 from emformer_hub.volumes.output import ZARR_SUFFIXES, put_in_place
 from emformer_hub.volumes.stored import Box
 
-PART_VOXELS = 2**25
+PART_VOXELS = 2**24
 """A part of the output holds about so many voxels at most: a minute or two on a CPU, lost at most when a run is killed,
 and 200 MB of volume and uncertainty while it waits to be written."""
 CHUNK_PLANES, CHUNK_SIDE = 64, 128

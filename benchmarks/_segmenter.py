@@ -151,12 +151,12 @@ class Segmenter:
         ).fit(seen.reshape(-1, seen.shape[-1])[chosen], edge[chosen])
         fragments = fragment(_membrane(forest, seen))
         # Rows are supervoxels: the table of any later segmentation is the sum of its supervoxels' rows.
-        table = contingency_table(bodies, fragments.labels, ignore_labels=(0,)).T.tocoo()
+        table = contingency_table(bodies, fragments.labels, ignore_labels=(0,), normalize=True).T.tocoo()
 
         def information(stop: float) -> float:
             merged = fragments.merged(stop)[table.row]
             joined = coo_array((table.data, (table.col, merged))).tocsr()
-            return float(np.sum(variation_of_information(table=joined)))
+            return float(np.sum(variation_of_information(bodies, bodies, table=joined)))  # it reads the table alone
 
         return cls(forest, min(STOPS.tolist(), key=information))
 

@@ -23,6 +23,7 @@ from _report import Columns, OutputFile, describe_file, describe_run, print_repo
 from _segmenter import Segmenter, features, score
 from quality import DATA, Geometry
 from skimage.measure import label
+from skimage.metrics import contingency_table
 from skimage.segmentation import find_boundaries
 
 from emformer_hub.devices import choose_device, choose_precision
@@ -43,26 +44,24 @@ SCORES = ("voi", "are")
 """What is compared between methods as a share of the gap; smaller is better."""
 
 
-def over_halves(figure: str, digits: str) -> Any:
-    """How a row fills a column: the mean over both halves, and in parentheses each."""
-    return lambda row: (
-        f"{row[figure]:{digits}} ({', '.join(f'{half[figure]:{digits}}' for half in row['halves'])})"
-    )
+def over_halves(row: dict[str, Any], figure: str) -> str:
+    """A table's cell: the mean over both halves, and in parentheses each."""
+    return f"{row[figure]:.3f} ({', '.join(f'{half[figure]:.3f}' for half in row['halves'])})"
 
 
-def share(figure: str) -> Any:
-    return lambda row: f"{100 * row['gap_closed'][figure]:.0f} %" if "gap_closed" in row else ""
+def gap_closed(row: dict[str, Any], figure: str) -> str:
+    return f"{100 * row['gap_closed'][figure]:.0f} %" if "gap_closed" in row else ""
 
 
 COLUMNS: Columns = {
     "geometry": lambda row: row["geometry"]["name"] if row["geometry"] else "",
     "method": lambda row: row["method"],
-    "VOI bit (halves)": over_halves("voi", ".3f"),
+    "VOI bit (halves)": lambda row: over_halves(row, "voi"),
     "split": lambda row: f"{row['voi_split']:.3f}",
     "merge": lambda row: f"{row['voi_merge']:.3f}",
-    "gap closed": share("voi"),
-    "ARE (halves)": over_halves("are", ".3f"),
-    "gap closed, ARE": share("are"),
+    "VOI gap closed": lambda row: gap_closed(row, "voi"),
+    "ARE (halves)": lambda row: over_halves(row, "are"),
+    "ARE gap closed": lambda row: gap_closed(row, "are"),
     "boundary F1": lambda row: f"{row['boundary_f1']:.3f}",
     "seconds": lambda row: f"{row['seconds']:.0f}",
 }
@@ -133,20 +132,16 @@ def compare(
             rows.append({"geometry": geometry.record(), "method": method.name, **scores})
         base = next(row for row in rows if row["method"] == BASELINE)
         for row in rows:
-            if isinstance(ideal["voi"], float) and row is not base:
-                gaps = {name: base[name] - ideal[name] for name in SCORES}
-                closed = {name: (base[name] - row[name]) / gaps[name] for name in SCORES if gaps[name] > 0}
-                if closed.keys() == gaps.keys():
-                    row["gap_closed"] = closed
+            gaps = {name: base[name] - ideal[name] for name in SCORES}
+            if row is not base and min(gaps.values()) > 0:
+                row["gap_closed"] = {name: (base[name] - row[name]) / gap for name, gap in gaps.items()}
             yield row
         if figure and geometry is geometries[0]:
             panels.pop("nearest", None)
             draw(figure, panels | {"experts": (truth, experiment.neurons)}, experiment, geometry.name)
 
 
-def draw(
-    path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], experiment: Experiment, geometry: str
-) -> None:
+def draw(path: Path, panels: dict[str, tuple[np.ndarray, np.ndarray]], experiment: Experiment, geometry: str) -> None:
     """An xz cut of each panel: the image, and its segments, each in the colour of the body that it overlaps most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -172,8 +167,6 @@ def draw(
 
 def _most_overlapped(segments: np.ndarray, bodies: np.ndarray) -> np.ndarray:
     """The body with which each segment, by its number, shares most voxels."""
-    from skimage.metrics import contingency_table
-
     return np.asarray(contingency_table(segments, bodies).argmax(axis=1)).ravel()
 
 
@@ -181,8 +174,9 @@ def read(truth_file: Path, neurons_file: Path, factors: list[int]) -> tuple[np.n
     """Both volumes, cut to the first planes that whole sections of every factor fill."""
     truth, neurons = read_volume(truth_file).data, read_volume(neurons_file).data
     if truth.shape != neurons.shape:
-        raise InputError(f"{truth_file.name} has the shape {truth.shape}, {neurons_file.name} {neurons.shape}; "
-                         "expected neurons for every voxel.")  # fmt: skip
+        raise InputError(
+            f"{truth_file.name} is {truth.shape} voxels, {neurons_file.name} {neurons.shape}; expected the same shape, z, y, x."
+        )
     step = math.lcm(*factors)
     planes = len(truth) // step * step
     if not planes:

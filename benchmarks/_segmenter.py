@@ -1,9 +1,9 @@
 """Cells out of a volume, in the usual three steps: a membrane map, supervoxels, agglomeration.
 
-The membrane map is a random forest on Gaussian, gradient and Hessian features of three scales, as in ilastik; supervoxels
-are a watershed of it from the peaks of the distance to a membrane; and neighbours are merged, those with the weakest
-boundary between them first, until a mean boundary of ``stop``. Forest and ``stop`` are learnt from expert labels; every
-other number is fixed here, and was not tuned.
+The membrane map is a random forest on Gaussian, gradient and Hessian features of three scales, as in ilastik;
+supervoxels are a watershed of it from the peaks of the distance to a membrane; and neighbours are merged, those with
+the weakest boundary between them first, until a mean boundary of ``stop``. Forest and ``stop`` are learnt from expert
+labels; every other number is fixed here, and was not tuned.
 """
 
 from __future__ import annotations
@@ -173,9 +173,10 @@ def score(segments: np.ndarray, bodies: np.ndarray) -> dict[str, float]:
     """Segments against the experts' bodies, both ``(z, y, x)``; voxels of body 0 do not count for the first three.
 
     Returns:
-        ``voi_split`` and ``voi_merge``, in bits: what is left unknown of the segment if the body is known, and the other
-        way round; ``are``, the adapted Rand error; ``boundary_f1``, the harmonic mean of the shares of the segments'
-        boundary voxels that lie within ``TOLERANCE`` of the bodies', and of the bodies' within it of the segments'.
+        ``voi_split`` and ``voi_merge``, in bits: what is left unknown of the segment if the body is known, and the
+        other way round; ``are``, the adapted Rand error; ``boundary_f1``, the harmonic mean of the shares of the
+        segments' boundary voxels that lie within ``TOLERANCE`` of the bodies', and of the bodies' within it of the
+        segments'.
     """
     split, merge = variation_of_information(bodies, segments, ignore_labels=(0,))
     error, _, _ = adapted_rand_error(bodies, segments, ignore_labels=(0,))

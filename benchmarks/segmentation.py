@@ -83,8 +83,8 @@ class Experiment:
         width = (truth.shape[2] - GAP) // 2
         if width < MIN_HALF:
             raise InputError(
-                f"the volume is {truth.shape[2]} columns wide; expected at least {2 * MIN_HALF + GAP}, for two halves of "
-                f"{MIN_HALF} columns and a gap of {GAP}."
+                f"the volume is {truth.shape[2]} columns wide; expected at least {2 * MIN_HALF + GAP}, "
+                f"for two halves of {MIN_HALF} columns and a gap of {GAP}."
             )
         self.halves = [
             Half(columns, label(neurons[:, :, columns], connectivity=1))
@@ -175,13 +175,15 @@ def read(truth_file: Path, neurons_file: Path, factors: list[int]) -> tuple[np.n
     truth, neurons = read_volume(truth_file).data, read_volume(neurons_file).data
     if truth.shape != neurons.shape:
         raise InputError(
-            f"{truth_file.name} is {truth.shape} voxels, {neurons_file.name} {neurons.shape}; expected the same shape, z, y, x."
+            f"{truth_file.name} is {truth.shape} voxels, {neurons_file.name} {neurons.shape}; "
+            "expected the same shape, z, y, x."
         )
     step = math.lcm(*factors)
     planes = len(truth) // step * step
     if not planes:
         raise InputError(
-            f"{truth_file.name} has {len(truth)} planes; factors {', '.join(map(str, factors))} together need {step}."
+            f"{truth_file.name} has {len(truth)} planes; factors {', '.join(map(str, factors))} together need {step}. "
+            "Give one factor at a time."
         )
     return truth[:planes], neurons[:planes].astype(np.int32)
 

@@ -144,7 +144,7 @@ def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
     """
     from scipy import ndimage
 
-    here, first, second = (_gaussian(_shrink(part, scale.shrink), scale.sigma / scale.shrink)
+    here, first, second = (_gaussian(shrink(part, scale.shrink), scale.sigma / scale.shrink)
                            for part in (standard, before, after))
     size = 2 * round(scale.reach / scale.shrink) + 1
     low = ndimage.minimum_filter(np.minimum(first, second), size, mode="nearest")
@@ -180,7 +180,7 @@ def _along_lines(image: np.ndarray, length: float, width: float) -> np.ndarray:
     return best + image.min()
 
 
-def _shrink(image: np.ndarray, factor: int) -> np.ndarray:
+def shrink(image: np.ndarray, factor: int) -> np.ndarray:
     """Means of ``factor`` x ``factor`` voxels; the rest at the far rims is left out."""
     if factor == 1:
         return image

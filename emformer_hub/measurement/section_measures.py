@@ -11,6 +11,7 @@ a charged area only on average. Elongated windows along every direction add up w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -123,7 +124,7 @@ class Scale:
 
 
 SCALES = (
-    Scale("thin lines", 1, 0.8, 4, 48, 1.0),
+    Scale("thin lines", 2, 0.8, 4, 48, 1.2),
     Scale("lines", 2, 2.0, 6, 64, 2.0),
     Scale("bands", 4, 5.0, 8, 96, 4.0),
     Scale("spots", 2, 3.0, 8, 0, 4.0),
@@ -154,30 +155,40 @@ def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
     if not scale.length:
         return np.stack([_gaussian(part.clip(0), width) for part in outside])
     # what a line lacks in one place it cannot make up for in another: each voxel counts for no more than 2
-    return np.stack([_along_lines(part.clip(-0.5, 2), scale.length / scale.shrink, width).clip(0) for part in outside])
+    return _along_lines(outside.clip(-0.5, 2), scale.length / scale.shrink, width).clip(0)
 
 
-def _along_lines(image: np.ndarray, length: float, width: float) -> np.ndarray:
-    """The largest mean over straight lines through each place, over 12 directions."""
+def _along_lines(images: np.ndarray, length: float, width: float) -> np.ndarray:
+    """The largest mean over straight lines through each place, over 12 directions; of each image ``(2, y, x)``."""
     from scipy import fft
 
-    height, columns = image.shape
+    height, columns = images.shape[1:]
     pad = int(np.ceil(length / 2 + 3 * width))
-    shape = tuple(fft.next_fast_len(side + pad, real=True) for side in image.shape)
-    spectrum = fft.rfft2(image - image.min(), shape)
-    y, x = (fft.fftfreq(side, 1 / side)[:, None] if axis == 0 else fft.fftfreq(side, 1 / side)[None]
-            for axis, side in enumerate(shape))
-    best = np.full(image.shape, -np.inf, np.float32)
-    # near the rim, lines that leave the section lose the part outside: the weights are those inside
-    inside = fft.rfft2(np.ones_like(image), shape)
+    shape = tuple(fft.next_fast_len(side + pad, real=True) for side in images.shape[1:])
+    spectra = fft.rfft2(images - images.min(), shape)
+    best = np.full(images.shape, -np.inf, np.float32)
+    for kernel, weight in _lines(height, columns, shape, length, width):
+        np.maximum(best, fft.irfft2(spectra * kernel, shape)[:, :height, :columns] / weight, out=best)
+    return best + images.min()
+
+
+@lru_cache(maxsize=4)
+def _lines(
+    height: int, columns: int, shape: tuple[int, int], length: float, width: float
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each direction, the transform of a line's window, and the share of it that is inside the section."""
+    from scipy import fft
+
+    y, x = np.fft.fftfreq(shape[0], 1 / shape[0])[:, None], np.fft.fftfreq(shape[1], 1 / shape[1])
+    inside = fft.rfft2(np.ones((height, columns), np.float32), shape)
+    found = []
     for angle in np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS:
         along, across = y * np.sin(angle) + x * np.cos(angle), y * np.cos(angle) - x * np.sin(angle)
-        kernel = np.exp(-0.5 * (across / width) ** 2) * (np.abs(along) <= length / 2)
-        kernel = fft.rfft2((kernel / kernel.sum()).astype(np.float32))
-        total = fft.irfft2(spectrum * kernel, shape)[:height, :columns]
-        weight = fft.irfft2(inside * kernel, shape)[:height, :columns]
-        np.maximum(best, total / np.maximum(weight, 0.4), out=best)
-    return best + image.min()
+        window = np.exp(-0.5 * (across / width) ** 2) * (np.abs(along) <= length / 2)
+        kernel = fft.rfft2((window / window.sum()).astype(np.float32))
+        share = fft.irfft2(inside * kernel, shape)[:height, :columns]
+        found.append((kernel, np.maximum(share, 0.4)))
+    return found
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:

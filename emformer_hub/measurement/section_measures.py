@@ -5,13 +5,12 @@ out of the way and a difference of 1 is one usual departure from the median.
 
 Local damage is what lies outside the range of both neighbours. Tissue moves from section to section, so the range at a
 place is that of its surroundings, and it is looked at on several scales: a thin crack is extreme in itself, a fold or
-a charged area only on average. Elongated windows along every direction add up what a line has in common.
+a charged area only on average. Paths add up what a line has in common along its way, however it bends.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -25,7 +24,6 @@ BANDS = ((1 / 64, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
 """Cycles a voxel. The first is what the others are compared with: blur leaves it nearly as it was."""
 MIN_SIDE = 32
 """Voxels: in less there are neither bands nor neighbourhoods to speak of."""
-ORIENTATIONS = 12
 
 
 def standardise(section: np.ndarray) -> np.ndarray:
@@ -104,91 +102,91 @@ def displacement(spectrum: np.ndarray, *others: np.ndarray) -> Displacement:
 
 @dataclass(frozen=True)
 class Scale:
-    """One look at a section: how much is averaged, how far tissue may have moved, along what it is added up.
+    """One look at a section; lengths are voxels of the section.
 
     Attributes:
-        name: what is looked for.
+        name: what is looked for: lines, which are followed as paths, or clouds, which are round.
         shrink: voxels that are averaged into one, along y and x, before anything else.
-        sigma: of the smoothing, in voxels of the section.
-        reach: half side of the surroundings whose range is that of the place, voxels of the section.
-        length: of the line along which departures are averaged, voxels of the section; 0 for a round window.
-        width: across the line, a standard deviation, or that of the round window; voxels of the section.
+        sigma: of the smoothing.
+        reach: half side of the surroundings whose range is that of the place: so far tissue may have moved.
+        fill: of clouds: dark (bright) structures narrower than this are filled in before a section is asked whether it
+            is too dark (bright), so that membranes do not hide a shadow.
+        usual: of lines: the departure that a path must exceed on average.
     """
 
     name: str
     shrink: int
     sigma: float
     reach: float
-    length: float
-    width: float
+    fill: float = 0
+    usual: float = 0
 
 
 SCALES = (
-    Scale("thin lines", 2, 0.8, 4, 48, 1.2),
-    Scale("lines", 2, 2.0, 6, 64, 2.0),
-    Scale("bands", 4, 5.0, 8, 96, 4.0),
-    Scale("spots", 2, 3.0, 8, 0, 4.0),
-    Scale("blotches", 4, 8.0, 8, 0, 8.0),
-    Scale("areas", 8, 20.0, 16, 0, 16.0),
+    Scale("thin lines", 2, 1.0, 4, usual=0.35),
+    Scale("bands", 4, 3.0, 8, usual=0.25),
+    Scale("clouds", 4, 4.0, 8, fill=16),
+    Scale("large clouds", 8, 12.0, 8, fill=24),
 )
 
 
 def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scale: Scale) -> np.ndarray:
-    """How far a section lies below and above the range of two others around each place, averaged over the window.
+    """How far a section lies below and above the range of two others around each place.
 
     Args:
         standard, before, after: standardised sections ``(y, x)``, laid over each other.
         scale: the look.
 
     Returns:
-        ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright.
+        ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. Of clouds, spreads; of
+        lines, spreads times hundred voxels along the best path through each place.
     """
+    sections = [_gaussian(shrink(part.clip(-4, 4), scale.shrink), scale.sigma / scale.shrink)
+                for part in (standard, before, after)]
+    size = 2 * round(scale.reach / scale.shrink) + 1
+    maps = []
+    for sign in (1, -1):
+        here, first, second = (sign * part for part in sections)
+        if scale.fill:
+            here, first, second = (_fill(part, round(scale.fill / scale.shrink)) for part in (here, first, second))
+        outside = (_lowest(np.minimum(first, second), size) - here).clip(0)
+        maps.append(outside if scale.fill else _paths(outside.clip(0, 1.5) - scale.usual) * (scale.shrink / 100))
+    return np.stack(maps)
+
+
+def _lowest(image: np.ndarray, size: int) -> np.ndarray:
     from scipy import ndimage
 
-    here, first, second = (_gaussian(shrink(part, scale.shrink), scale.sigma / scale.shrink)
-                           for part in (standard, before, after))
-    size = 2 * round(scale.reach / scale.shrink) + 1
-    low = ndimage.minimum_filter(np.minimum(first, second), size, mode="nearest")
-    high = ndimage.maximum_filter(np.maximum(first, second), size, mode="nearest")
-    outside = np.stack([low - here, here - high])
-    width = scale.width / scale.shrink
-    if not scale.length:
-        return np.stack([_gaussian(part.clip(0), width) for part in outside])
-    # what a line lacks in one place it cannot make up for in another: each voxel counts for no more than 2
-    return _along_lines(outside.clip(-0.5, 2), scale.length / scale.shrink, width).clip(0)
+    return ndimage.minimum_filter(image, size, mode="nearest")
 
 
-def _along_lines(images: np.ndarray, length: float, width: float) -> np.ndarray:
-    """The largest mean over straight lines through each place, over 12 directions; of each image ``(2, y, x)``."""
-    from scipy import fft
+def _fill(image: np.ndarray, size: int) -> np.ndarray:
+    from scipy import ndimage
 
-    height, columns = images.shape[1:]
-    pad = int(np.ceil(length / 2 + 3 * width))
-    shape = tuple(fft.next_fast_len(side + pad, real=True) for side in images.shape[1:])
-    spectra = fft.rfft2(images - images.min(), shape)
-    best = np.full(images.shape, -np.inf, np.float32)
-    for kernel, weight in _lines(height, columns, shape, length, width):
-        np.maximum(best, fft.irfft2(spectra * kernel, shape)[:, :height, :columns] / weight, out=best)
-    return best + images.min()
+    return ndimage.grey_closing(image, (size, size), mode="nearest")
 
 
-@lru_cache(maxsize=4)
-def _lines(
-    height: int, columns: int, shape: tuple[int, int], length: float, width: float
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each direction, the transform of a line's window, and the share of it that is inside the section."""
-    from scipy import fft
+def _paths(gain: np.ndarray) -> np.ndarray:
+    """The most that a path through each place collects, at least 0: paths go down or across, at most at 45 degrees.
 
-    y, x = np.fft.fftfreq(shape[0], 1 / shape[0])[:, None], np.fft.fftfreq(shape[1], 1 / shape[1])
-    inside = fft.rfft2(np.ones((height, columns), np.float32), shape)
-    found = []
-    for angle in np.pi * np.arange(ORIENTATIONS) / ORIENTATIONS:
-        along, across = y * np.sin(angle) + x * np.cos(angle), y * np.cos(angle) - x * np.sin(angle)
-        window = np.exp(-0.5 * (across / width) ** 2) * (np.abs(along) <= length / 2)
-        kernel = fft.rfft2((window / window.sum()).astype(np.float32))
-        share = fft.irfft2(inside * kernel, shape)[:height, :columns]
-        found.append((kernel, np.maximum(share, 0.4)))
-    return found
+    A path may begin and end anywhere, so that it never collects less than nothing (as in local sequence alignment:
+    Smith & Waterman, J. Mol. Biol. 147, 1981).
+    """
+    best = np.zeros_like(gain)
+    for turned, result in ((gain, best), (gain.T, best.T)):
+        ahead, back = _collected(turned), _collected(turned[::-1])[::-1]
+        np.maximum(result, ahead + back - turned, out=result)
+    return best
+
+
+def _collected(gain: np.ndarray) -> np.ndarray:
+    """What the best path from above has collected at each place, its own gain included."""
+    total = np.empty_like(gain)
+    above = np.zeros(gain.shape[1] + 2, gain.dtype)
+    for row, own in enumerate(gain):
+        total[row] = own + np.maximum(np.maximum(above[:-2], above[1:-1]), np.maximum(above[2:], 0))
+        above[1:-1] = total[row]
+    return total
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:

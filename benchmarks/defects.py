@@ -95,7 +95,9 @@ def _share(found: list[int] | None) -> str:
 
 
 @click.command()
-@click.option("--folder", "folders", multiple=True, type=click.Choice(list(STACKS)), default=["eval"], show_default=True)
+@click.option(
+    "--folder", "folders", multiple=True, type=click.Choice(list(STACKS)), default=["eval"], show_default=True
+)
 @click.option("--stack", "stacks", multiple=True, help="Repeatable.  [default: all of the folder]")
 @click.option("--repeats", type=click.IntRange(1), default=4, show_default=True, help="Spoilt copies for each defect.")
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
@@ -109,7 +111,12 @@ def main(folders: tuple[str, ...], stacks: tuple[str, ...], repeats: int, json_p
         if not file.exists():
             raise InputError(f"{file} does not exist; $EMFORMER_DATA names the folder of the data.")
     run = describe_run(
-        torch.device("cpu"), "float32", data=[describe_file(file) for file in files], repeats=repeats, side=SIDE, depth=DEPTH
+        torch.device("cpu"),
+        "float32",
+        data=[describe_file(file) for file in files],
+        repeats=repeats,
+        side=SIDE,
+        depth=DEPTH,
     )
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -42,10 +42,11 @@ FLOORS = {
     "duplicate": 0.15,
     "shift": 1.2,
     "unlike": 0.07,
-    "damage": 0.1,
+    "damage": 0.3,
 }
 """The least standard deviation of each measure: spreads, natural logarithms of spread, power and difference, voxels,
-correlation, natural logarithm of departure. A stack without any variation has no defects below five of these."""
+correlation, natural logarithm of departure. Less than that, times the limit, is no defect even in
+a stack without any variation."""
 LIMITS = {
     "brightness": 5.0,
     "contrast": 5.0,
@@ -53,7 +54,7 @@ LIMITS = {
     "duplicate": 5.0,
     "shift": 5.0,
     "unlike": 5.0,
-    "damage": 5.0,
+    "damage": 3.1,
 }
 """Scores from which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
 FLAGS = {
@@ -68,6 +69,8 @@ FLAGS = {
 BEYOND_USE = 1.4
 """Natural logarithm: blur that leaves less than a quarter of the power of fine detail is beyond use."""
 HIGHEST = 99.0
+LEAST = 0.1
+"""Departure below which differences do not matter: it is added before a logarithm is taken."""
 BESIDE = 8
 """Inner sections that are also looked at as if they were the last, to know what is usual there."""
 
@@ -127,7 +130,7 @@ class Inspection:
         """Where a section is damaged, bool ``(y, x)``; False everywhere if it is not flagged ``damaged``.
 
         Marked is what departs from both neighbours by more than half of what makes a section damaged, where that
-        reaches the limit itself, and a margin of the size of the window that found it.
+        reaches the limit itself, and a margin as wide as tissue may have moved.
 
         Raises:
             InputError: there is no such section, or the file has become unreadable.
@@ -141,11 +144,11 @@ class Inspection:
             kind, maps = self._sight.departures(z)
             for scale, found, usual in zip(SCALES, maps, self._usual[kind].T, strict=True):
                 for sign in (0, 1):
-                    limit = np.exp(usual[0][sign] + LIMITS["damage"] * usual[1][sign])
+                    limit = np.exp(usual[sign, 0] + LIMITS["damage"] * usual[sign, 1]) - LEAST
                     labels, _ = ndimage.label(found[sign] > 0.5 * limit)
                     reached = np.unique(labels[found[sign] > limit])
                     marked = np.isin(labels, reached[reached > 0])
-                    marked = ndimage.binary_dilation(marked, iterations=max(1, round(scale.width / scale.shrink)))
+                    marked = ndimage.binary_dilation(marked, iterations=round(scale.reach / scale.shrink))
                     _enlarge_into(mask, marked, scale.shrink * self._sight.shrink)
         return mask
 
@@ -423,7 +426,7 @@ def _score(value: float) -> float:
 
 def _peaks(maps: list[np.ndarray]) -> np.ndarray:
     """Natural logarithm of the greatest departure, ``(2, scales)``: too dark, too bright."""
-    return np.log(0.02 + np.array([found.max(axis=(1, 2)) for found in maps]).T)
+    return np.log(LEAST + np.array([found.max(axis=(1, 2)) for found in maps]).T)
 
 
 def _usual(peaks: list[np.ndarray]) -> np.ndarray:

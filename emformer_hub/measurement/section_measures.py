@@ -141,8 +141,10 @@ def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
         ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. Of clouds, spreads; of
         lines, spreads times hundred voxels along the best path through each place.
     """
-    sections = [_gaussian(shrink(part.clip(-4, 4), scale.shrink), scale.sigma / scale.shrink)
-                for part in (standard, before, after)]
+    sections = [
+        _gaussian(shrink(part.clip(-4, 4), scale.shrink), scale.sigma / scale.shrink)
+        for part in (standard, before, after)
+    ]
     size = 2 * round(scale.reach / scale.shrink) + 1
     maps = []
     for sign in (1, -1):

@@ -89,7 +89,9 @@ def stack_quality(
             near = measures.standardise(_middle(np.asarray(stack[z + 1]))).clip(-4, 4)
             axial.append(_best_correlation(here, near))
     if levels and max(levels) <= 4:
-        remarks.append(f"Voxels have only {max(levels)} different values: this is no grey-value image (1 or 2 bit, or labels).")
+        remarks.append(
+            f"Voxels have only {max(levels)} different values: this is no grey-value image (1 or 2 bit, or labels)."
+        )
     elif extremes and np.median(extremes) > SATURATED:
         remarks.append(
             f"{np.median(extremes):.0%} of the voxels have the lowest or the highest value: the stack is saturated, and "
@@ -130,7 +132,9 @@ def _remarks(flags: Sequence[tuple[str, ...]]) -> list[str]:
     if seen == 0:
         remarks.append("All sections are blank: was the right file or channel exported?")
     elif seen < 3:
-        remarks.append(f"Only {seen} section{'s' * (seen != 1)} can be looked at; it takes at least 3 to tell which one is at fault.")
+        remarks.append(
+            f"Only {seen} section{'s' * (seen != 1)} can be looked at; it takes at least 3 to tell which one is at fault."
+        )
     elif seen < 8:
         remarks.append(f"With {seen} sections, what is usual in this stack is poorly known; look at them yourself too.")
     neighbours = sum(a + 1 == b for a, b in zip(missing, missing[1:], strict=False))

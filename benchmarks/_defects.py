@@ -1,8 +1,8 @@
 """Defects as they happen to sections, planted into measured ones: random in size, place and strength, from a seed.
 
 Every function takes the stack ``(z, y, x)``, the number of a section and a generator, and returns the spoilt section in
-float64, on the grey levels of the stack; the caller rounds and clips as a microscope would. Strengths are in spreads: the
-robust standard deviation of the section. Each docstring gives the ranges.
+float64, on the grey levels of the stack; the caller rounds and clips as a microscope would. Strengths are in spreads:
+the robust standard deviation of the section. Each docstring gives the ranges.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def duplicate(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray
     brightness and contrast changed by up to 3 %."""
     copy = stack[z + rng.choice([-1, 1])].astype(float)
     if rng.random() < 0.5:
-        copy = copy.mean() + (copy - copy.mean()) * rng.uniform(0.97, 1.03) * 1.0
+        copy = copy.mean() + (copy - copy.mean()) * rng.uniform(0.97, 1.03)
         copy = copy + rng.normal(0, rng.uniform(0.02, 0.1) * _spread(copy), copy.shape)
     return copy
 
@@ -62,9 +62,9 @@ def shifted(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def fold(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray:
-    """A dark band 6 to 20 voxels wide that crosses the section, bent by up to a twentieth of its side; tissue on one side
-    is pulled under it by its width. Through twice or three times the tissue, 0.3 to 0.6 of the light above black is left."""
-    across = _across_curve(stack.shape[1:], rng)
+    """A dark band 6 to 20 voxels wide that crosses the section, bent by up to a twentieth of its side; tissue on one
+    side is pulled under it by its width. Through twice or three times the tissue, 0.3 to 0.6 of the light is left."""
+    across, _ = _across_curve(stack.shape[1:], rng)
     width = rng.uniform(6, 20)
     section = stack[z].astype(float)
     grey = float(np.quantile(section, 0.001))
@@ -79,7 +79,7 @@ def fold(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def charging(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray:
-    """A bright or dark cloud with smooth edges: elliptic, half axes of 20 to 60 voxels, 1.5 to 3 spreads at its peak."""
+    """A bright or dark cloud with smooth edges: an ellipse, half axes 20 to 60 voxels, 1.5 to 3 spreads at its peak."""
     height, width = stack.shape[1:]
     section = stack[z].astype(float)
     y, x = np.mgrid[:height, :width].astype(float)
@@ -97,7 +97,7 @@ def crack(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray:
     extreme 0.1 % of the section, or up to one spread beyond."""
     section = stack[z].astype(float)
     height, width = section.shape
-    across, along = _across_curve(section.shape, rng, both=True)
+    across, along = _across_curve(section.shape, rng)
     length = rng.uniform(0.5, 1.0) * min(height, width)
     start = rng.uniform(-0.5, 0.5) * (min(height, width) - length) - length / 2
     taper = _soft_step(along - start, 3) * _soft_step(start + length - along, 3)
@@ -140,8 +140,8 @@ def _soft_step(inside: np.ndarray, softness: float) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(inside / softness)
 
 
-def _across_curve(shape: tuple[int, ...], rng: np.random.Generator, both: bool = False):
-    """Signed distance from a slightly bent line through the inner half of the section, and the place along it; voxels."""
+def _across_curve(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Signed distance from a slightly bent line through the inner half of a section, and the place along it; voxels."""
     height, width = shape
     y, x = np.mgrid[:height, :width].astype(float)
     angle = rng.uniform(0, np.pi)
@@ -150,4 +150,4 @@ def _across_curve(shape: tuple[int, ...], rng: np.random.Generator, both: bool =
     along, across = y * np.sin(angle) + x * np.cos(angle), y * np.cos(angle) - x * np.sin(angle)
     side = min(height, width)
     bend = rng.uniform(-0.05, 0.05) * side * np.sin(2 * np.pi * along / (rng.uniform(0.6, 1.5) * side) + angle)
-    return (across - bend, along) if both else across - bend
+    return across - bend, along

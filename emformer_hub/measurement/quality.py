@@ -82,8 +82,8 @@ class SectionQuality:
     Attributes:
         section: its number, from 0.
         flags: any of ``missing`` (blank, or never imaged), ``duplicate`` (a copy of a neighbour, or the mean of both),
-            ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of either),
-            ``shifted`` (against both neighbours, which agree), ``unlike`` (it does not show what they show).
+            ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of
+            either), ``shifted`` (against both neighbours, which agree), ``unlike`` (it does not show what they show).
         scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``
             and ``damage``; ``constant``, the share of voxels that have one value, 0 to 1. A measure that could not be
             taken is left out.
@@ -116,8 +116,8 @@ class Inspection:
 
     @cached_property
     def flagged(self) -> list[int]:
-        """Numbers of the sections that should be replaced whole: missing, duplicate, unlike, or blurred beyond use (less
-        than a quarter of the power of fine detail is left)."""
+        """Numbers of the sections that should be replaced whole: missing, duplicate, unlike, or blurred beyond use (of
+        the power of fine detail, less than a quarter is left)."""
         whole = {"missing", "duplicate", "unlike"}
         lost = 1 - np.exp(-BEYOND_USE)
         return [

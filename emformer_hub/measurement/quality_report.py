@@ -20,7 +20,8 @@ LIMIT_COLOUR, FLAG_COLOUR = "#b03030", "#d95f02"
 
 
 def report(inspection: Inspection) -> dict[str, Any]:
-    """``{"shape_zyx", "sections": [{"section", "flags", "scores", "shift_yx", "detail_lost"}], "flagged", "stack"}``."""
+    """``{"shape_zyx", "sections": [{"section", "flags", "scores", "shift_yx", "detail_lost"}], "flagged", "stack"}``;
+    fit for JSON."""
     return {
         "shape_zyx": list(inspection.shape_zyx),
         "sections": [
@@ -57,7 +58,8 @@ def report_lines(inspection: Inspection) -> list[str]:
     if "median_shift" in stack.alignment:
         shifts = stack.alignment
         lines.append(
-            f"alignment  neighbours are shifted by {shifts['median_shift']:.1f} voxels (median), {shifts['largest_shift']:.0f} at most"
+            f"alignment  neighbours are shifted by {shifts['median_shift']:.1f} voxels (median), "
+            f"{shifts['largest_shift']:.0f} at most"
         )
     if stack.noise is not None:
         lines.append(
@@ -137,7 +139,7 @@ def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack:
 
 
 def _grey(inspection: Inspection, stack: np.ndarray | StoredArray) -> tuple[float, float]:
-    """Black and white of the pictures: the 1st and 99th percentile of a few sections, missing ones left out if any is."""
+    """Black and white of the pictures: the 1st and 99th percentile of a few sections that are not missing."""
     there = [q.section for q in inspection.sections if "missing" not in q.flags] or [0]
     some = [there[i] for i in np.unique(np.linspace(0, len(there) - 1, 5).astype(int))]
     sample = np.concatenate([np.asarray(stack[z])[::4, ::4].ravel() for z in some]).astype(float)

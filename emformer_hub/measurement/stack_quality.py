@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,8 @@ def stack_quality(
         )
     elif extremes and np.median(extremes) > SATURATED:
         remarks.append(
-            f"{np.median(extremes):.0%} of the voxels have the lowest or the highest value: the stack is saturated, and "
-            f"what was clipped is lost."
+            f"{np.median(extremes):.0%} of the voxels have the lowest or the highest value: the stack is saturated, "
+            f"and what was clipped is lost."
         )
     noise, estimate = None, None
     thickness = None
@@ -119,8 +120,8 @@ def stack_quality(
                 f"{estimate:.1f} apart: check the voxel size, or the alignment."
             )
     remarks.append(
-        "The thickness cannot be told from the images: take 1 for sections that were seen through (ssTEM), 1 / factor for "
-        "block faces (FIB-SEM, SBF-SEM)."
+        "The thickness cannot be told from the images: take 1 for sections that were seen through (ssTEM), 1 / factor "
+        "for block faces (FIB-SEM, SBF-SEM)."
     )
     return StackQuality(alignment, noise, factor, source, estimate, thickness, remarks)
 
@@ -133,19 +134,19 @@ def _remarks(flags: Sequence[tuple[str, ...]]) -> list[str]:
         remarks.append("All sections are blank: was the right file or channel exported?")
     elif seen < 3:
         remarks.append(
-            f"Only {seen} section{'s' * (seen != 1)} can be looked at; it takes at least 3 to tell which one is at fault."
+            f"Only {seen} section{'s' * (seen != 1)} can be looked at; it takes at least 3 to tell which is at fault."
         )
     elif seen < 8:
         remarks.append(f"With {seen} sections, what is usual in this stack is poorly known; look at them yourself too.")
-    neighbours = sum(a + 1 == b for a, b in zip(missing, missing[1:], strict=False))
+    neighbours = sum(a + 1 == b for a, b in pairwise(missing))
     if seen and len(missing) > 0.3 * count:
         every = " (every other one)" if not neighbours and len(missing) >= count // 2 else ""
         remarks.append(f"{len(missing)} of {count} sections are missing{every}: between the others, most is guessed.")
     wrong = sum(bool(flag) for flag in flags) - len(missing)
     if seen >= 3 and wrong > MANY * seen:
         remarks.append(
-            f"{wrong} of {seen} sections are flagged: where most are unlike the others, none is a standard; what the scores "
-            f"are compared with is itself in doubt."
+            f"{wrong} of {seen} sections are flagged: where most are unlike the others, none is a standard; what the "
+            f"scores are compared with is itself in doubt."
         )
     return remarks
 

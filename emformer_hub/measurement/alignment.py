@@ -50,7 +50,7 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
     shifts = np.full((len(pairs), 2), np.nan)
     for pair, z in enumerate(pairs.tolist()):
         sections = volume[z : z + 2, y : y + rows, x : x + columns].astype(np.float32)
-        if all(np.ptp(section) > 0 for section in sections):
+        if all(np.isfinite(section).all() and np.ptp(section) > 0 for section in sections):
             before, after = (np.fft.fft2((section - section.mean()) * taper) * band for section in sections)
             shifts[pair] = distinct_peak(np.fft.ifft2(before.conj() * after).real)
     return shifts

@@ -40,20 +40,20 @@ FLOORS = {
     "contrast": 0.06,
     "blur": 0.12,
     "duplicate": 0.15,
-    "shift": 1.2,
-    "unlike": 0.07,
+    "shift": 2.4,
+    "unlike": 0.2,
     "damage": 0.3,
 }
 """The least standard deviation of each measure: spreads, natural logarithms of spread, power and difference, voxels,
-correlation, natural logarithm of departure. Less than that, times the limit, is no defect even in
+natural logarithms of correlation and departure. Less than that, times the limit, is no defect even in
 a stack without any variation."""
 LIMITS = {
     "brightness": 5.0,
     "contrast": 5.0,
-    "blur": 5.0,
+    "blur": 4.0,
     "duplicate": 5.0,
-    "shift": 5.0,
-    "unlike": 5.0,
+    "shift": 2.5,
+    "unlike": 3.0,
     "damage": 3.1,
 }
 """Scores from which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
@@ -238,8 +238,6 @@ class _Look:
     width: float
     detail: np.ndarray
     against: Displacement | None = None
-    neighbours: Displacement | None = None
-    next_one: int | None = None
     difference: float | None = None
     between: float | None = None
 
@@ -316,7 +314,6 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
         spectra = [window[other][2] for other in others]
         look = looks[window[here][0]]
         look.against = measures.displacement(window[here][2], *spectra)
-        look.neighbours = measures.displacement(*spectra)
 
     for z in range(sight.stack.shape[0]):
         section = sight.raw(z)
@@ -332,7 +329,6 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
         window = [*window[-2:], (z, standard, measures.band_passed(standard))]
         if len(window) >= 2:
             before = window[-2]
-            looks[before[0]].next_one = z
             looks[before[0]].difference = measures.difference(before[1], standard)
         if len(window) == 3:
             if looks[window[0][0]].against is None:
@@ -370,7 +366,7 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
     length = np.hypot(*(shifts - np.nanmedian(shifts, axis=0)).T) if np.isfinite(shifts).any() else np.zeros(len(some))
     between = np.array([np.nan if look.between is None else look.between for look in some])
     copied = -_departure(np.log(np.maximum(between, 1e-6)))
-    unlike = -_departure(likeness)
+    unlike = -_departure(np.log(np.maximum(likeness, 1e-3)))
     length_width = max(FLOORS["shift"], 1.4826 * float(np.nanmedian(length))) if np.isfinite(length).any() else 1.0
     twin = np.zeros(len(some))
     for i, score in enumerate(ratio / _width(ratio, FLOORS["duplicate"])):
@@ -387,18 +383,12 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
         lost_detail[z] = round(float(1 - np.exp(min(0.0, np.nanmin(drops[:, i])))), 3)
         copy = copied[i] / _width(copied, FLOORS["duplicate"])
         scores[z]["duplicate"] = _score(max(twin[i], copy if np.isfinite(copy) else 0))
-        look = some[i]
-        if look.against is not None and look.neighbours is not None:
-            agree = look.neighbours.likeness - look.against.likeness
-            if np.isfinite(length[i]):
-                apart = np.hypot(*look.neighbours.shift_yx)
-                if np.isnan(apart) or apart < 0.6 * length[i]:
-                    scores[z]["shift"] = _score(length[i] / length_width)
-                else:
-                    scores[z]["shift"] = 0.0
-            if np.isfinite(unlike[i]):
-                drop = unlike[i] / _width(unlike, FLOORS["unlike"])
-                scores[z]["unlike"] = _score(drop if agree > 0 else min(drop, LIMITS["unlike"] / 2))
+        # a distinct peak is where both neighbours agree; of adjacent sections the one that is farther off is at fault
+        near = length[max(0, i - 1) : i + 2]
+        if np.isfinite(length[i]):
+            scores[z]["shift"] = _score(length[i] / length_width) if length[i] == np.nanmax(near) else 0.0
+        elif np.isfinite(unlike[i]) and not (near / length_width >= LIMITS["shift"]).any():
+            scores[z]["unlike"] = _score(unlike[i] / _width(unlike, FLOORS["unlike"]))
         flags[z] += [FLAGS[name] for name in FLAGS if scores[z].get(name, 0) >= LIMITS[name]]
     return scores, lost_detail, flags
 

@@ -50,9 +50,9 @@ a stack without any variation."""
 LIMITS = {
     "brightness": 5.0,
     "contrast": 5.0,
-    "blur": 4.0,
+    "blur": 3.0,
     "duplicate": 5.0,
-    "shift": 2.5,
+    "shift": 2.8,
     "unlike": 3.0,
     "damage": 3.1,
 }
@@ -320,7 +320,7 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
         finite = section[np.isfinite(section)] if section.dtype.kind == "f" else section
         constant = measures.constant_share(section)
         centre, width = measures.spread(finite) if finite.size else (0.0, 0.0)
-        looks.append(_Look(constant, centre, width, np.full(3, np.nan)))
+        looks.append(_Look(constant, centre, width, np.full(4, np.nan)))
         told(z + 1)
         if constant >= BLANK or width == 0:
             continue

@@ -20,7 +20,7 @@ from emformer_hub.measurement.alignment import COARSEST, FINEST, MAX_SIDE, disti
 QUANTILES = (0.25, 0.75)
 NORMAL_IQR = 1.349
 """Interquartile range of a normal distribution, in standard deviations."""
-BANDS = ((1 / 64, 1 / 16), (1 / 16, 1 / 8), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
+BANDS = ((1 / 64, 1 / 16), (1 / 16, 1 / 8), (1 / 12, 1 / 6), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
 """Cycles a voxel. The first is what the others are compared with: blur leaves it nearly as it was."""
 MIN_SIDE = 32
 """Voxels: in less there are neither bands nor neighbourhoods to speak of."""
@@ -51,7 +51,7 @@ def constant_share(section: np.ndarray) -> float:
 
 
 def detail(standard: np.ndarray) -> np.ndarray:
-    """Natural logarithm of the power in three bands of rising frequency over that in a coarse one, ``(3,)``."""
+    """Natural logarithm of the power in four bands of rising frequency over that in a coarse one, ``(4,)``."""
     height, width = standard.shape
     taper = np.outer(np.hanning(height), np.hanning(width)).astype(np.float32)
     power = np.square(np.abs(np.fft.rfft2(standard.clip(-4, 4) * taper)))

@@ -22,7 +22,7 @@ SPOILT = 7
 @pytest.fixture(scope="module")
 def tissue() -> np.ndarray:
     """Sections 24 nm apart."""
-    return np.ascontiguousarray(neuropil((45, 160, 176), seed=3)[::3])
+    return np.ascontiguousarray(neuropil((39, 136, 144), seed=3)[::3])
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +168,8 @@ def test_what_is_no_stack(stack: np.ndarray, message: str) -> None:
 
 
 def test_a_section_that_is_not_there(clean: Inspection) -> None:
-    with pytest.raises(InputError, match="0 to 14"):
-        clean.damage_mask(15)
+    with pytest.raises(InputError, match="0 to 12"):
+        clean.damage_mask(13)
 
 
 # --- memory, JSON, command line ----------------------------------------------------------------------------------
@@ -195,9 +195,9 @@ def test_the_command_writes_json_and_picture(tissue: np.ndarray, tmp_path: Path)
     words = ["inspect", str(path), "--json", str(out), "--picture", str(picture)]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
-    assert "1 of 15 sections are flagged" in result.output and "damaged" in result.output
+    assert "1 of 13 sections are flagged" in result.output and "damaged" in result.output
     report = json.loads(out.read_text())
-    assert [entry["section"] for entry in report["sections"]] == list(range(15))
+    assert [entry["section"] for entry in report["sections"]] == list(range(13))
     assert report["sections"][SPOILT]["flags"] == ["damaged"]
     assert report["stack"]["factor"] == 3
     assert report == inspect_stack(open_volume(path).data, voxel_size=VoxelSize(24, 8, 8)).report()

@@ -274,7 +274,7 @@ class _Sight:
     def arrange(self, looks: Sequence[_Look], flags: Sequence[list[str]]) -> None:
         """Settle which sections the others may be compared with, and how far each lies off."""
         unfit = {"missing", "duplicate", "blurred", "unlike"}
-        self._missing = {z for z, flag in enumerate(flags) if {"missing", "unlike"} & set(flag)}
+        self._missing = {z for z, flag in enumerate(flags) if "missing" in flag}
         self.usable = [z for z, flag in enumerate(flags) if not unfit.intersection(flag)]
         for z, flag in enumerate(flags):
             against = looks[z].against

@@ -77,11 +77,11 @@ def test_the_shift_of_a_section_is_stated(tissue: np.ndarray) -> None:
 
 def test_the_mask_covers_the_damage_and_little_else(tissue: np.ndarray) -> None:
     stack = tissue.copy()
-    stack[SPOILT, 60:100, 50:100] = 250
+    stack[SPOILT, 66:92, 60:88] = 250
     mask = inspect_stack(stack).damage_mask(SPOILT)
     assert mask.shape == tissue.shape[1:] and mask.dtype == bool
-    assert mask[64:96, 54:96].mean() > 0.9
-    mask[40:120, 30:120] = False
+    assert mask[69:89, 63:85].mean() > 0.9
+    mask[46:112, 40:108] = False
     assert mask.mean() < 0.02
 
 

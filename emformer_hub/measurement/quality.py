@@ -48,9 +48,9 @@ FLOORS = {
 natural logarithms of correlation and departure. Less than that, times the limit, is no defect even in
 a stack without any variation."""
 LIMITS = {
-    "brightness": 5.0,
-    "contrast": 5.0,
-    "blur": 3.0,
+    "brightness": 4.0,
+    "contrast": 4.0,
+    "blur": 4.0,
     "duplicate": 5.0,
     "shift": 2.8,
     "unlike": 3.0,

@@ -171,7 +171,7 @@ def _fill(image: np.ndarray, size: int) -> np.ndarray:
 def _paths(gain: np.ndarray) -> np.ndarray:
     """The most that a path through each place collects, at least 0: paths go down or across, at most at 45 degrees.
 
-    0 where the place itself adds nothing. A path may begin and end anywhere, so that it never collects less than nothing
+    0 where the place itself adds nothing. A path may begin and end anywhere, so that it never collects less than 0
     (as in local sequence alignment: Smith & Waterman, J. Mol. Biol. 147, 1981).
     """
     best = np.zeros_like(gain)

@@ -109,9 +109,9 @@ class Scale:
         shrink: voxels that are averaged into one, along y and x, before anything else.
         sigma: of the smoothing.
         reach: half side of the surroundings whose range is that of the place: so far tissue may have moved.
-        fill: of clouds: dark (bright) structures narrower than this are filled in before a section is asked whether it
-            is too dark (bright), so that membranes do not hide a shadow.
-        usual: of lines: the departure that a path must exceed on average.
+        fill: dark (bright) structures narrower than this are filled in before a section is asked whether it is too dark
+            (bright), so that membranes do not hide a fold or a shadow; 0 for lines that are as thin themselves.
+        usual: of lines: the departure that a path must exceed on average; 0 for clouds.
     """
 
     name: str
@@ -124,6 +124,7 @@ class Scale:
 
 SCALES = (
     Scale("thin lines", 2, 1.0, 4, usual=0.35),
+    Scale("folds", 2, 1.0, 4, fill=8, usual=0.35),
     Scale("bands", 4, 3.0, 8, usual=0.25),
     Scale("clouds", 4, 4.0, 8, fill=16),
     Scale("large clouds", 8, 12.0, 8, fill=24),
@@ -152,7 +153,9 @@ def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
         if scale.fill:
             here, first, second = (_fill(part, round(scale.fill / scale.shrink)) for part in (here, first, second))
         outside = (_lowest(np.minimum(first, second), size) - here).clip(0)
-        maps.append(outside if scale.fill else _paths(outside.clip(0, 1.5) - scale.usual) * (scale.shrink / 100))
+        if scale.usual:
+            outside = _paths(outside.clip(0, 1.5) - scale.usual) * (scale.shrink / 100)
+        maps.append(outside)
     return np.stack(maps)
 
 

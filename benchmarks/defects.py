@@ -58,7 +58,6 @@ def measure(folder: str, name: str, repeats: int) -> dict[str, Any]:
             for z in _apart(rng.permutation(sound).tolist(), max(1, len(clean) // 10)):
                 spoilt[z] = plant(clean, z, defect, rng)
                 found["planted"] += 1
-                found[z] = repeat
             planted = [z for z in range(len(clean)) if (spoilt[z] != clean[z]).any()]
             inspection = inspect_stack(spoilt)
             found["found"] += sum(DEFECTS[defect][1] in inspection.sections[z].flags for z in planted)

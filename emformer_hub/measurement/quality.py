@@ -84,6 +84,7 @@ class SectionQuality:
         flags: any of ``missing`` (blank, or never imaged), ``duplicate`` (a copy of a neighbour, or the mean of both),
             ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of
             either), ``shifted`` (against both neighbours, which agree), ``unlike`` (it does not show what they show).
+            The first and the last section have one neighbour only: neither of the last two is said of them.
         scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``
             and ``damage``; ``constant``, the share of voxels that have one value, 0 to 1. A measure that could not be
             taken is left out.
@@ -310,11 +311,6 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
     looks: list[_Look] = []
     window: list[tuple[int, np.ndarray, np.ndarray]] = []  # the last three that are not blank
 
-    def compare(here: int, *others: int) -> None:
-        spectra = [window[other][2] for other in others]
-        look = looks[window[here][0]]
-        look.against = measures.displacement(window[here][2], *spectra)
-
     for z in range(sight.stack.shape[0]):
         section = sight.raw(z)
         finite = section[np.isfinite(section)] if section.dtype.kind == "f" else section
@@ -328,16 +324,12 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
         looks[z].detail = measures.detail(standard)
         window = [*window[-2:], (z, standard, measures.band_passed(standard))]
         if len(window) >= 2:
-            before = window[-2]
-            looks[before[0]].difference = measures.difference(before[1], standard)
+            number, previous, _ = window[-2]
+            looks[number].difference = measures.difference(previous, standard)
         if len(window) == 3:
-            if looks[window[0][0]].against is None:
-                compare(0, 1, 2)
-            compare(1, 0, 2)
-            mean = (window[0][1] + window[2][1]) / 2
-            looks[window[1][0]].between = measures.difference(window[1][1], mean)
-    if len(window) == 3:
-        compare(2, 1, 0)
+            (_, before, before_spectrum), (inner, here, spectrum), (_, after, after_spectrum) = window
+            looks[inner].against = measures.displacement(spectrum, before_spectrum, after_spectrum)
+            looks[inner].between = measures.difference(here, (before + after) / 2)
     return looks
 
 

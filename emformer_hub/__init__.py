@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from emformer_hub.configuration_emformer import EMformerConfig
     from emformer_hub.errors import InputError
     from emformer_hub.geometry import SectionModel, VoxelSize
+    from emformer_hub.measurement.quality import Inspection, inspect_stack
     from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput
     from emformer_hub.pretrained import resolve_pretrained
     from emformer_hub.processing_emformer import EMformerProcessor
@@ -28,11 +29,13 @@ _HOMES = {
     "EMformerOutput": "modeling_emformer",
     "EMformerProcessor": "processing_emformer",
     "InputError": "errors",
+    "Inspection": "measurement.quality",
     "Reconstruction": "reconstruction",
     "SectionModel": "geometry",
     "Volume": "volumes",
     "VoxelSize": "geometry",
     "create_volume": "volumes",
+    "inspect_stack": "measurement.quality",
     "open_volume": "volumes",
     "read_volume": "volumes",
     "reconstruct": "reconstruction",
@@ -46,11 +49,13 @@ __all__ = [
     "EMformerOutput",
     "EMformerProcessor",
     "InputError",
+    "Inspection",
     "Reconstruction",
     "SectionModel",
     "Volume",
     "VoxelSize",
     "create_volume",
+    "inspect_stack",
     "open_volume",
     "read_volume",
     "reconstruct",

@@ -247,6 +247,51 @@ def evaluate(
 
 
 @main.command()
+@click.argument("stack", type=PATH)
+@VOXEL_SIZE
+@click.option("--json", "json_path", metavar="FILE", type=PATH, help="Also write all flags and scores to this file.")
+@click.option("--picture", metavar="FILE.png", type=PATH, help="Also draw the scores and the flagged sections.")
+@OVERWRITE
+def inspect(stack: Path, voxel_size: str | None, json_path: Path | None, picture: Path | None, overwrite: bool) -> None:
+    """Say which sections of a STACK are unfit, and why; and what the stack as a whole is like.
+
+    Missing, copied, blurred, damaged (folds, cracks, charging), shifted, unlike their neighbours, or of another
+    brightness or contrast; alignment, noise, and the factor that the sections suggest. Without a voxel size, lengths
+    are voxels.
+    """
+    from tqdm import tqdm
+
+    from emformer_hub.measurement.quality import inspect_stack
+    from emformer_hub.measurement.quality_report import quality_picture
+    from emformer_hub.volumes import open_volume
+    from emformer_hub.volumes.output import check_file, replacing
+
+    outputs = [path for path in (json_path, picture) if path is not None]
+    _check_different(stack, *outputs)
+    for path in outputs:
+        check_file(path, overwrite)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise InputError(f"picture {str(picture)!r} does not end in .png; pictures are written as PNG.")
+    volume = open_volume(stack)
+    size = volume.voxel_size if voxel_size is None else VoxelSize.parse(voxel_size)
+    with tqdm(desc="inspect", unit="section", disable=None) as bar:  # shown on a terminal only
+
+        def progress(done: int, steps: int) -> None:
+            bar.total, bar.n = steps, done
+            bar.refresh()
+
+        inspection = inspect_stack(volume.data, voxel_size=size, progress=progress)
+    if json_path is not None:
+        with replacing(json_path) as partial:
+            partial.write_text(json.dumps(inspection.report(), indent=2, allow_nan=False) + "\n")
+    if picture is not None:
+        with replacing(picture) as partial:
+            quality_picture(partial, inspection, volume.data)
+    for line in inspection.report_lines():
+        click.echo(line)
+
+
+@main.command()
 @click.argument("truth", type=PATH)
 @click.argument("output", metavar="OUT", type=PATH)
 @VOXEL_SIZE

@@ -50,9 +50,9 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
     shifts = np.full((len(pairs), 2), np.nan)
     for pair, z in enumerate(pairs.tolist()):
         sections = volume[z : z + 2, y : y + rows, x : x + columns].astype(np.float32)
-        if all(np.ptp(section) > 0 for section in sections):
+        if all(np.isfinite(section).all() and np.ptp(section) > 0 for section in sections):
             before, after = (np.fft.fft2((section - section.mean()) * taper) * band for section in sections)
-            shifts[pair] = _distinct_peak(np.fft.ifft2(before.conj() * after).real)
+            shifts[pair] = distinct_peak(np.fft.ifft2(before.conj() * after).real)
     return shifts
 
 
@@ -79,7 +79,7 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
     )
 
 
-def _distinct_peak(correlation: np.ndarray) -> tuple[float, float]:
+def distinct_peak(correlation: np.ndarray) -> tuple[float, float]:
     """The shift ``(y, x)`` at which a map of all of them ``(y, x)`` peaks; NaN if it peaks as well elsewhere."""
     peak = np.unravel_index(int(correlation.argmax()), correlation.shape)
     shifts_y, shifts_x = (np.fft.fftfreq(side, 1 / side) for side in correlation.shape)

@@ -1,0 +1,445 @@
+"""Which sections of a stack are unfit, and why: ``inspect_stack``.
+
+Each section is measured against its neighbours, and each measure against the same measure of the rest of the stack: a
+score says by how many robust standard deviations (1.4826 median absolute deviations, with a floor) a section departs
+from the running median of the sections around it. A slow drift of brightness, focus or place is thus no defect, and
+one stack's habits are not held against another's.
+
+The stack is read twice, a section at a time, and a few sections are kept: memory does not grow with their number.
+Sections larger than 2048 voxels a side are looked at in means of 2 x 2, 3 x 3, ... voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import VoxelSize
+from emformer_hub.measurement import section_measures as measures
+from emformer_hub.measurement.section_measures import SCALES
+from emformer_hub.measurement.stack_quality import StackQuality, stack_quality
+from emformer_hub.volumes import StoredArray
+from emformer_hub.volumes.checks import check_dtype
+
+if TYPE_CHECKING:
+    from emformer_hub.measurement.section_measures import Displacement
+
+LONGEST_SIDE = 2048
+BLANK = 0.98
+"""Share of equal voxels from which a section counts as missing. Sections of tissue have less than half, even where a
+rim is blank; a lost one that holds a label or a scale bar has more."""
+AROUND = 4
+"""Sections before and after that make the running median."""
+FLOORS = {
+    "brightness": 0.1,
+    "contrast": 0.06,
+    "blur": 0.12,
+    "duplicate": 0.15,
+    "shift": 2.4,
+    "unlike": 0.2,
+    "damage": 0.3,
+}
+"""The least standard deviation of each measure: spreads, natural logarithms of spread, power and difference, voxels,
+natural logarithms of correlation and departure. Less than that, times the limit, is no defect even in
+a stack without any variation."""
+LIMITS = {
+    "brightness": 4.0,
+    "contrast": 4.0,
+    "blur": 4.0,
+    "duplicate": 5.0,
+    "shift": 2.8,
+    "unlike": 3.0,
+    "damage": 3.1,
+}
+"""Scores from which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
+FLAGS = {
+    "brightness": "brightness",
+    "contrast": "contrast",
+    "blur": "blurred",
+    "duplicate": "duplicate",
+    "shift": "shifted",
+    "unlike": "unlike",
+    "damage": "damaged",
+}
+BEYOND_USE = 1.4
+"""Natural logarithm: blur that leaves less than a quarter of the power of fine detail is beyond use."""
+HIGHEST = 99.0
+LEAST = 0.1
+"""Departure below which differences do not matter: it is added before a logarithm is taken."""
+BESIDE = 8
+"""Inner sections that are also looked at as if they were the last, to know what is usual there."""
+
+
+@dataclass(frozen=True)
+class SectionQuality:
+    """What is wrong with a section.
+
+    Attributes:
+        section: its number, from 0.
+        flags: any of ``missing`` (blank, or never imaged), ``duplicate`` (a copy of a neighbour, or the mean of both),
+            ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of
+            either), ``shifted`` (against both neighbours, which agree), ``unlike`` (it does not show what they show).
+            The first and the last section have one neighbour only: neither of the last two is said of them.
+        scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``
+            and ``damage``; ``constant``, the share of voxels that have one value, 0 to 1. A measure that could not be
+            taken is left out.
+        shift_yx: how far it lies off its neighbours, voxels; ``None`` if not flagged ``shifted``.
+        detail_lost: share of the power of fine detail that its neighbours have and it lacks, 0 to 1.
+    """
+
+    section: int
+    flags: tuple[str, ...]
+    scores: dict[str, float]
+    shift_yx: tuple[float, float] | None = None
+    detail_lost: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What :func:`inspect_stack` found.
+
+    Attributes:
+        sections: one for each section, in their order.
+        stack: what holds for all of them together.
+        shape_zyx: of the stack.
+    """
+
+    sections: list[SectionQuality]
+    stack: StackQuality
+    shape_zyx: tuple[int, int, int]
+    _sight: _Sight = field(repr=False)
+    _usual: dict[str, np.ndarray] = field(repr=False)
+
+    @cached_property
+    def flagged(self) -> list[int]:
+        """Numbers of the sections that should be replaced whole: missing, duplicate, unlike, or blurred beyond use (of
+        the power of fine detail, less than a quarter is left)."""
+        whole = {"missing", "duplicate", "unlike"}
+        lost = 1 - np.exp(-BEYOND_USE)
+        return [
+            quality.section
+            for quality in self.sections
+            if whole.intersection(quality.flags) or ("blurred" in quality.flags and quality.detail_lost > lost)
+        ]
+
+    def damage_mask(self, z: int) -> np.ndarray:
+        """Where a section is damaged, bool ``(y, x)``; False everywhere if it is not flagged ``damaged``.
+
+        Marked is what departs from both neighbours by more than half of what makes a section damaged, where that
+        reaches the limit itself, and a margin as wide as tissue may have moved.
+
+        Raises:
+            InputError: there is no such section, or the file has become unreadable.
+        """
+        if not 0 <= z < self.shape_zyx[0]:
+            raise InputError(f"section {z} is not there; the stack has sections 0 to {self.shape_zyx[0] - 1}.")
+        mask = np.zeros(self.shape_zyx[1:], bool)
+        if "damaged" in self.sections[z].flags:
+            from scipy import ndimage
+
+            kind, maps = self._sight.departures(z)
+            for scale, found, usual in zip(SCALES, maps, self._usual[kind].T, strict=True):
+                for sign in (0, 1):
+                    limit = np.exp(usual[sign, 0] + LIMITS["damage"] * usual[sign, 1]) - LEAST
+                    labels, _ = ndimage.label(found[sign] > 0.5 * limit)
+                    reached = np.unique(labels[found[sign] > limit])
+                    marked = np.isin(labels, reached[reached > 0])
+                    marked = ndimage.binary_dilation(marked, iterations=round(scale.reach / scale.shrink))
+                    _enlarge_into(mask, marked, scale.shrink * self._sight.shrink)
+        return mask
+
+    def report(self) -> dict[str, Any]:
+        """All of it, fit for JSON: ``{"sections": [{"section", "flags", "scores", ...}], "flagged", "stack"}``."""
+        from emformer_hub.measurement.quality_report import report
+
+        return report(self)
+
+    def report_lines(self) -> list[str]:
+        """The table that the command line prints: the sections with flags, then the stack."""
+        from emformer_hub.measurement.quality_report import report_lines
+
+        return report_lines(self)
+
+
+def inspect_stack(
+    stack: np.ndarray | StoredArray,
+    *,
+    voxel_size: VoxelSize | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Inspection:
+    """Say which sections are missing, copied, blurred, damaged, out of place or of another brightness, and what the
+    stack as a whole is like.
+
+    Args:
+        stack: ``(z, y, x)``, any real dtype that volumes have, at least 32 voxels along y and x. A ``StoredArray`` or a
+            memory map is read a section at a time.
+        voxel_size: nm; without it, lengths are voxels.
+        progress: told how many of how many steps are done: two for each section.
+
+    Returns:
+        The inspection. A stack that allows no judgement (two sections, all blank, 1-bit, ...) is no error:
+        ``stack.remarks`` says what could not be told, and why.
+
+    Raises:
+        InputError: no stack ``(z, y, x)``, sections under 32 voxels a side, a dtype that is no grey value, or scipy is
+            not installed.
+    """
+    _check(stack)
+    shape = (int(stack.shape[0]), int(stack.shape[1]), int(stack.shape[2]))
+    sight = _Sight(stack)
+    told = progress or (lambda done, total: None)
+    looks = _first_look(sight, lambda done: told(done, 2 * shape[0]))
+    scores, scales, flags = _global_scores(looks)
+    sight.arrange(looks, flags)
+
+    peaks: dict[str, list[np.ndarray]] = {"between": [], "beside": []}
+    found: dict[int, tuple[str, np.ndarray]] = {}
+    inner = [z for z in sight.usable if sight.usable[0] < z < sight.usable[-1]]
+    also = set(np.array(inner)[np.unique(np.linspace(0, len(inner) - 1, min(BESIDE, len(inner))).astype(int))].tolist())
+    for z in range(shape[0]):
+        if sight.comparable(z):
+            kind, maps = sight.departures(z)
+            found[z] = (kind, _peaks(maps))
+            peaks[kind].append(found[z][1])
+            if z in also and kind == "between":
+                peaks["beside"].append(_peaks(sight.departures(z, beside=True)[1]))
+        told(shape[0] + z + 1, 2 * shape[0])
+    usual = {kind: _usual(values) for kind, values in peaks.items() if values}
+    for z, (kind, peak) in found.items():
+        if len(peaks[kind]) >= 3:
+            centre, width = usual[kind]
+            scores[z]["damage"] = _score(float(((peak - centre) / width).max()))
+            if scores[z]["damage"] >= LIMITS["damage"]:
+                flags[z].append("damaged")
+    sections = [
+        SectionQuality(
+            z,
+            tuple(flags[z]),
+            {name: round(score, 3) for name, score in scores[z].items()},
+            sight.shifts.get(z),
+            scales[z],
+        )
+        for z in range(shape[0])
+    ]
+    quality = stack_quality(stack, [q.flags for q in sections], voxel_size)
+    return Inspection(sections, quality, shape, sight, usual)
+
+
+@dataclass
+class _Look:
+    """What the first reading tells of a section."""
+
+    constant: float
+    centre: float
+    width: float
+    detail: np.ndarray
+    against: Displacement | None = None
+    difference: float | None = None
+    between: float | None = None
+
+
+class _Sight:
+    """The sections as they are looked at: shrunken, standardised, the last few kept; and what each is compared with."""
+
+    KEPT = 6
+
+    def __init__(self, stack: np.ndarray | StoredArray) -> None:
+        self.stack = stack
+        self.shrink = -(-max(stack.shape[1:]) // LONGEST_SIDE)
+        self.usable: list[int] = []
+        self.shifts: dict[int, tuple[float, float]] = {}
+        self._missing: set[int] = set()
+        self._kept: dict[int, np.ndarray] = {}
+
+    def raw(self, z: int) -> np.ndarray:
+        section = np.asarray(self.stack[z])
+        return section if self.shrink == 1 else measures.shrink(section, self.shrink)
+
+    def standard(self, z: int) -> np.ndarray:
+        """Standardised, and laid over its neighbours if it is shifted."""
+        if z not in self._kept:
+            section = measures.standardise(self.raw(z))
+            if z in self.shifts:
+                by = tuple(-round(part / self.shrink) for part in self.shifts[z])
+                section = np.roll(section, by, axis=(0, 1))
+            while len(self._kept) >= self.KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[z] = section
+        return self._kept[z]
+
+    def arrange(self, looks: Sequence[_Look], flags: Sequence[list[str]]) -> None:
+        """Settle which sections the others may be compared with, and how far each lies off."""
+        unfit = {"missing", "duplicate", "blurred", "unlike"}
+        self._missing = {z for z, flag in enumerate(flags) if "missing" in flag}
+        self.usable = [z for z, flag in enumerate(flags) if not unfit.intersection(flag)]
+        for z, flag in enumerate(flags):
+            against = looks[z].against
+            if "shifted" in flag and against is not None:
+                y, x = (part * self.shrink for part in against.shift_yx)
+                self.shifts[z] = (y, x)
+        self._kept.clear()
+
+    def comparable(self, z: int) -> bool:
+        return z not in self._missing and len([other for other in self.usable if other != z]) >= 2
+
+    def departures(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
+        """``between`` or ``beside``, the others being on both sides or on one; and the maps for each of ``SCALES``."""
+        before = [other for other in self.usable if other < z]
+        after = [other for other in self.usable if other > z]
+        if before and after and not beside:
+            kind, pair = "between", (before[-1], after[0])
+        else:
+            near = after[:2] if len(after) >= 2 else before[-2:] if len(before) >= 2 else [before[-1], after[0]]
+            kind, pair = "beside", (near[0], near[1])
+        here, first, second = self.standard(z), *(self.standard(other) for other in pair)
+        maps = []
+        for scale in SCALES:
+            maps.append(measures.departures(here, first, second, scale))
+        if z in self.shifts:  # what was rolled in from the other side is nothing of this section
+            y, x = (abs(round(part / self.shrink)) for part in self.shifts[z])
+            for found, scale in zip(maps, SCALES, strict=True):
+                _blank_rim(found, -(-(y + 2 * scale.reach) // scale.shrink), -(-(x + 2 * scale.reach) // scale.shrink))
+        return kind, maps
+
+
+def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
+    looks: list[_Look] = []
+    window: list[tuple[int, np.ndarray, np.ndarray]] = []  # the last three that are not blank
+
+    for z in range(sight.stack.shape[0]):
+        section = sight.raw(z)
+        finite = section[np.isfinite(section)] if section.dtype.kind == "f" else section
+        constant = measures.constant_share(section)
+        centre, width = measures.spread(finite) if finite.size else (0.0, 0.0)
+        looks.append(_Look(constant, centre, width, np.full(4, np.nan)))
+        told(z + 1)
+        if constant >= BLANK or width == 0:
+            continue
+        standard = measures.standardise(section)
+        looks[z].detail = measures.detail(standard)
+        window = [*window[-2:], (z, standard, measures.band_passed(standard))]
+        if len(window) >= 2:
+            number, previous, _ = window[-2]
+            looks[number].difference = measures.difference(previous, standard)
+        if len(window) == 3:
+            (_, before, before_spectrum), (inner, here, spectrum), (_, after, after_spectrum) = window
+            looks[inner].against = measures.displacement(spectrum, before_spectrum, after_spectrum)
+            looks[inner].between = measures.difference(here, (before + after) / 2)
+    return looks
+
+
+def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[float], list[list[str]]]:
+    """Scores, share of lost detail and flags of each section, local damage apart."""
+    count = len(looks)
+    blank = np.array([look.constant >= BLANK or look.width == 0 for look in looks])
+    scores: list[dict[str, float]] = [{"constant": look.constant} for look in looks]
+    flags: list[list[str]] = [["missing"] if lost else [] for lost in blank]
+    lost_detail = [0.0] * count
+    seen = np.flatnonzero(~blank)
+    if len(seen) < 3:
+        return scores, lost_detail, flags
+    some = [looks[z] for z in seen]
+    widths = np.array([look.width for look in some])
+    measured = {
+        "brightness": np.abs(_departure(np.array([look.centre for look in some]) / np.median(widths))),
+        "contrast": np.abs(_departure(np.log(widths))),
+    }
+    drops = np.stack([_departure(band) for band in np.array([look.detail for look in some]).T])
+    blur = np.stack([-drop / _width(drop, FLOORS["blur"]) for drop in drops])
+    pairs = np.array([np.nan if look.difference is None else look.difference for look in some])
+    ratio = -_departure(np.log(np.maximum(pairs, 1e-6)))
+    likeness = np.array([look.against.likeness if look.against else np.nan for look in some])
+    shifts = np.array([look.against.shift_yx if look.against else (np.nan, np.nan) for look in some])
+    length = np.hypot(*(shifts - np.nanmedian(shifts, axis=0)).T) if np.isfinite(shifts).any() else np.zeros(len(some))
+    between = np.array([np.nan if look.between is None else look.between for look in some])
+    copied = -_departure(np.log(np.maximum(between, 1e-6)))
+    unlike = -_departure(np.log(np.maximum(likeness, 1e-3)))
+    length_width = max(FLOORS["shift"], 1.4826 * float(np.nanmedian(length))) if np.isfinite(length).any() else 1.0
+    twin = np.zeros(len(some))
+    for i, score in enumerate(ratio / _width(ratio, FLOORS["duplicate"])):
+        if np.isfinite(score):
+            farther = i + 1
+            if i > 0 and i + 2 < len(some) and pairs[i - 1] > pairs[i + 1]:
+                farther = i
+            twin[farther] = max(twin[farther], score)
+    for name, values in measured.items():
+        for z, value in zip(seen, values / _width(values, FLOORS[name]), strict=True):
+            scores[z][name] = _score(value)
+    for i, z in enumerate(seen):
+        scores[z]["blur"] = _score(float(np.nanmax(blur[:, i])))
+        lost_detail[z] = round(float(1 - np.exp(min(0.0, np.nanmin(drops[:, i])))), 3)
+        copy = copied[i] / _width(copied, FLOORS["duplicate"])
+        scores[z]["duplicate"] = _score(max(twin[i], copy if np.isfinite(copy) else 0))
+        # a distinct peak is where both neighbours agree; of adjacent sections the one that is farther off is at fault
+        near = length[max(0, i - 1) : i + 2]
+        if np.isfinite(length[i]):
+            scores[z]["shift"] = _score(length[i] / length_width) if length[i] == np.nanmax(near) else 0.0
+        elif np.isfinite(unlike[i]) and not (near / length_width >= LIMITS["shift"]).any():
+            scores[z]["unlike"] = _score(unlike[i] / _width(unlike, FLOORS["unlike"]))
+        flags[z] += [FLAGS[name] for name in FLAGS if scores[z].get(name, 0) >= LIMITS[name]]
+    return scores, lost_detail, flags
+
+
+def _departure(values: np.ndarray) -> np.ndarray:
+    """Of each value from the median of the four before and the four after it; NaN are passed over."""
+    result = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        around = np.concatenate([values[max(0, i - AROUND) : i], values[i + 1 : i + 1 + AROUND]])
+        around = around[np.isfinite(around)]
+        if len(around) and np.isfinite(value):
+            result[i] = value - np.median(around)
+    return result
+
+
+def _width(departures: np.ndarray, floor: float) -> float:
+    """Robust standard deviation of departures around zero, no less than the floor."""
+    finite = departures[np.isfinite(departures)]
+    return max(floor, 1.4826 * float(np.median(np.abs(finite)))) if len(finite) else floor
+
+
+def _score(value: float) -> float:
+    return float(np.clip(value, 0, HIGHEST)) if np.isfinite(value) else 0.0
+
+
+def _peaks(maps: list[np.ndarray]) -> np.ndarray:
+    """Natural logarithm of the greatest departure, ``(2, scales)``: too dark, too bright."""
+    return np.log(LEAST + np.array([found.max(axis=(1, 2)) for found in maps]).T)
+
+
+def _usual(peaks: list[np.ndarray]) -> np.ndarray:
+    """Median and robust standard deviation of :func:`_peaks` over sections, ``(2, 2, scales)``."""
+    values = np.array(peaks)
+    centre = np.median(values, axis=0)
+    width = 1.4826 * np.median(np.abs(values - centre), axis=0)
+    return np.stack([centre, np.maximum(width, FLOORS["damage"])])
+
+
+def _blank_rim(maps: np.ndarray, rows: float, columns: float) -> None:
+    y, x = int(rows), int(columns)
+    inner = maps[:, y : maps.shape[1] - y, x : maps.shape[2] - x].copy()
+    maps[:] = 0
+    if inner.size:
+        maps[:, y : y + inner.shape[1], x : x + inner.shape[2]] = inner
+
+
+def _enlarge_into(mask: np.ndarray, marked: np.ndarray, factor: int) -> None:
+    """Mark in ``mask`` what is marked on a grid ``factor`` times as coarse."""
+    large = marked.repeat(factor, axis=0).repeat(factor, axis=1)[: mask.shape[0], : mask.shape[1]]
+    mask[: large.shape[0], : large.shape[1]] |= large
+
+
+def _check(stack: np.ndarray | StoredArray) -> None:
+    if stack.ndim != 3 or 0 in stack.shape:
+        raise InputError(f"the stack has shape {tuple(stack.shape)}; expected one grey-value stack (z, y, x).")
+    if np.dtype(stack.dtype) != np.dtype(bool):
+        check_dtype(np.dtype(stack.dtype), "the stack")
+    if min(stack.shape[1:]) < measures.MIN_SIDE:
+        raise InputError(
+            f"sections are {stack.shape[1]} x {stack.shape[2]} voxels (y, x); expected at least {measures.MIN_SIDE} a "
+            f"side: in less, a defect cannot be told from tissue."
+        )

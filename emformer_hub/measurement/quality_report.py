@@ -1,0 +1,152 @@
+"""What an inspection says: as JSON, as a table, as a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emformer_hub.errors import InputError
+
+if TYPE_CHECKING:
+    from emformer_hub.measurement.quality import Inspection
+    from emformer_hub.volumes import StoredArray
+
+SHOWN = ("brightness", "contrast", "blur", "duplicate", "shift", "unlike", "damage")
+PICTURES, COLUMNS, LONGEST = 24, 6, 320
+LIMIT_COLOUR, FLAG_COLOUR = "#b03030", "#d95f02"
+
+
+def report(inspection: Inspection) -> dict[str, Any]:
+    """``{"shape_zyx", "sections": [{"section", "flags", "scores", "shift_yx", "detail_lost"}], "flagged", "stack"}``;
+    fit for JSON."""
+    return {
+        "shape_zyx": list(inspection.shape_zyx),
+        "sections": [
+            {
+                "section": quality.section,
+                "flags": list(quality.flags),
+                "scores": quality.scores,
+                "shift_yx": None if quality.shift_yx is None else list(quality.shift_yx),
+                "detail_lost": quality.detail_lost,
+            }
+            for quality in inspection.sections
+        ],
+        "flagged": inspection.flagged,
+        "stack": inspection.stack.to_dict(),
+    }
+
+
+def report_lines(inspection: Inspection) -> list[str]:
+    """The sections with flags, one a line, with their scores; then what holds for the stack."""
+    bad = [quality for quality in inspection.sections if quality.flags]
+    lines = []
+    if bad:
+        lines.append("section  " + "  ".join(f"{name:>10}" for name in SHOWN) + "  flags")
+    for quality in bad:
+        cells = [f"{quality.scores[name]:>10.1f}" if name in quality.scores else f"{'-':>10}" for name in SHOWN]
+        off = "" if quality.shift_yx is None else " by {:.0f},{:.0f} voxels (y,x)".format(*quality.shift_yx)
+        lines.append(f"{quality.section:>7}  " + "  ".join(cells) + "  " + ", ".join(quality.flags) + off)
+    count = len(inspection.sections)
+    lines.append(
+        f"{len(bad)} of {count} sections are flagged"
+        + (f"; replace whole: {_numbers(inspection.flagged)}" if inspection.flagged else "")
+    )
+    stack = inspection.stack
+    if "median_shift" in stack.alignment:
+        shifts = stack.alignment
+        lines.append(
+            f"alignment  neighbours are shifted by {shifts['median_shift']:.1f} voxels (median), "
+            f"{shifts['largest_shift']:.0f} at most"
+        )
+    if stack.noise is not None:
+        lines.append(
+            f"noise      {stack.noise['grey_levels']:.3g} grey levels, {stack.noise['share']:.0%} of the variance"
+        )
+    if stack.factor is None:
+        lines.append("factor     cannot be told")
+    else:
+        lines.append(f"factor     {stack.factor:g} (from the {stack.factor_source})")
+    lines.append(f"thickness  {'cannot be told' if stack.thickness is None else f'{stack.thickness:g}'}")
+    return [*lines, *(f"- {remark}" for remark in stack.remarks)]
+
+
+def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack: np.ndarray | StoredArray) -> None:
+    """Write a PNG: above, the scores of all sections, as shares of the limit; below, up to 24 flagged sections, what is
+    damaged outlined.
+
+    Args:
+        path: the picture; the name ends in ``.png``. An existing file is replaced.
+        inspection: of the stack.
+        stack: ``(z, y, x)``, the one that was inspected.
+
+    Raises:
+        InputError: the name does not end in ``.png``, the folder does not exist, or matplotlib is not installed.
+    """
+    from emformer_hub.measurement.quality import LIMITS
+
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"folder {str(path.parent)!r} of the picture does not exist; create it first.")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("pictures need matplotlib; run: pip install 'emformer-hub[evaluate]'") from error
+
+    bad = [quality for quality in inspection.sections if quality.flags]
+    shown = bad[:PICTURES]
+    rows = -(-len(shown) // COLUMNS)
+    figure = Figure(figsize=(12, 3.6 + 2.3 * rows), dpi=100, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(1 + rows, COLUMNS, height_ratios=[1.5] + [1] * rows)
+    axes = figure.add_subplot(grid[0, :])
+    table = np.full((len(SHOWN) + 1, len(inspection.sections)), np.nan)
+    for z, quality in enumerate(inspection.sections):
+        table[0, z] = 2.0 if "missing" in quality.flags else 0.0
+        for row, name in enumerate(SHOWN, 1):
+            table[row, z] = quality.scores.get(name, np.nan) / LIMITS[name]
+    image = axes.imshow(table, cmap="OrRd", vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+    for row, z in np.argwhere(table >= 1):
+        axes.text(z, row, "×", ha="center", va="center", fontsize=8)
+    axes.set_yticks(range(len(SHOWN) + 1), ["missing", *SHOWN], fontsize=8)
+    axes.set_xlabel("section", fontsize=8)
+    axes.set_facecolor("#dddddd")
+    axes.set_title(
+        f"{len(bad)} of {len(inspection.sections)} sections are flagged (×: score beyond the limit; grey: not told)",
+        fontsize=10,
+    )
+    figure.colorbar(image, ax=axes, pad=0.01).set_label("score / limit", fontsize=8)
+    black, white = _grey(inspection, stack)
+    for place, quality in enumerate(shown):
+        axes = figure.add_subplot(grid[1 + place // COLUMNS, place % COLUMNS])
+        step = max(1, -(-max(inspection.shape_zyx[1:]) // LONGEST))
+        axes.imshow(
+            np.asarray(stack[quality.section])[::step, ::step].astype(float), cmap="gray", vmin=black, vmax=white
+        )
+        mask = inspection.damage_mask(quality.section)[::step, ::step]
+        if mask.any():
+            axes.contour(mask, levels=[0.5], colors=[FLAG_COLOUR], linewidths=1)
+        axes.set_title(f"{quality.section}: {', '.join(quality.flags)}", fontsize=8, color=LIMIT_COLOUR)
+        axes.set(xticks=[], yticks=[])
+    temporary = path.with_name(f".{path.name}.part")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+
+
+def _grey(inspection: Inspection, stack: np.ndarray | StoredArray) -> tuple[float, float]:
+    """Black and white of the pictures: the 1st and 99th percentile of a few sections that are not missing."""
+    there = [q.section for q in inspection.sections if "missing" not in q.flags] or [0]
+    some = [there[i] for i in np.unique(np.linspace(0, len(there) - 1, 5).astype(int))]
+    sample = np.concatenate([np.asarray(stack[z])[::4, ::4].ravel() for z in some]).astype(float)
+    sample = sample[np.isfinite(sample)]
+    black, white = np.percentile(sample, [1, 99]) if sample.size else (0.0, 1.0)
+    return float(black), float(max(white, black + 1e-6))
+
+
+def _numbers(sections: list[int]) -> str:
+    return ", ".join(map(str, sections))

@@ -1,0 +1,211 @@
+"""What is measured of a section, by itself and against two others: numpy and scipy only, no thresholds, no stack.
+
+A section is ``(y, x)``. Most functions take it standardised: median 0 and spread 1, so that brightness and contrast are
+out of the way and a difference of 1 is one usual departure from the median.
+
+Local damage is what lies outside the range of both neighbours. Tissue moves from section to section, so the range at a
+place is that of its surroundings, and it is looked at on several scales: a thin crack is extreme in itself, a fold or
+a charged area only on average. Paths add up what a line has in common along its way, however it bends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emformer_hub.errors import InputError
+from emformer_hub.measurement.alignment import COARSEST, FINEST, MAX_SIDE, distinct_peak
+
+QUANTILES = (0.25, 0.75)
+NORMAL_IQR = 1.349
+"""Interquartile range of a normal distribution, in standard deviations."""
+BANDS = ((1 / 64, 1 / 16), (1 / 16, 1 / 8), (1 / 12, 1 / 6), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
+"""Cycles a voxel. The first is what the others are compared with: blur leaves it nearly as it was."""
+MIN_SIDE = 32
+"""Voxels: in less there are neither bands nor neighbourhoods to speak of."""
+
+
+def standardise(section: np.ndarray) -> np.ndarray:
+    """A section of any real dtype with median 0 and spread 1 (its interquartile range as that of a normal
+    distribution), float32; without spread, all zero. Voxels that are not finite become 0."""
+    values = section.astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.all():
+        values[~finite] = np.median(values[finite]) if finite.any() else 0
+    centre, width = spread(values)
+    return (values - np.float32(centre)) / np.float32(width) if width > 0 else np.zeros_like(values)
+
+
+def spread(section: np.ndarray) -> tuple[float, float]:
+    """Median and robust standard deviation; the plain one where half of the voxels are equal (1-bit data)."""
+    low, centre, high = np.quantile(section, (QUANTILES[0], 0.5, QUANTILES[1]))
+    width = float(high - low) / NORMAL_IQR
+    return float(centre), width or float(section.std())
+
+
+def constant_share(section: np.ndarray) -> float:
+    """Share of the voxels that have the most frequent of all values; near 1 in a section that was not imaged."""
+    _, counts = np.unique(section, return_counts=True)
+    return float(counts.max() / section.size)
+
+
+def detail(standard: np.ndarray) -> np.ndarray:
+    """Natural logarithm of the power in four bands of rising frequency over that in a coarse one, ``(4,)``."""
+    height, width = standard.shape
+    taper = np.outer(np.hanning(height), np.hanning(width)).astype(np.float32)
+    power = np.square(np.abs(np.fft.rfft2(standard.clip(-4, 4) * taper)))
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    found = [power[(frequency >= low) & (frequency < high)].mean() for low, high in BANDS]
+    return np.log(np.maximum(found[1:], 1e-12)) - np.log(max(found[0], 1e-12))
+
+
+def difference(a: np.ndarray, b: np.ndarray, sigma: float = 1.5) -> float:
+    """Root mean square of the difference of two standardised sections, a little smoothed: 0 for copies."""
+    return float(np.sqrt(np.mean(np.square(_gaussian(a.clip(-4, 4) - b.clip(-4, 4), sigma)))))
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Where a section lies against another.
+
+    Attributes:
+        shift_yx: voxels; NaN where the correlation has no single peak.
+        likeness: height of the peak, -1 to 1: how far both show the same, once they are laid over each other.
+    """
+
+    shift_yx: tuple[float, float]
+    likeness: float
+
+
+def band_passed(standard: np.ndarray) -> np.ndarray:
+    """Spectrum of the middle of a section, at most 512 x 512 voxels: what is as large as membranes; of norm 1."""
+    rows, columns = (min(side, MAX_SIDE) for side in standard.shape)
+    y, x = ((side - part) // 2 for side, part in zip(standard.shape, (rows, columns), strict=True))
+    middle = standard[y : y + rows, x : x + columns].clip(-4, 4)
+    taper = np.outer(np.hanning(rows), np.hanning(columns)).astype(np.float32)
+    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns))
+    fine, coarse = (np.exp(-2 * (np.pi * sigma * frequency) ** 2) for sigma in (FINEST, COARSEST))
+    spectrum = np.fft.fft2((middle - middle.mean()) * taper) * (fine - coarse).astype(np.float32)
+    norm = float(np.linalg.norm(spectrum))
+    return (spectrum / norm if norm > 0 else spectrum).astype(np.complex64)
+
+
+def displacement(spectrum: np.ndarray, *others: np.ndarray) -> Displacement:
+    """Of a section against others, all given by :func:`band_passed`: where it agrees best with all of them together."""
+    summed = np.zeros(spectrum.shape, np.float64)
+    for other in others:
+        summed += np.fft.ifft2(other.conj() * spectrum).real
+    likeness = float(summed.max()) * summed.size / len(others)
+    return Displacement(distinct_peak(summed), likeness)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One look at a section; lengths are voxels of the section.
+
+    Attributes:
+        name: what is looked for: lines, which are followed as paths, or clouds, which are round.
+        shrink: voxels that are averaged into one, along y and x, before anything else.
+        sigma: of the smoothing.
+        reach: half side of the surroundings whose range is that of the place: so far tissue may have moved.
+        fill: dark (bright) structures narrower than this are filled in before a section is asked whether it is too dark
+            (bright), so that membranes do not hide a fold or a shadow; 0 for lines that are as thin themselves.
+        usual: of lines: the departure that a path must exceed on average; 0 for clouds.
+    """
+
+    name: str
+    shrink: int
+    sigma: float
+    reach: float
+    fill: float = 0
+    usual: float = 0
+
+
+SCALES = (
+    Scale("thin lines", 2, 1.0, 4, usual=0.35),
+    Scale("folds", 2, 1.0, 4, fill=8, usual=0.35),
+    Scale("bands", 4, 3.0, 8, usual=0.25),
+    Scale("clouds", 4, 4.0, 8, fill=16),
+    Scale("large clouds", 8, 12.0, 8, fill=24),
+)
+
+
+def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scale: Scale) -> np.ndarray:
+    """How far a section lies below and above the range of two others around each place.
+
+    Args:
+        standard, before, after: standardised sections ``(y, x)``, laid over each other.
+        scale: the look.
+
+    Returns:
+        ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. Of clouds, spreads; of
+        lines, spreads times hundred voxels along the best path through each place.
+    """
+    sections = [
+        _gaussian(shrink(part.clip(-4, 4), scale.shrink), scale.sigma / scale.shrink)
+        for part in (standard, before, after)
+    ]
+    size = 2 * round(scale.reach / scale.shrink) + 1
+    maps = []
+    for sign in (1, -1):
+        here, first, second = (sign * part for part in sections)
+        if scale.fill:
+            here, first, second = (_fill(part, round(scale.fill / scale.shrink)) for part in (here, first, second))
+        outside = (_lowest(np.minimum(first, second), size) - here).clip(0)
+        if scale.usual:
+            outside = _paths(outside.clip(0, 1.5) - scale.usual) * (scale.shrink / 100)
+        maps.append(outside)
+    return np.stack(maps)
+
+
+def _lowest(image: np.ndarray, size: int) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.minimum_filter(image, size, mode="nearest")
+
+
+def _fill(image: np.ndarray, size: int) -> np.ndarray:
+    from scipy import ndimage
+
+    return ndimage.grey_closing(image, (size, size), mode="nearest")
+
+
+def _paths(gain: np.ndarray) -> np.ndarray:
+    """The most that a path through each place collects, at least 0: paths go down or across, at most at 45 degrees.
+
+    0 where the place itself adds nothing. A path may begin and end anywhere, so that it never collects less than 0
+    (as in local sequence alignment: Smith & Waterman, J. Mol. Biol. 147, 1981).
+    """
+    best = np.zeros_like(gain)
+    for turned, result in ((gain, best), (gain.T, best.T)):
+        ahead, back = _collected(turned), _collected(turned[::-1])[::-1]
+        np.maximum(result, np.where(turned > 0, ahead + back - turned, 0), out=result)
+    return best
+
+
+def _collected(gain: np.ndarray) -> np.ndarray:
+    """What the best path from above has collected at each place, its own gain included."""
+    total = np.empty_like(gain)
+    above = np.zeros(gain.shape[1] + 2, gain.dtype)
+    for row, own in enumerate(gain):
+        total[row] = own + np.maximum(np.maximum(above[:-2], above[1:-1]), np.maximum(above[2:], 0))
+        above[1:-1] = total[row]
+    return total
+
+
+def shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means of ``factor`` x ``factor`` voxels; the rest at the far rims is left out."""
+    if factor == 1:
+        return image
+    rows, columns = (side // factor for side in image.shape)
+    cut = image[: rows * factor, : columns * factor]
+    return cut.reshape(rows, factor, columns, factor).mean(axis=(1, 3))
+
+
+def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
+    try:
+        from scipy import ndimage
+    except ImportError as error:
+        raise InputError("inspecting a stack needs scipy; run: pip install 'emformer-hub[evaluate]'") from error
+    return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,18 @@ def filled(stack: Sections, runs: dict[str, Run]) -> Iterator[dict[str, Any]]:
         def by_all(fill: Callable[[np.ndarray], np.ndarray], masks: list[np.ndarray] = masks) -> np.ndarray:
             return np.concatenate([fill(mask) for mask in masks])
 
-        def by_network(run: Run) -> Callable[[np.ndarray], np.ndarray]:
-            def fill(mask: np.ndarray) -> np.ndarray:
-                done = run(stack.data, stack.geometry, mask=mask)
-                return to_dtype(as_imaged(done.volume, stack.geometry, mask), stack.data.dtype)
-
-            return fill
-
         fills = {
             "linear": lambda mask: interpolated(stack.data, mask, cubic=False),
             "cubic": lambda mask: interpolated(stack.data, mask, cubic=True),
-        } | {name: by_network(run) for name, run in runs.items()}
+        } | {name: partial(_by_network, stack, run) for name, run in runs.items()}
         restored = [timed(name, by_all, fill) for name, fill in fills.items()]
         rows = compare(truth, restored, lambda volume: {}, baselines=("linear", "cubic"))
         yield from ({"experiment": "sections missing", "data": stack.name, "gap": gap, **row} for row in rows)
+
+
+def _by_network(stack: Sections, run: Run, mask: np.ndarray) -> np.ndarray:
+    done = run(stack.data, stack.geometry, mask=mask)
+    return to_dtype(as_imaged(done.volume, stack.geometry, mask), stack.data.dtype)
 
 
 def damage(stack: Sections, runs: dict[str, Run]) -> Iterator[dict[str, Any]]:

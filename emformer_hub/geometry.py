@@ -149,6 +149,10 @@ class SectionModel:
         """Centres of planes in section coordinates (section ``i`` has its centre at ``i``), float64 ``(planes,)``."""
         return (np.arange(first_plane, first_plane + num_planes) + 0.5) / self.factor - self.centre
 
+    def sections_of(self, num_planes: int, first_plane: int = 0) -> np.ndarray:
+        """The sections in whose slabs planes have their centres, int64 ``(planes,)``."""
+        return np.floor((np.arange(first_plane, first_plane + num_planes) + 0.5) / self.factor).astype(np.int64)
+
     def first_plane(self, section: int) -> int:
         """The plane that the slab of a section begins in."""
         return math.floor(section * self.factor)
@@ -227,7 +231,7 @@ class SectionModel:
 
 
 def _solve_tridiagonal(diagonal: np.ndarray, beside: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> None:
-    """Solve symmetric systems for ``(n, ...)`` in place; beside the diagonal are ``(n - 1,)`` times ``(n - 1, ...)``."""
+    """Solve symmetric systems in place, ``(n, ...)``; beside the diagonal are ``(n - 1,)`` times ``(n - 1, ...)``."""
     pivots: list[np.ndarray | float] = [diagonal[0]]
     links = [entry * factor if entry else 0.0 for entry, factor in zip(*beside, strict=True)]
     for i, link in enumerate(links, start=1):

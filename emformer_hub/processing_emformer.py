@@ -97,9 +97,13 @@ class EMformerProcessor(FeatureExtractionMixin):
         """Keep what was measured of the weights' errors; ``save_pretrained`` writes it."""
         self.error_quantiles = {name: list(multiples) for name, multiples in vars(quantiles).items()}
 
-    def interval(self, probability: float, sections: SectionModel) -> float:
-        """How many times its stated uncertainty holds a voxel's error with this probability, 0 to 0.99."""
-        return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections)
+    def interval(self, probability: float, sections: SectionModel, masked: bool = False) -> float:
+        """How many times its stated uncertainty holds the error of a voxel, or of a masked one, with this probability.
+
+        Raises:
+            InputError: a probability outside 0 to 0.99.
+        """
+        return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections, masked)
 
     def measure(self, volume: Any, mask: Any = None) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.

@@ -40,12 +40,14 @@ class Reconstruction:
             same shape, float32, intensity units of the input.
         sections: how the input samples tissue.
         processor: of the weights; knows how their errors compare with the uncertainty that they state.
+        mask: which voxels of the input were filled, bool ``(sections, y, x)``, if some were.
     """
 
     volume: np.ndarray
     uncertainty: np.ndarray
     sections: SectionModel
     processor: EMformerProcessor
+    mask: np.ndarray | None = None
 
     @property
     def factor(self) -> float:
@@ -61,7 +63,15 @@ class Reconstruction:
         Raises:
             InputError: a probability outside 0 to 0.99.
         """
-        return self.uncertainty * np.float32(self.processor.interval(probability, self.sections))
+        multiple, masked = (
+            np.float32(self.processor.interval(probability, self.sections, masked)) for masked in (False, True)
+        )
+        width = self.uncertainty * multiple
+        if self.mask is not None:
+            for plane, section in enumerate(np.minimum(self.sections.sections_of(len(width)), len(self.mask) - 1)):
+                hidden = self.mask[section]
+                width[plane][hidden] = self.uncertainty[plane][hidden] * masked
+        return width
 
     def confident(self, probability: float, tolerance: float) -> np.ndarray:
         """Which voxels are right to within a tolerance, with at least this probability: bool, shape of the volume.
@@ -160,7 +170,7 @@ def reconstruct(
             whole[block.owned] = part
         if callable(progress):
             progress(done, len(plan))
-    return Reconstruction(*result, sections, processor)
+    return Reconstruction(*result, sections, processor, mask)
 
 
 @dataclass

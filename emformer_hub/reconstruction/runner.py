@@ -260,7 +260,7 @@ class Restorer:
             mask = mask if mask.any() else None
             seen = seen if mask is None else np.where(mask, seen.dtype.type(0), seen)
         clip_zyx = torch.from_numpy(self.processor.normalise(seen, self.statistics)).to(self.device)
-        mask_zyx = None if mask is None else torch.from_numpy(np.ascontiguousarray(mask)).to(self.device)
+        mask_zyx = None if mask is None else torch.from_numpy(np.array(mask)).to(self.device)
         made, bound = self._made(block)
         positions = self.sections.plane_positions(made.stop - made.start, made.start) - block.z.seen.start
         inside_yx = (block.y.inside, block.x.inside)
@@ -285,7 +285,7 @@ class Restorer:
         owned, seen, factor = block.z.owned, block.z.seen, self.sections.factor
         if not self.consistent:
             return owned, seen
-        beyond = 0 if factor.is_integer() else CONSISTENT_BEYOND
+        beyond = 0 if factor % 1 == 0 else CONSISTENT_BEYOND
         first = max(seen.start, math.floor(owned.start / factor) - beyond)
         stop = min(seen.stop, math.ceil(owned.stop / factor) + beyond)
         return slice(self.sections.first_plane(first), self.sections.num_planes(stop)), slice(first, stop)

@@ -66,9 +66,9 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("ensemble", [1, 16])
+@pytest.mark.parametrize("ensemble", [1, 8])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("rubbish", [np.nan, np.inf, 1e9, 0])
+@pytest.mark.parametrize("rubbish", [np.nan, np.inf, 1e9])
 def test_what_masked_voxels_hold_is_never_looked_at(
     model: EMformerModel, stack: np.ndarray, mask: np.ndarray, rubbish: float, ensemble: int
 ) -> None:

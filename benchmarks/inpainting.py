@@ -63,6 +63,8 @@ FILLED: Columns = {
     "stack": lambda row: row["data"],
     "sections missing in a row": lambda row: row["gap"],
     "method": lambda row: row["method"],
+    "linear dB": lambda row: f"{row['linear_db']:.2f}",
+    "cubic dB": lambda row: f"{row['cubic_db']:.2f}",
     "PSNR dB (95 %)": lambda row: with_interval(row, "psnr", ".2f"),
     "gain over linear dB (95 %)": lambda row: with_interval(row, "gain_over_linear", "+.2f"),
     "gain over cubic dB (95 %)": lambda row: with_interval(row, "gain_over_cubic", "+.2f"),
@@ -135,7 +137,9 @@ def filled(stack: Sections, runs: dict[str, Run]) -> Iterator[dict[str, Any]]:
         } | {name: partial(_by_network, stack, run) for name, run in runs.items()}
         restored = [timed(name, by_all, fill) for name, fill in fills.items()]
         rows = compare(truth, restored, lambda volume: {}, baselines=("linear", "cubic"))
-        yield from ({"experiment": "sections missing", "data": stack.name, "gap": gap, **row} for row in rows)
+        baselines = {f"{row['method']}_db": row["psnr_db"] for row in rows if row["method"] not in runs}
+        common = {"experiment": "sections missing", "data": stack.name, "gap": gap, **baselines}
+        yield from ({**common, **row} for row in rows if row["method"] in runs)
 
 
 def _by_network(stack: Sections, run: Run, mask: np.ndarray) -> np.ndarray:

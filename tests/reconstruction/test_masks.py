@@ -66,9 +66,8 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("ensemble", [1, 8])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("rubbish", [np.nan, np.inf, 1e9])
+@pytest.mark.parametrize("rubbish, ensemble", [(np.nan, 1), (1e9, 1), (np.inf, 8)])
 def test_what_masked_voxels_hold_is_never_looked_at(
     model: EMformerModel, stack: np.ndarray, mask: np.ndarray, rubbish: float, ensemble: int
 ) -> None:
@@ -118,7 +117,7 @@ def test_blocks_that_see_no_mask_are_what_they_are_without_one(
 
 
 def test_blocks_in_quarters_take_their_part_of_the_mask(model: EMformerModel, stack: np.ndarray) -> None:
-    wide = np.tile(stack, (1, 3, 4))
+    wide = np.tile(stack, (1, 2, 3))
     mask = np.zeros(wide.shape, bool)
     mask[5, 30:70, 20:60] = True
     geometry, processor = SectionModel(4), EMformerProcessor()

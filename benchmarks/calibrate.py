@@ -21,6 +21,7 @@ from inpainting import Run, runner
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
 from emformer_hub.volumes import read_volume
 
@@ -28,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data"))
 TRUTH = "fibsem_fib25_a"
 HELD_OUT = 64
-"""Columns at the end of the truth that training never sees."""
-PLANES, ROWS = 256, 160
+"""Columns at the end of the truth that training never sees; as many beside them are context."""
+PLANES, ROWS = 256, 128
 THICK = {"x4 t=1": SectionModel(4), "x6.7 t=1": SectionModel(6.7), "x8 t=1": SectionModel(8)}
 THIN = {
     "x4 t=1/4": SectionModel(4, 1 / 4, 1),
@@ -59,24 +60,26 @@ def multiples(error: np.ndarray, stated: np.ndarray) -> list[float]:
 
 
 def planes(truth: np.ndarray, run: Run) -> Iterator[dict[str, Any]]:
-    """Planes of the held-out columns of an isotropic volume, and sections of it that were masked."""
-    for name, geometries in (("full_thickness", THICK), ("single_plane", THIN)):
-        for what, geometry in geometries.items():
+    """Held-out columns of an isotropic volume: all planes, and at factor 8 those of sections that were masked."""
+    for kind, geometries in (("full_thickness", THICK), ("single_plane", THIN)):
+        for name, geometry in geometries.items():
             sections = degraded(truth, geometry)
             there = truth[: geometry.num_planes(len(sections))].astype(np.float32)
             done = run(sections, geometry)
-            found = multiples(done.volume - there, done.uncertainty)
-            yield {"map": name, "data": TRUTH, "compared": f"planes, {what}", "multiples": found}
-            if what.startswith("x8"):
-                mask, *_ = gaps(len(sections), 1)
-                done = run(sections, geometry, mask=mask)
-                hidden = mask[np.minimum((np.arange(len(there)) / geometry.factor).astype(int), len(mask) - 1)]
-                found = multiples((done.volume - there)[hidden], done.uncertainty[hidden])
-                yield {"map": f"masked_{name}?", "data": TRUTH, "compared": f"planes, {what}", "multiples": found}
-                yield {"map": f"masked_{name}", **of_sections(Sections(TRUTH, sections, geometry), [mask], run)}
+            yield of_planes(kind, name, done, there, slice(None))
+        (mask, *_) = gaps(len(sections), 1)
+        done = run(sections, geometry, mask=mask)
+        yield of_planes(f"masked_{kind}", f"{name}, masked", done, there, mask[geometry.sections_of(len(there))])
+
+
+def of_planes(kind: str, name: str, done: Reconstruction, truth: np.ndarray, where: Any) -> dict[str, Any]:
+    inside = (where, slice(None), slice(-HELD_OUT, None))
+    found = multiples((done.volume - truth)[inside], done.uncertainty[inside])
+    return {"map": kind, "data": TRUTH, "compared": f"planes, {name}", "multiples": found}
 
 
 def of_sections(stack: Sections, masks: list[np.ndarray], run: Run) -> dict[str, Any]:
+    """Sections that were masked, as they are imaged: planes of one section are taken to err together."""
     errors, stated = [], []
     for mask in masks:
         done = run(stack.data, stack.geometry, mask=mask)
@@ -87,6 +90,7 @@ def of_sections(stack: Sections, masks: list[np.ndarray], run: Run) -> dict[str,
 
 
 def left_out(folder: Path, run: Run) -> Iterator[dict[str, Any]]:
+    """Real stacks, in which sections were masked."""
     for name, geometry in STACKS.items():
         stack = Sections(name, middle(read_volume(folder / f"{name}.tif").data, SIDE), geometry)
         kind = "masked_full_thickness" if geometry.thickness == 1 else "masked_single_plane"
@@ -106,7 +110,7 @@ def main(model: str, output: Path | None, device: str) -> None:
         str(choose_precision("auto", torch_device)).removeprefix("torch."),
         data=[describe_file(folder / f"{name}.tif") for name in (TRUTH, *STACKS)],
     )
-    truth = read_volume(folder / f"{TRUTH}.tif").data[:PLANES, :ROWS, -HELD_OUT:]
+    truth = read_volume(folder / f"{TRUTH}.tif").data[:PLANES, :ROWS, -2 * HELD_OUT :]
     rows = print_report(header, COLUMNS, (row for part in (left_out(folder, run), planes(truth, run)) for row in part))
     if output:
         maps = {

@@ -66,9 +66,9 @@ def simulate(stages: list[Stage], cluster: Cluster, seed: int = 0) -> float:
         log_mean = np.log(stage.seconds) - cluster.spread**2 / 2
         for seconds in _drawn(draw, stage.parts, log_mean, cluster):
             given += 1 / cluster.give_out_rate
-            done = max(free[0], given) + seconds
-            stored = max(stored + stage.bytes / cluster.storage_rate, done)
-            heapq.heapreplace(free, stored)
+            begin = max(free[0], given)
+            stored = max(stored, begin) + stage.bytes / cluster.storage_rate
+            heapq.heapreplace(free, max(begin + seconds, stored))
         now = max(free)
     return now
 

@@ -149,13 +149,25 @@ class SectionModel:
         """Centres of planes in section coordinates (section ``i`` has its centre at ``i``), float64 ``(planes,)``."""
         return (np.arange(first_plane, first_plane + num_planes) + 0.5) / self.factor - self.centre
 
-    def matrix(self, num_sections: int) -> np.ndarray:
-        """The matrix A, float64 ``(sections, planes)``; rows sum to one, clipped to the extent of the planes."""
+    def sections_of(self, num_planes: int, first_plane: int = 0) -> np.ndarray:
+        """The sections in whose slabs planes have their centres, int64 ``(planes,)``."""
+        return np.floor((np.arange(first_plane, first_plane + num_planes) + 0.5) / self.factor).astype(np.int64)
+
+    def first_plane(self, section: int) -> int:
+        """The plane that the slab of a section begins in."""
+        return math.floor(section * self.factor)
+
+    def matrix(self, num_sections: int, first_section: int = 0) -> np.ndarray:
+        """The matrix A, float64 ``(sections, planes)``; rows sum to one, clipped to the extent of the planes.
+
+        Its part from a section and that section's first plane on, if ``first_section`` is given.
+        """
         assert self.offset is not None
-        planes = np.arange(self.num_planes(num_sections))
-        start = np.arange(num_sections)[:, None] * self.factor + self.offset
-        stop = np.minimum(start + self.thickness * self.factor, len(planes))
-        start = np.minimum(start, len(planes) - 1e-6)
+        end = self.num_planes(num_sections)
+        planes = np.arange(self.first_plane(first_section), end)
+        start = np.arange(first_section, num_sections)[:, None] * self.factor + self.offset
+        stop = np.minimum(start + self.thickness * self.factor, end)
+        start = np.minimum(start, end - 1e-6)
         overlap = np.clip(np.minimum(stop, planes + 1) - np.maximum(start, planes), 0, None)
         overlap[overlap < 1e-9 * overlap.max(axis=1, keepdims=True)] = 0
         return overlap / overlap.sum(axis=1, keepdims=True)
@@ -178,21 +190,56 @@ class SectionModel:
             degraded[row] = np.tensordot(weight[used[0] : used[-1] + 1], planes, axes=1)
         return degraded
 
-    def project(self, planes: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    def project(
+        self, planes: np.ndarray, sections: np.ndarray, mask: np.ndarray | None = None, first_section: int = 0
+    ) -> np.ndarray:
         """The nearest volume to ``planes`` whose degraded form equals ``sections``: ``x + A^+ (y - A x)``, float32.
+
+        ``A^+ = A^T (A A^T)^-1``. Two sections at most share a plane, so ``A A^T`` is tridiagonal, and each column is
+        solved by elimination without pivoting (the Thomas algorithm).
 
         Args:
             planes: ``(num_planes(n), ...)``; sections: ``(n, ...)``.
+            mask: bool, broadcastable to the sections; True for voxels that impose nothing, whatever they hold.
+            first_section: number of the first of these sections, and ``planes`` begins at its first plane; the last one
+                of them is then the n-th of the stack.
+
+        Raises:
+            InputError: another number of planes, or another extent.
         """
-        expected = self.num_planes(sections.shape[0])
-        if planes.shape != (expected, *sections.shape[1:]):
+        matrix = self.matrix(first_section + len(sections), first_section)
+        if planes.shape != (matrix.shape[1], *sections.shape[1:]):
             raise InputError(
                 f"planes have shape {planes.shape}; {sections.shape[0]} sections at factor {self.factor:g} "
-                f"need {(expected, *sections.shape[1:])}."
+                f"need {(matrix.shape[1], *sections.shape[1:])}."
             )
-        matrix = self.matrix(sections.shape[0])
-        residual = sections.astype(np.float64) - np.tensordot(matrix, planes.astype(np.float64), axes=1)
-        return (planes + np.tensordot(np.linalg.pinv(matrix), residual, axes=1)).astype(np.float32)
+        imaged = [slice(used[0], used[-1] + 1) for used in map(np.flatnonzero, matrix)]
+        multipliers = np.empty(sections.shape)
+        for row, part, section, multiplier in zip(matrix, imaged, sections, multipliers, strict=True):
+            multiplier[...] = section - np.tensordot(row[part], planes[part].astype(np.float64), axes=1)
+        if mask is None:
+            shared = np.ones((len(matrix) - 1, *(1,) * (sections.ndim - 1)))
+        else:
+            multipliers[np.broadcast_to(mask, sections.shape)] = 0
+            shared = ~(mask[1:] | mask[:-1])
+        gram = matrix @ matrix.T
+        _solve_tridiagonal(gram.diagonal(), (gram.diagonal(1), shared), multipliers)
+        result = planes.astype(np.float32)
+        for row, part, multiplier in zip(matrix, imaged, multipliers, strict=True):
+            result[part] += np.multiply.outer(row[part], multiplier).astype(np.float32)
+        return result
+
+
+def _solve_tridiagonal(diagonal: np.ndarray, beside: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> None:
+    """Solve symmetric systems in place, ``(n, ...)``; beside the diagonal are ``(n - 1,)`` times ``(n - 1, ...)``."""
+    pivots: list[np.ndarray | float] = [diagonal[0]]
+    links = [entry * factor if entry else 0.0 for entry, factor in zip(*beside, strict=True)]
+    for i, link in enumerate(links, start=1):
+        pivots.append(diagonal[i] - link * link / pivots[-1])
+        values[i] -= link / pivots[i - 1] * values[i - 1]
+    values[-1] /= pivots[-1]
+    for i in range(len(links) - 1, -1, -1):
+        values[i] = (values[i] - links[i] * values[i + 1]) / pivots[i]
 
 
 Region = tuple[slice, slice, slice]

@@ -39,6 +39,12 @@ class IntensityStatistics:
         return (volume.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
 
 
+def _measured(volume: Any, mask: Any, step: int) -> np.ndarray:
+    """Every so many rows and columns of a volume ``(z, y, x)``, as one list without the masked voxels."""
+    sample = volume[:, ::step, ::step]
+    return sample.ravel() if mask is None else sample[~mask[:, ::step, ::step]]
+
+
 def to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Intensities as a volume of this dtype holds them: for integers rounded and clipped to their range."""
     if np.issubdtype(dtype, np.integer):
@@ -91,16 +97,23 @@ class EMformerProcessor(FeatureExtractionMixin):
         """Keep what was measured of the weights' errors; ``save_pretrained`` writes it."""
         self.error_quantiles = {name: list(multiples) for name, multiples in vars(quantiles).items()}
 
-    def interval(self, probability: float, sections: SectionModel) -> float:
-        """How many times its stated uncertainty holds a voxel's error with this probability, 0 to 0.99."""
-        return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections)
+    def interval(self, probability: float, sections: SectionModel, masked: bool = False) -> float:
+        """How many times its stated uncertainty holds the error of a voxel, or of a masked one, with this probability.
 
-    def measure(self, volume: Any) -> IntensityStatistics:
+        Raises:
+            InputError: a probability outside 0 to 0.99.
+        """
+        return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections, masked)
+
+    def measure(self, volume: Any, mask: Any = None) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.
 
         A volume on disk (:class:`~emformer_hub.volumes.StoredArray`) is measured as the same voxels in memory would be,
         up to 2^28 voxels; of a larger one, boxes of so many voxels together are drawn at random, always the same ones,
         and read one after the other.
+
+        Args:
+            mask: bool, ``(z, y, x)``; voxels that do not count, whatever they hold.
 
         Raises:
             InputError: all sampled voxels are equal, or some are not finite.
@@ -108,10 +121,10 @@ class EMformerProcessor(FeatureExtractionMixin):
         if volume.size > READ_VOXELS and not isinstance(volume, np.ndarray):
             boxes = volume.draw_boxes(READ_VOXELS)
             step = self._step(sum(math.prod(part.stop - part.start for part in box) for box in boxes))
-            sample = np.concatenate([volume[box][:, ::step, ::step].ravel() for box in boxes]).astype(np.float64)
+            parts = [_measured(volume[box], None if mask is None else mask[box], step) for box in boxes]
+            sample = np.concatenate(parts).astype(np.float64)
         else:
-            step = self._step(volume.size)
-            sample = volume[:, ::step, ::step].astype(np.float64)
+            sample = _measured(volume, mask, self._step(volume.size)).astype(np.float64)
         if not np.isfinite(sample).all():
             raise InputError("the volume holds NaN or infinite voxels; replace them, or mask the sections they are in.")
         low, high = np.percentile(sample, self.percentiles)

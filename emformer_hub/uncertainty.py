@@ -19,11 +19,13 @@ class ErrorQuantiles:
     """Quantiles of ``|error| / stated standard deviation``: a monotone map from probability to multiple.
 
     Errors between planes that were imaged are distributed otherwise than errors inside a thick section, so there is one
-    map for either end of thickness, and a straight line between. Measured on data that training did not see; the
-    default is the Laplace distribution that the network's scale head is trained for.
+    map for either end of thickness, and a straight line between; and two more for voxels that were masked, of which
+    nothing was measured. Measured on data that training did not see; the default is the Laplace distribution that the
+    network's scale head is trained for.
 
     Args:
         full_thickness, single_plane: multiples at ``PROBABILITIES``, at thickness 1 and at thickness 1/factor.
+        masked_full_thickness, masked_single_plane: the same of masked voxels; default: those of the others.
 
     Raises:
         InputError: not as many ascending multiples as there are probabilities.
@@ -31,10 +33,15 @@ class ErrorQuantiles:
 
     full_thickness: Sequence[float] = LAPLACE
     single_plane: Sequence[float] = LAPLACE
+    masked_full_thickness: Sequence[float] | None = None
+    masked_single_plane: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("full_thickness", "single_plane"):
-            multiples = tuple(map(float, getattr(self, name)))
+        for name, given in list(vars(self).items()):
+            if given is None:
+                object.__setattr__(self, name, getattr(self, name.removeprefix("masked_")))
+                continue
+            multiples = tuple(map(float, given))
             if len(multiples) != len(PROBABILITIES) or not (
                 np.isfinite(multiples).all() and np.all(np.diff((0.0, *multiples)) >= 0)
             ):
@@ -44,8 +51,10 @@ class ErrorQuantiles:
                 )
             object.__setattr__(self, name, multiples)
 
-    def multiple(self, probability: float, sections: SectionModel) -> float:
+    def multiple(self, probability: float, sections: SectionModel, masked: bool = False) -> float:
         """How many stated standard deviations hold the error with this probability, from 0 to 0.99.
+
+        Of a voxel in the slab of a section that was measured there, or that was ``masked``.
 
         Raises:
             InputError: a probability beyond those.
@@ -56,5 +65,9 @@ class ErrorQuantiles:
             )
         thinnest = 1 / sections.factor
         imaged = 1.0 if thinnest == 1 else max(0.0, (sections.thickness - thinnest) / (1 - thinnest))
-        multiples = imaged * np.array(self.full_thickness) + (1 - imaged) * np.array(self.single_plane)
+        ends = (self.full_thickness, self.single_plane)
+        if masked:
+            assert self.masked_full_thickness is not None and self.masked_single_plane is not None
+            ends = (self.masked_full_thickness, self.masked_single_plane)
+        multiples = imaged * np.array(ends[0]) + (1 - imaged) * np.array(ends[1])
         return float(np.interp(probability, (0, *PROBABILITIES), (0, *multiples)))

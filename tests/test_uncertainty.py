@@ -93,3 +93,13 @@ def test_what_is_no_map_is_refused(name: str, multiples: tuple[float, ...]) -> N
 def test_a_probability_that_was_not_measured_is_refused(probability: float) -> None:
     with pytest.raises(InputError, match=r"probability is .*; expected a share from 0 to 0\.99, as in 0\.95"):
         ErrorQuantiles().multiple(probability, SectionModel(4))
+
+
+def test_masked_voxels_have_maps_of_their_own() -> None:
+    doubled = tuple(2 * multiple for multiple in THICK)
+    quantiles = ErrorQuantiles(THICK, THIN, masked_full_thickness=doubled)
+    assert quantiles.multiple(0.8, SectionModel(4), masked=True) == pytest.approx(
+        2 * quantiles.multiple(0.8, SectionModel(4))
+    )
+    thin = SectionModel(4, 1 / 4)
+    assert quantiles.multiple(0.8, thin, masked=True) == quantiles.multiple(0.8, thin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +19,15 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, lateral_grid, make_plan
-from emformer_hub.volumes.checks import check_volume
+from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
 from emformer_hub.volumes.stored import Box
 
 log = logging.getLogger(__name__)
 
 ENSEMBLES = (1, 2, 4, 8, 16)
+CONSISTENT_BEYOND = 3
+"""Sections beyond a block that its planes are made consistent with, where sections share planes. The influence of a
+section falls at least five-fold from one to the next from factor 1.5 on."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class Reconstruction:
             same shape, float32, intensity units of the input.
         sections: how the input samples tissue.
         processor: of the weights; knows how their errors compare with the uncertainty that they state.
+        mask: which voxels of the input were filled, bool ``(sections, y, x)``, if some were.
     """
 
     volume: np.ndarray
     uncertainty: np.ndarray
     sections: SectionModel
     processor: EMformerProcessor
+    mask: np.ndarray | None = None
 
     @property
     def factor(self) -> float:
@@ -57,7 +63,29 @@ class Reconstruction:
         Raises:
             InputError: a probability outside 0 to 0.99.
         """
-        return self.uncertainty * np.float32(self.processor.interval(probability, self.sections))
+        multiple, masked = (
+            np.float32(self.processor.interval(probability, self.sections, masked)) for masked in (False, True)
+        )
+        width = self.uncertainty * multiple
+        if self.mask is not None:
+            for plane, section in enumerate(np.minimum(self.sections.sections_of(len(width)), len(self.mask) - 1)):
+                hidden = self.mask[section]
+                width[plane][hidden] = self.uncertainty[plane][hidden] * masked
+        return width
+
+    def confident(self, probability: float, tolerance: float) -> np.ndarray:
+        """Which voxels are right to within a tolerance, with at least this probability: bool, shape of the volume.
+
+        Args:
+            probability: from 0 to 0.99.
+            tolerance: grey levels of the volume.
+
+        Raises:
+            InputError: a probability outside that range, or a tolerance that is not a positive number.
+        """
+        if not (math.isfinite(tolerance) and tolerance > 0):
+            raise InputError(f"tolerance is {tolerance:g} grey levels; expected a positive number, as in 10.")
+        return self.half_width(probability) <= tolerance
 
 
 def reconstruct(
@@ -71,6 +99,8 @@ def reconstruct(
     device: str | torch.device | None = None,
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
+    mask: np.ndarray | None = None,
+    consistent: bool = False,
     progress: bool | Callable[[int, int], None] = True,
 ) -> Reconstruction:
     """Turn an anisotropic volume into an isotropic one.
@@ -88,6 +118,12 @@ def reconstruct(
         precision: ``"auto"`` (bfloat16 products where the device computes in it), ``"float32"`` or ``"bfloat16"``.
         tile_zyx: the most that the network sees at once, (sections, y, x); default: at most 0.8 million voxels, of at
             most 48 sections, that become at most 10.5 million.
+        mask: bool, True where voxels are not to be believed: ``(sections,)`` for whole sections, or ``(sections, y,
+            x)`` for local damage. The network fills them from what is around; what they hold, NaN too, is never looked
+            at. At most 3 sections in a row, and 3 of 7 neighbours, at the ends too.
+        consistent: correct the planes, as little as can be, so that sections cut from them as ``thickness`` says are
+            those of the input, but for rounding (:meth:`~emformer_hub.geometry.SectionModel.project`). The uncertainty
+            stays that of before.
         progress: show a progress bar on a terminal's stderr; or what is called after each block, with how many are
             done and how many there are.
 
@@ -98,7 +134,9 @@ def reconstruct(
         InputError: the volume or an argument is unusable; the message says why and what to do.
     """
     volume = np.asanyarray(volume)
-    check_volume(volume, "the volume")
+    check_stack(volume.shape, volume.dtype, "the volume")
+    mask = None if mask is None else check_mask(mask, volume.shape)
+    check_volume(volume, "the volume", mask)
     sections = SectionModel(factor, thickness, offset)
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
@@ -109,7 +147,14 @@ def reconstruct(
     z, y, x = volume.shape
     plan = make_plan((z, y, x), sections, network.config, tile_zyx)
     restorer = Restorer(
-        network, processor, sections, processor.measure(volume), ensemble, choose_device(device), precision
+        network,
+        processor,
+        sections,
+        processor.measure(volume, mask),
+        ensemble,
+        choose_device(device),
+        precision,
+        consistent,
     )
     result = np.empty(plan.output_zyx, volume.dtype), np.empty(plan.output_zyx, np.float32)
     bar = tqdm(
@@ -120,11 +165,12 @@ def reconstruct(
         disable=None if progress is True else True,  # None: shown on a terminal only
     )
     for done, block in enumerate(bar, start=1):
-        for whole, part in zip(result, restorer.restore(volume[block.seen], block), strict=True):
+        hidden = None if mask is None else mask[block.seen]
+        for whole, part in zip(result, restorer.restore(volume[block.seen], block, hidden), strict=True):
             whole[block.owned] = part
         if callable(progress):
             progress(done, len(plan))
-    return Reconstruction(*result, sections, processor)
+    return Reconstruction(*result, sections, processor, mask)
 
 
 @dataclass
@@ -140,6 +186,7 @@ class Restorer:
         sections: how the input samples tissue.
         ensemble: passes to average.
         device, precision: what computes, and how (:func:`~emformer_hub.devices.choose_precision`).
+        consistent: correct the planes so that they give the sections of the input.
     """
 
     network: EMformerModel
@@ -149,6 +196,7 @@ class Restorer:
     ensemble: int
     device: torch.device
     precision: str = "auto"
+    consistent: bool = False
     _quarterings: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -156,11 +204,13 @@ class Restorer:
         half = choose_precision(self.precision, self.device) == torch.bfloat16
         self._autocast: Any = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
-    def restore(self, seen: np.ndarray, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    def restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The voxels of a block, and their uncertainty, from those that are seen for it.
 
         Args:
             seen: ``(sections, y, x)`` of ``block.seen``, intensity units.
+            mask: bool, of the same shape (or broadcastable to it, with three axes): True for voxels that are filled,
+                and never looked at. A block that sees none is what it is without a mask, to the bit.
 
         Returns:
             ``(planes, y, x)`` of ``block.owned`` in the dtype of the volume, and float32, both in intensity units.
@@ -170,7 +220,7 @@ class Restorer:
         """
         pieces = self._pieces(block, self._quarterings)
         try:
-            return self._joined(seen, block, pieces)
+            return self._joined(seen, block, mask, pieces)
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
                 raise
@@ -184,7 +234,7 @@ class Restorer:
         log.warning(
             "There is not enough memory on %s (%s): going on with blocks a quarter as large.", self.device, found
         )
-        return self.restore(seen, block)  # what the failed pass held is free by now
+        return self.restore(seen, block, mask)  # what the failed pass held is free by now
 
     def _pieces(self, block: Block, quarterings: int) -> list[Block]:
         pieces = [block]
@@ -192,34 +242,62 @@ class Restorer:
             pieces = [quarter for piece in pieces for quarter in piece.quarters(lateral_grid(self.network.config))]
         return pieces
 
-    def _joined(self, seen: np.ndarray, block: Block, pieces: list[Block]) -> tuple[np.ndarray, np.ndarray]:
+    def _joined(
+        self, seen: np.ndarray, block: Block, mask: np.ndarray | None, pieces: list[Block]
+    ) -> tuple[np.ndarray, np.ndarray]:
         shape = [part.stop - part.start for part in block.owned]
         whole = np.empty(shape, self.statistics.dtype), np.empty(shape, np.float32)
+        hidden = None if mask is None else np.broadcast_to(mask, seen.shape)
         for piece in pieces:
-            made = self._restore(seen[_within(piece.seen, block.seen)], piece)
+            inside = _within(piece.seen, block.seen)
+            made = self._restore(seen[inside], piece, None if hidden is None else hidden[inside])
             for to, voxels in zip(whole, made, strict=True):
                 to[_within(piece.owned, block.owned)] = voxels
         return whole
 
-    def _restore(self, seen: np.ndarray, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    def _restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if mask is not None:
+            mask = mask if mask.any() else None
+            seen = seen if mask is None else np.where(mask, seen.dtype.type(0), seen)
         clip_zyx = torch.from_numpy(self.processor.normalise(seen, self.statistics)).to(self.device)
-        planes = block.z.owned.stop - block.z.owned.start
-        positions = self.sections.plane_positions(planes, block.z.owned.start) - block.z.seen.start
+        mask_zyx = None if mask is None else torch.from_numpy(np.array(mask)).to(self.device)
+        made, bound = self._made(block)
+        positions = self.sections.plane_positions(made.stop - made.start, made.start) - block.z.seen.start
         inside_yx = (block.y.inside, block.x.inside)
-        shape = (planes, *(part.stop - part.start for part in inside_yx))
-        moments = torch.zeros((2, *shape), device=self.device)
+        moments = torch.zeros((2, len(positions), *(part.stop - part.start for part in inside_yx)), device=self.device)
         with torch.inference_mode(), self._autocast:
             for member in range(self.ensemble):
-                self._add_pass(moments, clip_zyx, positions, inside_yx, member)
+                self._add_pass(moments, clip_zyx, mask_zyx, positions, inside_yx, member)
         value, variance = moments.cpu().numpy()
-        uncertainty = np.sqrt(variance / self.ensemble)
+        if self.consistent:
+            inside = (slice(bound.start - block.z.seen.start, bound.stop - block.z.seen.start), *inside_yx)
+            measured = clip_zyx[inside].cpu().numpy()
+            value = self.sections.project(value, measured, None if mask is None else mask[inside], bound.start)
+        owned = slice(block.z.owned.start - made.start, block.z.owned.stop - made.start)
+        uncertainty = np.sqrt(variance[owned] / self.ensemble)
         return (
-            self.processor.restore(value, self.statistics),
+            self.processor.restore(value[owned], self.statistics),
             self.processor.restore_scale(uncertainty, self.statistics),
         )
 
+    def _made(self, block: Block) -> tuple[slice, slice]:
+        """The planes that the network makes for a block, and the sections that they are made consistent with."""
+        owned, seen, factor = block.z.owned, block.z.seen, self.sections.factor
+        if not self.consistent:
+            return owned, seen
+        beyond = 0 if factor % 1 == 0 else CONSISTENT_BEYOND
+        first = max(seen.start, math.floor(owned.start / factor) - beyond)
+        stop = min(seen.stop, math.ceil(owned.stop / factor) + beyond)
+        return slice(self.sections.first_plane(first), self.sections.num_planes(stop)), slice(first, stop)
+
     def _add_pass(
-        self, moments: Tensor, clip_zyx: Tensor, positions: np.ndarray, inside_yx: tuple[slice, slice], member: int
+        self,
+        moments: Tensor,
+        clip_zyx: Tensor,
+        mask_zyx: Tensor | None,
+        positions: np.ndarray,
+        inside_yx: tuple[slice, slice],
+        member: int,
     ) -> None:
         """Let one more orientation or mirror count in the mean so far and in the sum of variances, in place.
 
@@ -234,6 +312,7 @@ class Restorer:
             self.sections.factor,
             positions=(len(clip_zyx) - 1 - positions)[::-1] if member & 2 else positions,
             thickness=self.sections.thickness,
+            section_mask=None if mask_zyx is None else mask_zyx.permute(axes).flip(mirrored)[None],
         )
         value, scale = (
             (part[0].flip(mirrored) if mirrored else part[0]).permute(back)[:, *inside_yx]  # flip copies

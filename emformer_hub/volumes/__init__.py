@@ -20,7 +20,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import hdf5, mrc, slices, tiff
 from emformer_hub.volumes import ome_zarr as zarr_format
-from emformer_hub.volumes.checks import check_dtype, check_volume
+from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
 from emformer_hub.volumes.output import (
     HDF5_SUFFIXES,
     MRC_SUFFIXES,
@@ -39,6 +39,7 @@ __all__ = [
     "Volume",
     "VolumeWriter",
     "boxes",
+    "check_mask",
     "check_output",
     "check_volume",
     "create_volume",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,8 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import Region
 
 MIN_SECTIONS = 4
+MOST_MASKED, NEIGHBOURHOOD = 3, 7
+"""At most so many of so many neighbouring sections may be masked: gaps as the networks are trained to fill them."""
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float16", "float32", "float64"))
 
 
@@ -24,7 +27,7 @@ def check_dtype(dtype: np.dtype, name: str) -> None:
         )
 
 
-def check_volume(data: np.ndarray, name: str) -> None:
+def check_volume(data: np.ndarray, name: str, mask: np.ndarray | None = None) -> None:
     """Raise ``InputError`` unless ``data`` is a grey-value stack that sections can be restored from.
 
     Sections are looked at one by one, so a memory map is never loaded as a whole.
@@ -32,12 +35,13 @@ def check_volume(data: np.ndarray, name: str) -> None:
     Args:
         data: expected ``(z, y, x)``, at least 4 sections, finite, not constant, dtype one of ``DTYPES``.
         name: what messages call the volume; the path, usually.
+        mask: as :func:`check_mask` returns it; masked voxels are not looked at.
     """
     check_stack(data.shape, data.dtype, name)
     if data.dtype.kind == "f":
-        _check_finite(data, name)
-    first = data[0, 0, 0]
-    if all((section == first).all() for section in data):
+        _check_finite(data, name, mask)
+    first, *_ = next(section.ravel()[:1] for section in _measured(data, mask) if section.size)
+    if all((section == first).all() for section in _measured(data, mask)):
         raise InputError(
             f"{name} is constant: every voxel is {first}. Expected an image; was the right file or channel exported?"
         )
@@ -47,6 +51,35 @@ def check_stack(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
     """The part of :func:`check_volume` that needs no look at the voxels."""
     _check_shape(shape, name)
     check_dtype(dtype, name)
+
+
+def check_mask(mask: np.ndarray, shape_zyx: tuple[int, ...]) -> np.ndarray:
+    """A mask as one of voxels, in no more memory: ``(sections, y, x)``, bool, a view that must not be written to.
+
+    Args:
+        mask: bool, ``(sections,)`` for whole sections or ``(sections, y, x)`` for local damage; True where voxels are
+            not to be believed.
+        shape_zyx: of the volume that it belongs to, (sections, y, x).
+
+    Raises:
+        InputError: another dtype or shape; more than 3 of 7 neighbouring sections are masked, somewhere in the plane;
+            or fewer than 4 sections are left. The message says where.
+    """
+    mask = np.asanyarray(mask)
+    depth = shape_zyx[0]
+    if mask.dtype != bool or mask.shape not in ((depth,), tuple(shape_zyx)):
+        raise InputError(
+            f"the mask is {mask.dtype} of shape {mask.shape}; expected bool, True for what is not to be believed, of "
+            f"shape ({depth},) for whole sections or {tuple(shape_zyx)} for local damage."
+        )
+    columns = mask[:, None, None] if mask.ndim == 1 else mask
+    usable = depth - int(columns.all(axis=(1, 2)).sum())
+    if usable < MIN_SECTIONS:
+        raise InputError(
+            f"the mask leaves {usable} of {depth} sections; expected at least {MIN_SECTIONS} to fill the others from."
+        )
+    _check_gaps(columns)
+    return np.broadcast_to(columns, shape_zyx)
 
 
 def check_region(region: Region, shape: tuple[int, ...], name: str) -> None:
@@ -84,10 +117,35 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
         raise InputError(f"{name} is empty: shape {shape}; {expected}.")
 
 
-def _check_finite(data: np.ndarray, name: str) -> None:
+def _check_gaps(mask: np.ndarray) -> None:
+    count = np.zeros(mask.shape[1:], np.uint8)  # of the masked ones among the last few sections, in each column
+    for z in range(len(mask)):
+        count += mask[z]
+        if z >= NEIGHBOURHOOD:
+            count -= mask[z - NEIGHBOURHOOD]
+        if (count > MOST_MASKED).any():
+            y, x = np.unravel_index(int(count.argmax()), count.shape)
+            where = f"at y={y}, x={x}, " if mask[0].size > 1 else ""
+            first = max(0, z - NEIGHBOURHOOD + 1)
+            masked = ", ".join(map(str, first + np.flatnonzero(mask[first : z + 1, y, x])))
+            raise InputError(
+                f"{where}sections {masked} are masked; expected at most {MOST_MASKED} in a row, and {MOST_MASKED} of "
+                f"{NEIGHBOURHOOD} neighbours: what lies in wider gaps cannot be told from what is around. "
+                f"Reconstruct the parts of the stack on either side by themselves."
+            )
+
+
+def _measured(data: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
+    """The voxels of each section that are not masked."""
+    yield from data if mask is None else (section[~hidden] for section, hidden in zip(data, mask, strict=True))
+
+
+def _check_finite(data: np.ndarray, name: str, mask: np.ndarray | None) -> None:
     count, first = 0, ""
     for z, section in enumerate(data):
         broken = ~np.isfinite(section)
+        if mask is not None:
+            broken &= ~mask[z]
         found = int(broken.sum())
         if found and not count:
             y, x = np.unravel_index(int(broken.argmax()), broken.shape)

@@ -1,0 +1,126 @@
+"""How do errors compare with the uncertainty that is stated? Measured on ``train/``, kept with the weights.
+
+    python benchmarks/calibrate.py --model emformer-small --output model_cards/emformer-small
+
+prints a Markdown table; benchmarks/README.md says what is measured on what.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from _gaps import Sections, as_imaged, degraded, gaps, middle
+from _report import Columns, describe_file, describe_run, print_report, start
+from inpainting import Run, runner
+
+from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.geometry import SectionModel
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction import Reconstruction
+from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
+from emformer_hub.volumes import read_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data"))
+TRUTH = "fibsem_fib25_a"
+HELD_OUT = 64
+"""Columns at the end of the truth that training never sees; as many beside them are context."""
+PLANES, ROWS = 256, 128
+THICK = {"x4 t=1": SectionModel(4), "x6.7 t=1": SectionModel(6.7), "x8 t=1": SectionModel(8)}
+THIN = {
+    "x4 t=1/4": SectionModel(4, 1 / 4, 1),
+    "x6.7 t=1/6.7": SectionModel(6.7, 1 / 6.7, 2),
+    "x8 t=1/8": SectionModel(8, 1 / 8, 3),
+}
+STACKS = {
+    "sstem_cremi": SectionModel(10),
+    "sstem_vnc": SectionModel(10),
+    "sssem_icon": SectionModel(5),
+    "sbem_cdeep3m": SectionModel(6, 1 / 6, 2),
+}
+SIDE = 128
+
+COLUMNS: Columns = {
+    "map": lambda row: row["map"],
+    "data": lambda row: row["data"],
+    "compared": lambda row: row["compared"],
+    "multiples that hold 50, 80, 95 %": lambda row: ", ".join(
+        f"{row['multiples'][PROBABILITIES.index(share)]:.3f}" for share in (0.5, 0.8, 0.95)
+    ),
+}
+
+
+def multiples(error: np.ndarray, stated: np.ndarray) -> list[float]:
+    return [float(q) for q in np.quantile(np.abs(error) / stated, PROBABILITIES)]
+
+
+def planes(truth: np.ndarray, run: Run) -> Iterator[dict[str, Any]]:
+    """Held-out columns of an isotropic volume: all planes, and at factor 8 those of sections that were masked."""
+    for kind, geometries in (("full_thickness", THICK), ("single_plane", THIN)):
+        for name, geometry in geometries.items():
+            sections = degraded(truth, geometry)
+            there = truth[: geometry.num_planes(len(sections))].astype(np.float32)
+            done = run(sections, geometry)
+            yield of_planes(kind, name, done, there, slice(None))
+        (mask, *_) = gaps(len(sections), 1)
+        done = run(sections, geometry, mask=mask)
+        yield of_planes(f"masked_{kind}", f"{name}, masked", done, there, mask[geometry.sections_of(len(there))])
+
+
+def of_planes(kind: str, name: str, done: Reconstruction, truth: np.ndarray, where: Any) -> dict[str, Any]:
+    inside = (where, slice(None), slice(-HELD_OUT, None))
+    found = multiples((done.volume - truth)[inside], done.uncertainty[inside])
+    return {"map": kind, "data": TRUTH, "compared": f"planes, {name}", "multiples": found}
+
+
+def of_sections(stack: Sections, masks: list[np.ndarray], run: Run) -> dict[str, Any]:
+    """Sections that were masked, as they are imaged: planes of one section are taken to err together."""
+    errors, stated = [], []
+    for mask in masks:
+        done = run(stack.data, stack.geometry, mask=mask)
+        errors.append(as_imaged(done.volume, stack.geometry, mask) - stack.data[mask])
+        stated.append(as_imaged(done.uncertainty, stack.geometry, mask))
+    found = multiples(np.concatenate(errors), np.concatenate(stated))
+    return {"data": stack.name, "compared": "sections left out", "multiples": found}
+
+
+def left_out(folder: Path, run: Run) -> Iterator[dict[str, Any]]:
+    """Real stacks, in which sections were masked."""
+    for name, geometry in STACKS.items():
+        stack = Sections(name, middle(read_volume(folder / f"{name}.tif").data, SIDE), geometry)
+        kind = "masked_full_thickness" if geometry.thickness == 1 else "masked_single_plane"
+        yield {"map": kind, **of_sections(stack, list(gaps(len(stack.data), 1)), run)}
+
+
+@click.command()
+@click.option("--model", default="emformer-small", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Folder whose processor keeps the maps.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+def main(model: str, output: Path | None, device: str) -> None:
+    """Print how many times the stated uncertainty holds which share of errors."""
+    folder, run = DATA / "train", runner(model, device)
+    torch_device = choose_device(device)
+    header = describe_run(
+        torch_device,
+        str(choose_precision("auto", torch_device)).removeprefix("torch."),
+        data=[describe_file(folder / f"{name}.tif") for name in (TRUTH, *STACKS)],
+    )
+    truth = read_volume(folder / f"{TRUTH}.tif").data[:PLANES, :ROWS, -2 * HELD_OUT :]
+    rows = print_report(header, COLUMNS, (row for part in (left_out(folder, run), planes(truth, run)) for row in part))
+    if output:
+        maps = {
+            name: np.mean([row["multiples"] for row in rows if row["map"] == name], axis=0).round(4).tolist()
+            for name in dict.fromkeys(row["map"] for row in rows)
+        }
+        processor = EMformerProcessor.from_pretrained(model)
+        processor.calibrate(ErrorQuantiles(**maps))
+        processor.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,73 @@
+"""Does a reconstruction agree with the sections that it was made from?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel
+from emformer_hub.measurement.fidelity import grey_range
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How far sections cut from a reconstruction are from the measured ones.
+
+    Attributes:
+        rms, maximum: root mean square and largest absolute difference, grey levels.
+        data_range: the range of the sections' dtype, or maximum - minimum of floats, grey levels.
+    """
+
+    rms: float
+    maximum: float
+    data_range: float
+
+    @property
+    def relative_rms(self) -> float:
+        """Of the range."""
+        return self.rms / self.data_range
+
+    @property
+    def relative_maximum(self) -> float:
+        """Of the range."""
+        return self.maximum / self.data_range
+
+
+def consistency_residual(
+    volume: np.ndarray, sections: np.ndarray, section_model: SectionModel, mask: np.ndarray | None = None
+) -> Residual:
+    """Degrade a reconstruction as its sections sampled the tissue, and compare.
+
+    Args:
+        volume: ``(planes, y, x)``, in the grey levels of the sections.
+        sections: ``(sections, y, x)``, what was measured; may be memory-mapped, as may the volume.
+        section_model: how sections sample planes.
+        mask: bool, ``(sections,)`` or ``(sections, y, x)``; True for voxels that do not count, whatever they hold.
+
+    Raises:
+        InputError: the volume does not belong to so many sections, or nothing is left to compare.
+    """
+    expected = (section_model.num_planes(len(sections)), *sections.shape[1:])
+    if volume.shape != expected:
+        raise InputError(
+            f"the volume has shape {volume.shape}; {len(sections)} sections of {sections.shape[1:]} at factor "
+            f"{section_model.factor:g} become {expected}."
+        )
+    squares, count, maximum, low, high = 0.0, 0, 0.0, np.inf, -np.inf
+    for z, (cut, section) in enumerate(zip(section_model.degrade(volume), sections, strict=True)):
+        counts = np.ones(section.shape, bool) if mask is None else np.broadcast_to(~mask[z], section.shape)
+        if not counts.any():
+            continue
+        measured = section[counts].astype(np.float64)
+        difference = np.abs(cut[counts] - measured)
+        squares += float(np.square(difference).sum())
+        count += difference.size
+        maximum = max(maximum, float(difference.max()))
+        low, high = min(low, float(measured.min())), max(high, float(measured.max()))
+    if not count:
+        raise InputError("the mask covers every section; expected some to compare with.")
+    return Residual(
+        (squares / count) ** 0.5, maximum, grey_range(sections) if sections.dtype.kind != "f" else high - low
+    )

@@ -83,6 +83,20 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
 )
 @click.option("--ensemble", type=int, default=2, show_default=True, help="Passes to average: 1, 2, 4, 8 or 16.")
 @click.option("--uncertainty", type=PATH, help="Also write the standard deviation of each voxel's error, float32.")
+@click.option(
+    "--confidence-mask",
+    type=float,
+    metavar="P",
+    help="Also write OUTPUT.confident: 1 where a voxel is right to half a standard deviation with probability P.",
+)
+@click.option(
+    "--repair",
+    default="none",
+    show_default=True,
+    metavar="none|auto|LIST",
+    help="Fill sections instead of believing them: those that an inspection flags, or a list as in 3,7-9, from 0.",
+)
+@click.option("--consistent", is_flag=True, help="Correct planes so that they give the measured sections again.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Try a part first: sections, rows and columns of INPUT.")
 @click.option(
@@ -114,6 +128,9 @@ def reconstruct(
     thickness: float,
     ensemble: int,
     uncertainty: Path | None,
+    confidence_mask: float | None,
+    repair: str,
+    consistent: bool,
     device: str,
     roi: str | None,
     scheduler: str,
@@ -134,14 +151,15 @@ def reconstruct(
 
     from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.follow import sections_landing
-    from emformer_hub.reconstruction.stream import forecast, make_job, reconstruct_file
+    from emformer_hub.reconstruction.stream import confident_path, forecast, make_job, reconstruct_file
     from emformer_hub.volumes import check_output, open_volume
 
     if target_nm is not None and factor is not None:
         raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
     if follow is not None and (resume or roi or dry_run):
         raise click.UsageError("--follow takes no --resume, --roi or --dry-run: the stack is not complete yet.")
-    outputs = [path for path in (output, uncertainty) if path is not None]
+    confident = None if confidence_mask is None else confident_path(output)
+    outputs = [path for path in (output, uncertainty, confident) if path is not None]
     _check_different(input_path, *outputs)
     for path in outputs:
         check_output(path, overwrite or resume)
@@ -169,7 +187,13 @@ def reconstruct(
         "ensemble": ensemble,
         "device": device,
     }
-    part: dict[str, Any] = {"uncertainty": uncertainty, "region": roi and parse_region(roi), "ome_zarr": ome_zarr}
+    part: dict[str, Any] = {
+        "uncertainty": uncertainty,
+        "confidence": confidence_mask,
+        "region": roi and parse_region(roi),
+        "consistent": consistent,
+        "ome_zarr": ome_zarr,
+    }
     if dry_run:
         _say_forecast(output, forecast(make_job(input_path, output, **settings, **part), device))
         return
@@ -183,11 +207,12 @@ def reconstruct(
             bar.total, bar.n = blocks, made
             bar.refresh()
 
-        reconstruct_file(
+        record = reconstruct_file(
             input_path,
             output,
             **settings,
             **part,
+            repair=repair,
             overwrite=overwrite,
             resume=resume,
             scheduler=None if scheduler == "local" else on_dask(scheduler, workers),
@@ -201,6 +226,12 @@ def reconstruct(
         f"{output}: {_shape(made)} {made.dtype}, {planes_size}, factor {factor:g}; "
         f"{seconds:.1f} s, {made.size / seconds / 1e6:.2f} Mvoxel/s ({ensemble} passes, {model})"
     )
+    facts = json.loads(record.read_text())
+    for section, reason, share in facts["repair"]:
+        click.echo(f"section {section} was filled" + ("" if share == 1 else f" in {share:.1%} of it") + f": {reason}")
+    if facts["residual"]:
+        residual = facts["residual"]
+        click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
 
 
 @main.command()

@@ -31,10 +31,11 @@ from emformer_hub.geometry import Region, SectionModel, VoxelSize
 from emformer_hub.model_folder import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
-from emformer_hub.reconstruction.blocks import Plan, make_plan
+from emformer_hub.reconstruction.blocks import Block, Plan, make_plan
+from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer
 from emformer_hub.volumes import boxes, check_output, check_volume, open_volume, write_volume
-from emformer_hub.volumes.checks import check_region, check_stack
+from emformer_hub.volumes.checks import check_mask, check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
 from emformer_hub.volumes.output import ZARR_SUFFIXES, put_in_place
@@ -46,6 +47,10 @@ and 200 MB of volume and uncertainty while it waits to be written."""
 CHUNK_PLANES, CHUNK_SIDE = 64, 128
 NETWORK_BYTES = 10**9
 """That the network takes at most for a block of the default tile, on a CPU."""
+DAMAGE = "damage.npz"
+"""Beside the job: where sections are damaged."""
+TOLERANCE = 0.5
+"""Standard deviations of the stack's intensities: less than the step from cytoplasm to a membrane."""
 PARTS_AT_ONCE = 3
 """In memory: one is made, one is written, and input is read ahead."""
 
@@ -55,12 +60,22 @@ Progress = Callable[[int, int], None]
 
 
 class Made(NamedTuple):
-    """A part that is on the disk, and the seconds that it took to read, to compute and to write."""
+    """A part that is on the disk.
+
+    Attributes:
+        number: of the part.
+        read, compute, write: seconds that it took.
+        squares, compared, furthest: sum of squares, count and greatest of the differences between voxels that were
+            measured and sections cut from the part, grey levels.
+    """
 
     number: int
     read: float
     compute: float
     write: float
+    squares: float = 0.0
+    compared: float = 0.0
+    furthest: float = 0.0
 
 
 Scheduler = Callable[["Job", list[int]], Iterable[Made]]
@@ -81,7 +96,11 @@ class Job:
         mean, std: of the whole input, as the processor measures it.
         tile_zyx: the most that the network sees at once.
         voxel_size, translation: of the output, nm.
+        repair: number, reason and share of the sections that are filled instead of believed.
+        damage: digest of the masks of those that are filled in places.
+        consistent: whether planes are made to give the sections of the input.
         output, uncertainty: where they go.
+        confidence, confident: a probability, and where the mask of voxels that are confident by it goes.
         ome_zarr: version of OME-Zarr.
         version: of this package.
     """
@@ -103,8 +122,13 @@ class Job:
     tile_zyx: tuple[int, int, int] | None
     voxel_size: tuple[float, float, float]
     translation: tuple[float, float, float]
+    repair: tuple[tuple[int, str, float], ...]
+    damage: str | None
+    consistent: bool
     output: str
     uncertainty: str | None
+    confidence: float | None
+    confident: str | None
     ome_zarr: str
     version: str
 
@@ -130,12 +154,26 @@ class Job:
 
     @property
     def outputs(self) -> list[Path]:
-        return [Path(path) for path in (self.output, self.uncertainty) if path is not None]
+        return [Path(path) for path in (self.output, self.uncertainty, self.confident) if path is not None]
+
+    @property
+    def dtypes(self) -> list[np.dtype]:
+        """Of the outputs."""
+        every = zip(
+            (self.output, self.uncertainty, self.confident), (self.input_dtype, "float32", "uint8"), strict=True
+        )
+        return [np.dtype(dtype) for path, dtype in every if path is not None]
 
 
 def state_folder(output: Path) -> Path:
     """Beside an output that is in the making: what is known of the run."""
     return output.with_name(f".{output.name}.run")
+
+
+def confident_path(output: Path) -> Path:
+    """Where the mask of confident voxels goes: ``out.ome.zarr`` -> ``out.confident.ome.zarr``."""
+    name, dot, suffix = output.name.partition(".")
+    return output.with_name(f"{name}.confident{dot}{suffix}")
 
 
 def partial_output(output: Path) -> Path:
@@ -165,10 +203,21 @@ class Parts:
             )
         statistics = IntensityStatistics(job.mean, job.std, self.stack.dtype)
         self.restorer = Restorer(
-            network, processor, job.sections, statistics, job.ensemble, choose_device(device), job.precision
+            network,
+            processor,
+            job.sections,
+            statistics,
+            job.ensemble,
+            choose_device(device),
+            job.precision,
+            job.consistent,
         )
         (z, y, x) = (stop - start for start, stop in job.region)
         self.plan: Plan = make_plan((z, y, x), job.sections, network.config, job.tile_zyx)
+
+    @cached_property
+    def repair(self) -> Repair:
+        return Repair.load(self.job.repair, self.job.folder / DAMAGE)
 
     @cached_property
     def writers(self) -> list[OMEZarrWriter]:
@@ -209,21 +258,30 @@ class Parts:
         Raises:
             InputError: they cannot be read, or some are NaN or infinite.
         """
-        box = self.plan.seen(self.boxes[number])
-        z, y, x = (
-            slice(first + part.start, first + part.stop) for (first, _), part in zip(self.job.region, box, strict=True)
-        )
+        z, y, x = self._of_input(self.plan.seen(self.boxes[number]))
         seen = np.asarray(self.stack[z, y, x])
-        if seen.dtype.kind == "f" and not np.isfinite(seen).all():
-            place = np.unravel_index(int((~np.isfinite(seen)).argmax()), seen.shape)
+        if seen.dtype.kind != "f":
+            return seen
+        mask = self.repair.mask((z, y, x))
+        broken = ~np.isfinite(seen) if mask is None else ~np.isfinite(seen) & ~mask
+        if broken.any():
+            place = np.unravel_index(int(broken.argmax()), seen.shape)
             where = ", ".join(
                 f"{axis}={part.start + at}" for axis, part, at in zip("zyx", (z, y, x), place, strict=True)
             )
             raise InputError(
                 f"{self.job.input} has NaN or infinite voxels, one at {where}; expected finite grey values. Replace "
-                f"them, and begin again with --overwrite."
+                f"them, or name the section with --repair, and begin again with --overwrite."
             )
         return seen
+
+    def _of_input(self, box: Box) -> Box:
+        """A box of the region, as one of the whole input."""
+        z, y, x = (
+            slice(first + part.start, first + part.stop, 1)
+            for (first, _), part in zip(self.job.region, box, strict=True)
+        )
+        return (z, y, x)
 
     def num_blocks(self, number: int) -> int:
         """That the network makes for a part: none for one of the pyramid."""
@@ -232,10 +290,8 @@ class Parts:
 
     def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
         """A part of each output, from what is seen for it; ``tick`` is called after each block."""
-        box = self.boxes[number]
-        begin = [part.start for part in self.plan.seen(box)]
-        shape = [part.stop - part.start for part in box]
-        parts = [np.empty(shape, dtype) for dtype in (self.stack.dtype, np.float32)[: len(self.job.outputs)]]
+        box, begin = self.boxes[number], [part.start for part in self.plan.seen(self.boxes[number])]
+        parts = [np.empty([part.stop - part.start for part in box], dtype) for dtype in self.job.dtypes]
         for block in self.plan.blocks(box):
             inside = tuple(
                 slice(part.start - first, part.stop - first) for part, first in zip(block.seen, begin, strict=True)
@@ -244,10 +300,54 @@ class Parts:
                 slice(part.start - whole.start, part.stop - whole.start)
                 for part, whole in zip(block.owned, box, strict=True)
             )
-            for part, voxels in zip(parts, self.restorer.restore(seen[inside], block), strict=False):
+            mask = self.repair.mask(self._of_input(block.seen))
+            made = list(self.restorer.restore(seen[inside], block, mask))
+            if self.job.confidence is not None:
+                made.append(self._confident(made[1], block, mask))
+            if self.job.uncertainty is None:
+                del made[1]
+            for part, voxels in zip(parts, made, strict=True):
                 part[place] = voxels
             tick()
         return parts
+
+    def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
+        """Which voxels are right to within ``TOLERANCE``, with the probability that was asked for."""
+        assert self.job.confidence is not None
+        processor, sections = self.restorer.processor, self.job.sections
+        width = uncertainty * np.float32(processor.interval(self.job.confidence, sections))
+        if mask is not None:
+            of = sections.sections_of(len(width), block.z.owned.start).clip(max=block.z.seen.stop - 1)
+            hidden = mask[of - block.z.seen.start, block.y.inside, block.x.inside]
+            width[hidden] = uncertainty[hidden] * np.float32(processor.interval(self.job.confidence, sections, True))
+        return width <= TOLERANCE * self.job.std
+
+    def residual(self, number: int, seen: np.ndarray, volume: np.ndarray) -> tuple[float, float, float]:
+        """Sum of squares, count and greatest of the differences between a part, cut into sections, and those measured.
+
+        Sections of which the part holds a piece only are left out, and so are voxels that were filled.
+        """
+        box, sections = self.boxes[number], self.job.sections
+        first, last = (
+            round_(end / sections.factor) for round_, end in ((math.ceil, box[0].start), (math.floor, box[0].stop))
+        )
+        whole = self.plan.seen(box)
+        squares, compared, furthest = 0.0, 0.0, 0.0
+        if last <= first:
+            return squares, compared, furthest
+        for section, weights in enumerate(sections.matrix(last, first), start=first):
+            (used,) = np.nonzero(weights)
+            begin = sections.first_plane(first) - box[0].start
+            planes = volume[begin + used[0] : begin + used[-1] + 1].astype(np.float32)
+            cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(np.float32), planes, axes=1)
+            inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box[1:], whole[1:], strict=True))
+            measured = seen[(section - whole[0].start, *inside)]
+            mask = self.repair.mask(self._of_input((slice(section, section + 1, 1), *box[1:])))
+            apart = np.abs(cut - measured) if mask is None else np.abs(cut - measured)[~mask[0]]
+            squares += float(np.square(apart, dtype=np.float64).sum())
+            compared += apart.size
+            furthest = max(furthest, float(apart.max(initial=0.0)))
+        return squares, compared, furthest
 
     def write(self, number: int, parts: list[np.ndarray]) -> None:
         """Put a part of each output on the disk."""
@@ -269,7 +369,7 @@ class Parts:
         seen, read = _timed(self.read, number)
         made, compute = _timed(self.make, number, seen)
         _, write = _timed(self.write, number, made)
-        return Made(number, read, compute, write)
+        return Made(number, read, compute, write, *self.residual(number, seen, made[0]))
 
 
 @lru_cache(maxsize=1)
@@ -290,19 +390,20 @@ def here(
 def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[], None]) -> Iterator[Made]:
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         ahead = [reader.submit(_timed, parts.read, number) for number in numbers[:1]]
-        behind: list[tuple[int, float, float, Future[tuple[None, float]]]] = []
+        behind: list[tuple[Made, Future[tuple[None, float]]]] = []
         for place, number in enumerate(numbers, start=1):
             seen, read = ahead.pop().result()
             ahead += [reader.submit(_timed, parts.read, following) for following in numbers[place : place + 1]]
             made, compute = _timed(parts.make, number, seen, tick)
             yield from map(_written, behind)
-            behind = [(number, read, compute, writer.submit(_timed, parts.write, number, made))]
+            part = Made(number, read, compute, 0.0, *parts.residual(number, seen, made[0]))
+            behind = [(part, writer.submit(_timed, parts.write, number, made))]
         yield from map(_written, behind)
 
 
-def _written(part: tuple[int, float, float, Future[tuple[None, float]]]) -> Made:
-    number, read, compute, writing = part
-    return Made(number, read, compute, writing.result()[1])
+def _written(part: tuple[Made, Future[tuple[None, float]]]) -> Made:
+    made, writing = part
+    return made._replace(write=writing.result()[1])
 
 
 def _timed(function: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
@@ -343,7 +444,7 @@ def needs(job: Job, plan: Plan) -> Needs:
     from psutil import virtual_memory
 
     voxels, disk = math.prod(plan.output_zyx), 0.0
-    sizes = [np.dtype(dtype).itemsize for dtype in (job.input_dtype, "float32")[: len(job.outputs)]]
+    sizes = [dtype.itemsize for dtype in job.dtypes]
     for path, size in zip(job.outputs, sizes, strict=True):
         # compression saves less than half of an electron micrograph; a pyramid is a seventh of its image
         disk += voxels * size * (8 / 7 / 2 if _is_zarr(path) else 3 / 2)
@@ -420,7 +521,10 @@ def reconstruct_file(
     offset: float | None = None,
     ensemble: int = 2,
     uncertainty: str | os.PathLike[str] | None = None,
+    confidence: float | None = None,
     region: Region | None = None,
+    repair: str | Sequence[int] = "none",
+    consistent: bool = False,
     device: str | None = None,
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
@@ -445,6 +549,13 @@ def reconstruct_file(
         factor, model, thickness, offset, ensemble, device, precision, tile_zyx: as for :func:`reconstruct`; the model
             by name.
         uncertainty: also write it here, in any of these formats.
+        confidence: also write which voxels are right, with this probability (0 to 0.99), to within half a standard
+            deviation of the stack's intensities: 1 or 0, uint8, beside the output as ``.confident``.
+        repair: ``"none"``; ``"auto"``, sections that an inspection flags; or numbers of sections, from 0. They are
+            filled in the same pass (:class:`~emformer_hub.reconstruction.repair.Repair`); no other voxel of the input
+            is. The record lists them.
+        consistent: as for :func:`reconstruct`. Without it too, the record says how far sections cut from the output are
+            from those of the input.
         region: only this part of the stack; intensities are measured on the whole stack, so that a trial looks as the
             whole will.
         ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
@@ -462,6 +573,8 @@ def reconstruct_file(
             is another run, or none, or is at work still.
     """
     begin = time.time()
+    stack = open_volume(path).data
+    repaired = choose_repair(stack, repair, str(path))
     job = make_job(
         path,
         output,
@@ -472,7 +585,10 @@ def reconstruct_file(
         offset=offset,
         ensemble=ensemble,
         uncertainty=uncertainty,
+        confidence=confidence,
         region=region,
+        repair=repaired,
+        consistent=consistent,
         device=device,
         precision=precision,
         tile_zyx=tile_zyx,
@@ -482,7 +598,7 @@ def reconstruct_file(
         check_output(one, overwrite or resume)
     with _alone(job):
         parts = parts_of(job, device)
-        _begin(job, parts, resume=resume, overwrite=overwrite)
+        _begin(job, parts, repaired, resume=resume, overwrite=overwrite)
         done = _done(job)
         numbers = [number for number in range(len(parts)) if number not in done]
         made = sum(map(parts.num_blocks, done))
@@ -513,6 +629,7 @@ def reconstruct_file(
             "made_now": sum(number < len(parts.boxes) for number in numbers),
             "seconds_now": time.time() - begin,
             "seconds": _seconds(parts, done.values()),
+            "residual": _residual(done.values()),
         }
         record.write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(job.folder)
@@ -530,13 +647,18 @@ def make_job(
     offset: float | None = None,
     ensemble: int = 2,
     uncertainty: str | os.PathLike[str] | None = None,
+    confidence: float | None = None,
     region: Region | None = None,
+    repair: Repair | None = None,
+    consistent: bool = False,
     device: str | None = None,
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
     ome_zarr: str = "0.5",
 ) -> Job:
     """Look at the stack and the model, and fix what is to be made; arguments are those of :func:`reconstruct_file`.
+
+    But for ``repair``, which is what :func:`~emformer_hub.reconstruction.repair.choose_repair` makes of it.
 
     Raises:
         InputError: the stack or an argument is unusable.
@@ -553,10 +675,16 @@ def make_job(
     chosen = ((z.start, z.stop), (y.start, y.stop), (x.start, x.stop))
     part = path if region is None else f"the region of {path}"
     check_stack(tuple(stop - start for start, stop in chosen), volume.data.dtype, part)
+    repair = repair or Repair()
+    repair.check((z, y, x))
+    whole = check_mask(repair.sections(depth), volume.data.shape) if repair.whole else None
     if isinstance(volume.data, np.ndarray):  # others are looked at part by part, as they are read
-        check_volume(volume.data[z, y, x], part)
+        check_volume(volume.data[z, y, x], part, repair.mask((z, y, x)))
     weights = fingerprint(EMformerModel.from_pretrained(model))
-    statistics = EMformerProcessor.from_pretrained(model).measure(volume.data)
+    processor = EMformerProcessor.from_pretrained(model)
+    if confidence is not None:
+        processor.interval(confidence, sections)  # says what is wrong with it
+    statistics = processor.measure(volume.data, whole)
     planes_size = voxel_size.with_z(voxel_size.z / sections.factor)
     first = volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (
@@ -580,6 +708,11 @@ def make_job(
         translation=(at_z + (planes_size.z - voxel_size.z) / 2, at_y, at_x),
         output=str(Path(output).absolute()),
         uncertainty=None if uncertainty is None else str(Path(uncertainty).absolute()),
+        confidence=confidence,
+        confident=None if confidence is None else str(confident_path(Path(output)).absolute()),
+        repair=repair.listed,
+        damage=repair.digest,
+        consistent=consistent,
         precision=str(choose_precision(precision, choose_device(device))).removeprefix("torch."),
         tile_zyx=tile_zyx,
         ome_zarr=ome_zarr,
@@ -587,7 +720,7 @@ def make_job(
     )
 
 
-def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
+def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: bool) -> None:
     """Make the outputs, or see that those that are there belong to this job."""
     file = job.folder / "job.json"
     if file.exists() and resume:
@@ -607,7 +740,9 @@ def _begin(job: Job, parts: Parts, *, resume: bool, overwrite: bool) -> None:
     (job.folder / "done").unlink(missing_ok=True)
     shape = parts.plan.output_zyx
     needs(job, parts.plan).check(job.output)
-    for path, dtype in zip(job.outputs, (parts.stack.dtype, np.dtype(np.float32)), strict=False):
+    if repair.damage:
+        repair.save(job.folder / DAMAGE)
+    for path, dtype in zip(job.outputs, job.dtypes, strict=True):
         OMEZarrWriter.create(
             partial_output(path),
             shape,
@@ -635,6 +770,16 @@ def _seconds(parts: Parts, done: Iterable[Made]) -> dict[str, float]:
         "writing": sum(part.write for part in fine),
         "pyramid": sum(part.write for part in pyramid),
     }
+
+
+def _residual(done: Iterable[Made]) -> dict[str, float] | None:
+    """How far sections cut from the output are from those measured, grey levels."""
+    parts = list(done)
+    compared = sum(part.compared for part in parts)
+    if not compared:
+        return None
+    rms = math.sqrt(sum(part.squares for part in parts) / compared)
+    return {"rms": rms, "maximum": max(part.furthest for part in parts)}
 
 
 def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
@@ -672,7 +817,8 @@ def _done(job: Job) -> dict[int, Made]:
 
 
 def _line(part: Made) -> str:
-    return f"{part.number} {part.read:.6f} {part.compute:.6f} {part.write:.6f}\n"
+    number, *figures = part
+    return " ".join([str(number), *(f"{figure:.9g}" for figure in figures)]) + "\n"
 
 
 def _write_done(job: Job, done: dict[int, Made]) -> None:

@@ -1,0 +1,156 @@
+"""Sections that are not to be believed: named by the user, or found by an inspection; filled in the same pass."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emformer_hub.errors import InputError
+from emformer_hub.volumes.checks import check_mask
+from emformer_hub.volumes.stored import Box
+
+log = logging.getLogger(__name__)
+
+MOST, AMONG = 3, 7
+"""So many of so many neighbouring sections may be masked at one place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """What of a stack is filled instead of believed.
+
+    Attributes:
+        reasons: of the sections that are replaced, whole or in places; by number.
+        damage: bool ``(y, x)``, True where the section is damaged, of those that are replaced in places only.
+    """
+
+    reasons: dict[int, str] = field(default_factory=dict)
+    damage: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> list[int]:
+        """Numbers of the sections that are replaced whole."""
+        return [z for z in self.reasons if z not in self.damage]
+
+    @property
+    def listed(self) -> tuple[tuple[int, str, float], ...]:
+        """Number, reason, and the share of the section that is replaced, of each."""
+        return tuple(
+            (z, why, float(self.damage[z].mean()) if z in self.damage else 1.0) for z, why in self.reasons.items()
+        )
+
+    @property
+    def digest(self) -> str | None:
+        """Of the damage: two repairs that list the same and have the same digest are the same."""
+        if not self.damage:
+            return None
+        digest = hashlib.sha256()
+        for z, mask in sorted(self.damage.items()):
+            digest.update(f"{z} {mask.shape}".encode() + np.packbits(mask).tobytes())
+        return digest.hexdigest()
+
+    def sections(self, depth: int) -> np.ndarray:
+        """Which sections are replaced whole: bool ``(depth,)``."""
+        mask = np.zeros(depth, bool)
+        mask[[z for z in self.whole if z < depth]] = True
+        return mask
+
+    def mask(self, box: Box) -> np.ndarray | None:
+        """True for the voxels of a box that are replaced, bool ``(z, y, x)``; ``None`` if none is."""
+        z, y, x = box
+        inside = [number for number in self.reasons if z.start <= number < z.stop]
+        if not inside:
+            return None
+        mask = np.zeros([part.stop - part.start for part in box], bool)
+        for number in inside:
+            mask[number - z.start] = self.damage[number][y, x] if number in self.damage else True
+        return mask if mask.any() else None
+
+    def check(self, box: Box) -> None:
+        """Raise ``InputError`` if what is left of a box of the stack does not suffice to fill the rest."""
+        z, y, x = box
+        check_mask(self.sections(z.stop)[z], (z.stop - z.start, 1, 1))
+        for first in (number for number in self.reasons if z.start <= number < z.stop):
+            numbers = [number for number in self.reasons if first <= number < min(first + AMONG, z.stop)]
+            if len(numbers) > MOST:
+                count = np.zeros((y.stop - y.start, x.stop - x.start), np.uint8)
+                for number in numbers:
+                    count += self.damage[number][y, x] if number in self.damage else True
+                if (count > MOST).any():
+                    raise InputError(
+                        f"sections {', '.join(map(str, numbers))} are to be repaired at one place; at most {MOST} of "
+                        f"{AMONG} neighbours can be. Name fewer with --repair, or leave these sections out with --roi."
+                    )
+
+    def save(self, path: Path) -> None:
+        """Write the damage, compressed."""
+        masks: dict[str, Any] = {str(z): mask for z, mask in self.damage.items()}
+        np.savez_compressed(path, **masks)
+
+    @classmethod
+    def load(cls, listed: Sequence[tuple[int, str, float]], path: Path) -> Repair:
+        """What :attr:`listed` and :meth:`save` keep."""
+        reasons = {z: why for z, why, _ in listed}
+        if not path.exists():
+            return cls(reasons)
+        with np.load(path, allow_pickle=False) as file:
+            return cls(reasons, {int(z): file[z] for z in file.files})
+
+
+def parse_sections(text: str) -> list[int]:
+    """``"3,7-9"`` -> ``[3, 7, 8, 9]``; raises ``InputError`` for anything else."""
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, *last = map(int, part.split("-"))
+            numbers += range(first, (last[0] if last else first) + 1)
+            if len(last) > 1 or not range(first, (last[0] if last else first) + 1):
+                raise ValueError
+    except ValueError:
+        raise InputError(
+            f"--repair {text!r} is neither auto, none nor a list of sections, counted from 0, as in 3,7-9."
+        ) from None
+    return sorted(set(numbers))
+
+
+def choose_repair(stack: Any, chosen: str | Sequence[int], name: str) -> Repair:
+    """What is replaced of a stack.
+
+    Args:
+        stack: ``(sections, y, x)``.
+        chosen: ``"none"``; ``"auto"``, what :func:`~emformer_hub.inspect_stack` flags as missing, duplicate, unlike its
+            neighbours or blurred beyond use, and in places what it flags as damaged; or numbers of sections.
+        name: of the stack, for messages.
+
+    Raises:
+        InputError: a section that is not there; no list of sections; or, for ``"auto"``, as ``inspect_stack``.
+    """
+    if chosen == "none":
+        return Repair()
+    if not isinstance(chosen, str):
+        beyond = [z for z in chosen if not 0 <= z < len(stack)]
+        if beyond:
+            raise InputError(f"section {beyond[0]} is not there; {name} has sections 0 to {len(stack) - 1}.")
+        return Repair(dict.fromkeys(chosen, "named"))
+    if chosen != "auto":
+        return choose_repair(stack, parse_sections(chosen), name)
+    from emformer_hub.measurement.quality import inspect_stack
+
+    inspection = inspect_stack(stack)
+    for remark in inspection.stack.remarks:
+        log.warning("%s: %s", name, remark)
+    reasons, damage = {}, {}
+    for quality in inspection.sections:
+        z, why = quality.section, ", ".join(quality.flags)
+        if "damaged" in quality.flags and not {"missing", "duplicate", "unlike"}.intersection(quality.flags):
+            mask = inspection.damage_mask(z)  # damage with hard edges makes a section look blurred too
+            reasons[z], damage[z] = why, mask
+        elif z in inspection.flagged:
+            reasons[z] = why
+    return Repair(reasons, damage)

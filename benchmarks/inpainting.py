@@ -80,6 +80,8 @@ JOINT: Columns = {
     "PSNR dB, none missing": lambda row: f"{row['whole_db']:.2f}",
     "1 of 10 missing": lambda row: f"{row['missing_db']:.2f}",
     "loss dB": lambda row: f"{row['whole_db'] - row['missing_db']:.2f}",
+    "planes of the missing ones: none missing": lambda row: f"{row['filled_whole_db']:.2f}",
+    "1 of 10 missing  ": lambda row: f"{row['filled_missing_db']:.2f}",
     f"more than {AWAY} sections off: none missing": lambda row: f"{row['away_whole_db']:.2f}",
     "1 of 10 missing ": lambda row: f"{row['away_missing_db']:.2f}",
     "loss dB ": lambda row: f"{row['away_whole_db'] - row['away_missing_db']:.3f}",
@@ -176,12 +178,12 @@ def joint(truth: np.ndarray, runs: dict[str, Run]) -> Iterator[dict[str, Any]]:
     mask = np.zeros(len(sections), bool)
     mask[TENTHS] = True
     from_gap = np.abs(np.arange(len(sections))[:, None] - np.flatnonzero(mask)).min(axis=1)
-    away = from_gap[(np.arange(planes) / geometry.factor).astype(int)] > AWAY
+    distance = from_gap[geometry.sections_of(planes)]
     for name, run in runs.items():
         whole, missing = (run(sections, geometry, mask=hidden).volume for hidden in (None, mask))
         figures = {
             f"{place}{kind}_db": psnr(truth[:planes][where], volume[where], grey_range(truth))
-            for place, where in (("", slice(None)), ("away_", away))
+            for place, where in (("", slice(None)), ("filled_", distance == 0), ("away_", distance > AWAY))
             for kind, volume in (("whole", whole), ("missing", missing))
         }
         yield {"experiment": "joint repair", "data": f"{DEGRADED}, x8 t=1", "method": name, **figures}

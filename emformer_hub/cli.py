@@ -26,6 +26,23 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 
 
+class Input(click.ParamType):
+    """A volume to read: a path, or an address as it is (``Path`` would make one slash of two)."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        from emformer_hub.volumes.remote import is_url
+
+        try:
+            return value if is_url(value) else Path(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+INPUT = Input()
+
+
 class BadInput(click.ClickException):
     exit_code = 2
 
@@ -66,7 +83,7 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
 
 
 @main.command()
-@click.argument("input_path", metavar="INPUT", type=PATH)
+@click.argument("input_path", metavar="INPUT", type=INPUT)
 @click.argument("output", metavar="OUTPUT", type=PATH)
 @VOXEL_SIZE
 @click.option("--target-nm", type=float, help="Plane spacing of the output in nm. Default: the lateral voxel size.")
@@ -119,7 +136,7 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
 @OME_ZARR
 @OVERWRITE
 def reconstruct(
-    input_path: Path,
+    input_path: Path | str,
     output: Path,
     voxel_size: str | None,
     target_nm: float | None,
@@ -143,9 +160,10 @@ def reconstruct(
 ) -> None:
     """Turn an anisotropic stack into an isotropic volume.
 
-    INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, HDF5, or MRC; OUTPUT ends in .zarr,
-    .tif, .ome.tif, .h5 or .mrc, or without a suffix becomes a folder of TIFF slices. It is made a part at a time: it
-    need not fit into memory, and a run that was interrupted goes on with --resume.
+    INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, N5, precomputed, HDF5, or MRC, or
+    the s3://, https://, gs:// or hf:// address of an OME-Zarr, N5 or precomputed. OUTPUT ends in .zarr, .tif, .ome.tif,
+    .h5 or .mrc, or without a suffix becomes a folder of TIFF slices. It is made a part at a time: it need not fit into
+    memory, and a run that was interrupted goes on with --resume.
     """
     from tqdm import tqdm
 
@@ -166,7 +184,7 @@ def reconstruct(
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     if follow is not None:
-        next(sections_landing(input_path, follow))
+        next(sections_landing(Path(input_path), follow))
     _, size = _read(input_path, voxel_size, read=open_volume)
     if size.z < min(size.y, size.x):
         raise InputError(
@@ -235,13 +253,13 @@ def reconstruct(
 
 
 @main.command()
-@click.argument("reconstruction", type=PATH)
-@click.argument("truth", type=PATH)
+@click.argument("reconstruction", type=INPUT)
+@click.argument("truth", type=INPUT)
 @VOXEL_SIZE
 @click.option("--json", "json_path", type=PATH, help="Also write the figures to this file.")
 @OVERWRITE
 def evaluate(
-    reconstruction: Path, truth: Path, voxel_size: str | None, json_path: Path | None, overwrite: bool
+    reconstruction: Path | str, truth: Path | str, voxel_size: str | None, json_path: Path | None, overwrite: bool
 ) -> None:
     """Compare a reconstruction with an isotropic truth: PSNR, SSIM, and resolution by Fourier shell correlation.
 
@@ -278,12 +296,14 @@ def evaluate(
 
 
 @main.command()
-@click.argument("stack", type=PATH)
+@click.argument("stack", type=INPUT)
 @VOXEL_SIZE
 @click.option("--json", "json_path", metavar="FILE", type=PATH, help="Also write all flags and scores to this file.")
 @click.option("--picture", metavar="FILE.png", type=PATH, help="Also draw the scores and the flagged sections.")
 @OVERWRITE
-def inspect(stack: Path, voxel_size: str | None, json_path: Path | None, picture: Path | None, overwrite: bool) -> None:
+def inspect(
+    stack: Path | str, voxel_size: str | None, json_path: Path | None, picture: Path | None, overwrite: bool
+) -> None:
     """Say which sections of a STACK are unfit, and why; and what the stack as a whole is like.
 
     Missing, copied, blurred, damaged (folds, cracks, charging), shifted, unlike their neighbours, or of another
@@ -323,7 +343,7 @@ def inspect(stack: Path, voxel_size: str | None, json_path: Path | None, picture
 
 
 @main.command()
-@click.argument("truth", type=PATH)
+@click.argument("truth", type=INPUT)
 @click.argument("output", metavar="OUT", type=PATH)
 @VOXEL_SIZE
 @click.option("--factor", type=float, required=True, help="Planes per section, any number from 1 to 16.")
@@ -331,7 +351,13 @@ def inspect(stack: Path, voxel_size: str | None, json_path: Path | None, picture
 @OME_ZARR
 @OVERWRITE
 def degrade(
-    truth: Path, output: Path, voxel_size: str | None, factor: float, thickness: float, ome_zarr: str, overwrite: bool
+    truth: Path | str,
+    output: Path,
+    voxel_size: str | None,
+    factor: float,
+    thickness: float,
+    ome_zarr: str,
+    overwrite: bool,
 ) -> None:
     """Simulate anisotropy: see an isotropic volume as sections would."""
     from emformer_hub.processing_emformer import to_dtype
@@ -653,7 +679,7 @@ def doctor() -> None:
         raise SystemExit(1)
 
 
-def _preview(folder: Path, output: Path, settings: dict[str, Any], idle_s: float) -> Path:
+def _preview(folder: Path | str, output: Path, settings: dict[str, Any], idle_s: float) -> Path:
     """Show sections as they land, until none has for a while; the path of the preview."""
     from emformer_hub.reconstruction.follow import follow, preview_path
 
@@ -663,7 +689,7 @@ def _preview(folder: Path, output: Path, settings: dict[str, Any], idle_s: float
     def told(sections: int, planes: int) -> None:
         click.echo(f"{sections} sections have landed: {planes} planes")
 
-    follow(folder, preview, **{**settings, "ensemble": 1}, idle_s=idle_s, told=told)
+    follow(Path(folder), preview, **{**settings, "ensemble": 1}, idle_s=idle_s, told=told)
     return preview
 
 
@@ -688,16 +714,17 @@ def _published(name: str) -> PretrainedWeights:
     return known[name]
 
 
-def _check_different(*paths: Path) -> None:
-    if len({path.resolve() for path in paths}) < len(paths):
+def _check_different(*paths: Path | str) -> None:
+    local = [path for path in paths if isinstance(path, Path)]
+    if len({path.resolve() for path in local}) < len(local):
         raise InputError(f"{', '.join(map(str, paths))} are not all different; an output may not replace an input.")
 
 
 def _read(
-    path: Path,
+    path: Path | str,
     voxel_size: str | None,
     otherwise: VoxelSize | None = None,
-    read: Callable[[Path], Volume] | None = None,
+    read: Callable[[Path | str], Volume] | None = None,
 ) -> tuple[Volume, VoxelSize]:
     """A volume and its voxel size: the flag's, else the file's, else ``otherwise``, else an error."""
     from emformer_hub.volumes import read_volume

@@ -39,6 +39,7 @@ from emformer_hub.volumes.checks import check_mask, check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
 from emformer_hub.volumes.output import ZARR_SUFFIXES, put_in_place
+from emformer_hub.volumes.remote import absolute, is_url
 from emformer_hub.volumes.stored import Box
 
 PART_VOXELS = 2**24
@@ -87,7 +88,8 @@ class Job:
     """All that fixes a result, and where it goes.
 
     Attributes:
-        input: path of the stack; ``input_shape``, ``input_dtype`` and ``input_modified`` say that it is the same still.
+        input: path or address of the stack; ``input_shape``, ``input_dtype`` and ``input_modified`` say that it is the
+            same still.
         region: of the input, first and last voxel along z, y and x.
         model, weights: its name, and the fingerprint of its weights.
         factor, thickness, offset: how sections sample tissue.
@@ -108,7 +110,7 @@ class Job:
     input: str
     input_shape: tuple[int, int, int]
     input_dtype: str
-    input_modified: float
+    input_modified: float | None
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     model: str
     weights: str
@@ -691,10 +693,10 @@ def make_job(
         place + start * length for place, (start, _), length in zip(first, chosen, voxel_size.zyx, strict=True)
     )
     return Job(
-        input=str(Path(path).absolute()),
+        input=absolute(path),
         input_shape=(depth, height, width),
         input_dtype=str(volume.data.dtype),
-        input_modified=split_address(Path(path))[0].stat().st_mtime,
+        input_modified=None if is_url(path) else split_address(Path(path))[0].stat().st_mtime,
         region=chosen,
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
         weights=weights,

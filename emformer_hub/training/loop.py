@@ -36,6 +36,7 @@ from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, Traini
 from emformer_hub.training.tables import with_tables_read
 from emformer_hub.training.validation import error_quantiles, validate
 from emformer_hub.volumes import open_volume
+from emformer_hub.volumes.remote import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def load_volumes(
     """
     volumes = []
     for entry in recipe.volumes:
-        volume = open_volume(data_root / entry.path)
+        volume = open_volume(entry.path if is_url(entry.path) else data_root / entry.path)
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")

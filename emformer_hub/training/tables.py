@@ -10,6 +10,7 @@ from typing import Any
 
 from emformer_hub.errors import InputError, reason
 from emformer_hub.training.recipe import Recipe, VolumeEntry
+from emformer_hub.volumes.remote import is_url
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 LEARNED_FROM = "train"
@@ -113,4 +114,5 @@ def read_rows(path: Path) -> list[tuple[str, VolumeEntry]]:
 def _entry(row: dict[str, Any], table: Path, number: int) -> VolumeEntry:
     content = {name: value for name, value in row.items() if value is not None}
     entry = VolumeEntry.from_content(content, f"{table}, row {number}")
-    return dataclasses.replace(entry, path=str(table.parent.absolute() / entry.path))
+    path = entry.path if is_url(entry.path) else str(table.parent.absolute() / entry.path)
+    return dataclasses.replace(entry, path=path)

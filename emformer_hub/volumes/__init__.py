@@ -2,8 +2,9 @@
 ``create_volume`` for those that are larger than memory.
 
 In: TIFF stacks (multi-page, ImageJ, OME, BigTIFF), folders of TIFF or PNG sections, OME-Zarr 0.4 and 0.5, Zarr arrays,
-HDF5 datasets, MRC. Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5, HDF5, MRC. Axes are z, y, x; lengths
-are nm. Voxel sizes are read, never guessed.
+HDF5 datasets, MRC, N5, Neuroglancer precomputed; of these, folders also at an address (``s3://``, ``https://``,
+``gs://``, ``hf://``). Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5, HDF5, MRC. Axes are z, y, x;
+lengths are nm. Voxel sizes are read, never guessed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import hdf5, mrc, slices, tiff
+from emformer_hub.volumes import hdf5, mrc, slices, tensors, tiff
 from emformer_hub.volumes import ome_zarr as zarr_format
 from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
 from emformer_hub.volumes.output import (
@@ -30,6 +31,7 @@ from emformer_hub.volumes.output import (
     check_output,
     replacing,
 )
+from emformer_hub.volumes.remote import Remote, is_url
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume
 from emformer_hub.volumes.writer import VolumeWriter, boxes
@@ -70,8 +72,9 @@ def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
     native byte order is memory-mapped read-only; anything else is loaded.
 
     Args:
-        path: a TIFF stack, a folder of TIFF or PNG sections (natural order), an OME-Zarr image, a Zarr array, MRC, or
-            HDF5; ``stack.h5:/path/in/file`` names the dataset if the file holds several volumes.
+        path: a TIFF stack, a folder of TIFF or PNG sections (natural order), an OME-Zarr image, a Zarr array, N5,
+            Neuroglancer precomputed, MRC, or HDF5; ``stack.h5:/path/in/file`` names the dataset if the file holds
+            several volumes. Zarr, N5 and precomputed also as ``s3://``, ``https://``, ``gs://`` or ``hf://datasets/...``.
 
     Returns:
         The volume, data ``(z, y, x)``; ``voxel_size`` is ``None`` if z, y or x is missing or in an unknown unit.
@@ -90,9 +93,11 @@ def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray
     That holds for Zarr, HDF5, MRC, folders of sections, and TIFF that is uncompressed and contiguous. Other TIFF cannot
     be sliced on disk and is loaded. Voxels that turn out to be damaged raise ``InputError`` when they are sliced.
     """
+    if is_url(path):
+        return _open_folder(Remote(os.fspath(path)))
     path = Path(path)
     if path.is_dir():
-        return zarr_format.open_volume(path) if zarr_format.is_zarr(path) else slices.open_volume(path)
+        return _open_folder(path)
     file, dataset = hdf5.split_address(path)
     if not file.exists():
         raise InputError(
@@ -102,6 +107,19 @@ def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray
     if dataset is not None or hdf5.is_hdf5(file):
         return hdf5.open_volume(file, dataset)
     return mrc.open_volume(file) if mrc.is_mrc(file) else tiff.open_volume(file)
+
+
+def _open_folder(place: Path | Remote) -> Volume[StoredArray]:
+    if zarr_format.is_zarr(place):
+        return zarr_format.open_volume(place)
+    if tensors.is_tensors(place):
+        return tensors.open_volume(place)
+    if isinstance(place, Remote):
+        raise InputError(
+            f"{place} is no OME-Zarr, Zarr array, N5 or precomputed image, or is not there. Is the address right? "
+            f"Other formats are read from this machine only: download the file first."
+        )
+    return slices.open_volume(place)
 
 
 @contextmanager

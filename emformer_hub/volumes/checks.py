@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -158,7 +157,7 @@ def _check_finite(data: np.ndarray, name: str, mask: np.ndarray | None) -> None:
         )
 
 
-def not_read(path: Path, error: Exception, otherwise: str) -> InputError:
+def not_read(path: object, error: Exception, otherwise: str) -> InputError:
     """The error for a file that the operating system refuses, or that for another reason could not be read."""
     if isinstance(error, PermissionError):
         return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")

@@ -16,6 +16,7 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.checks import check_dtype, not_read
+from emformer_hub.volumes.remote import Remote
 from emformer_hub.volumes.stored import Box, StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
 from emformer_hub.volumes.writer import boxes
@@ -41,12 +42,12 @@ _ALL_STORED = "every_chunk_is_stored"
 _READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError)
 
 
-def is_zarr(path: Path) -> bool:
+def is_zarr(path: Path | Remote) -> bool:
     """Whether a folder is a Zarr group or array, of format 2 or 3."""
     return any((path / name).is_file() for name in _METADATA_FILES)
 
 
-def open_volume(path: Path) -> Volume[StoredArray]:
+def open_volume(path: Path | Remote) -> Volume[StoredArray]:
     """Open level 0 of the first multiscale image, or a plain array; voxels stay on disk.
 
     Axes before z (time, channel) must have length 1 and are dropped. The voxel size is the product of the scales of
@@ -58,7 +59,7 @@ def open_volume(path: Path) -> Volume[StoredArray]:
     import zarr
 
     try:
-        node = zarr.open(path, mode="r")
+        node = zarr.open(path.store() if isinstance(path, Remote) else path, mode="r")
         if isinstance(node, zarr.Array):
             return Volume(_stored(node, None, path, all_stored=False), None, "")
         return _open_image(node, path)
@@ -283,7 +284,7 @@ def _files(array: zarr.Array[Any], box: tuple[slice, ...]) -> Iterator[tuple[str
         yield "/".join(filter(None, (array.path, array.metadata.encode_chunk_key(place)))), tuple(held)
 
 
-def _open_image(group: zarr.Group, path: Path) -> Volume[StoredArray]:
+def _open_image(group: zarr.Group, path: Path | Remote) -> Volume[StoredArray]:
     import zarr
 
     attributes: dict[str, Any] = group.attrs.asdict()
@@ -314,7 +315,7 @@ def _open_image(group: zarr.Group, path: Path) -> Volume[StoredArray]:
     return Volume(data, voxel_size, "multiscales" if voxel_size else "", zyx_nanometres(translation.tolist(), units))
 
 
-def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path, all_stored: bool) -> StoredArray:
+def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path | Remote, all_stored: bool) -> StoredArray:
     """The array as (z, y, x) in native byte order; ``axes`` are its names, if known."""
     leading = array.shape[:-3]
     if array.ndim < 3 or (axes and tuple(axes[-3:]) != _AXES) or any(size != 1 for size in leading):
@@ -329,7 +330,7 @@ def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path, all_stor
     return StoredArray((z, y, x), array.dtype.newbyteorder("="), (depth, height, width), read)
 
 
-def _read(array: zarr.Array[Any], path: Path, all_stored: bool, box: Box) -> np.ndarray:
+def _read(array: zarr.Array[Any], path: Path | Remote, all_stored: bool, box: Box) -> np.ndarray:
     stored = (slice(0, 1),) * (array.ndim - 3) + box
     if all_stored:
         for file, held in _files(array, stored):
@@ -342,7 +343,7 @@ def _read(array: zarr.Array[Any], path: Path, all_stored: bool, box: Box) -> np.
     return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 
-def _damaged(array: zarr.Array[Any], path: Path, box: tuple[slice, ...]) -> InputError | None:
+def _damaged(array: zarr.Array[Any], path: Path | Remote, box: tuple[slice, ...]) -> InputError | None:
     """The error for the first file that holds part of a box and cannot be decoded; ``None`` if each can alone."""
     for file, held in _files(array, box):
         try:
@@ -362,7 +363,7 @@ def _listed(box: tuple[slice, ...]) -> str:
     return ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip(_AXES, box[-3:], strict=True))
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path | Remote, error: Exception) -> InputError:
     return not_read(
         path,
         error,

@@ -11,6 +11,7 @@ from pathlib import Path
 from emformer_hub.errors import InputError
 from emformer_hub.volumes.checks import import_extra
 from emformer_hub.volumes.ome_zarr import is_zarr
+from emformer_hub.volumes.remote import is_url
 from emformer_hub.volumes.slices import is_ours
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -28,6 +29,8 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
             missing or not writable; the output exists and ``overwrite`` is false; or it exists and is not an image of
             that format, which is never destroyed.
     """
+    if is_url(path):
+        raise InputError(f"output {path} is an address; expected a path on this machine. Copy the result there then.")
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES, *MRC_SUFFIXES, *SLICES_SUFFIXES):

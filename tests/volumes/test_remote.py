@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import pickle
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import zarr
@@ -67,21 +70,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bucket(folder: Path) -> Iterator[str]:
     """All of the folder in a bucket of S3 on loopback."""
-    boto3 = pytest.importorskip("boto3", reason="the bucket of the tests is moto's")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = pytest.importorskip("moto.server", reason="the bucket is moto's").ThreadedMotoServer(
+        ip_address="127.0.0.1", port=0, verbose=False
+    )
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "key")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="volumes")
-        for path in folder.rglob("*"):
-            if path.is_file():
-                client.put_object(Bucket="volumes", Key=f"lab/{path.relative_to(folder)}", Body=path.read_bytes())
+        httpx.put(f"http://{host}:{port}/volumes").raise_for_status()
+        put(folder, "lab/")
         yield "s3://volumes/lab"
     server.stop()
+
+
+def put(folder: Path, prefix: str) -> None:
+    """All files of a folder into the bucket."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            httpx.put(address(f"{prefix}{path.relative_to(folder)}"), content=path.read_bytes()).raise_for_status()
+
+
+def address(key: str) -> str:
+    return f"{os.environ['AWS_ENDPOINT_URL']}/volumes/{key}"
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -171,16 +183,12 @@ def test_what_is_opened_may_be_pickled(bucket: str, folder: Path) -> None:
         np.testing.assert_array_equal(again[2:4], voxels("uint8")[2:4])
 
 
-def test_a_chunk_that_is_missing_is_an_error(bucket: str, folder: Path) -> None:
-    import boto3
-
-    client = boto3.client("s3", region_name="us-east-1")
-    key = "uint8.0.4.zarr/0/0/0/0"
-    client.delete_object(Bucket="volumes", Key=f"lab/{key}")
-    volume = open_volume(f"{bucket}/uint8.0.4.zarr")
-    with pytest.raises(InputError, match=r"uint8\.0\.4\.zarr/0/0/0/0 is missing; it held voxels z 0:12"):
-        volume.data[:]
-    client.put_object(Bucket="volumes", Key=f"lab/{key}", Body=(folder / key).read_bytes())
+def test_a_chunk_that_is_missing_is_an_error(bucket: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "uint8.0.4.zarr", tmp_path / "lost.zarr")
+    (tmp_path / "lost.zarr" / "0" / "0" / "0" / "0").unlink()
+    put(tmp_path, "")
+    with pytest.raises(InputError, match=r"volumes/lost\.zarr/0/0/0/0 is missing; it held voxels z 0:12"):
+        open_volume("s3://volumes/lost.zarr").data[:]
 
 
 @pytest.mark.parametrize(
@@ -232,13 +240,8 @@ def test_a_stack_in_a_bucket_is_reconstructed_as_one_here(bucket: str, folder: P
 
 
 def test_a_plain_zarr_array_in_a_bucket(bucket: str, tmp_path: Path) -> None:
-    import boto3
-
     zarr.save_array(tmp_path / "plain.zarr", voxels("uint16"))
-    client = boto3.client("s3", region_name="us-east-1")
-    for path in (tmp_path / "plain.zarr").rglob("*"):
-        if path.is_file():
-            client.put_object(Bucket="volumes", Key=str(path.relative_to(tmp_path)), Body=path.read_bytes())
+    put(tmp_path, "")
     volume = open_volume("s3://volumes/plain.zarr")
     np.testing.assert_array_equal(volume.data[:], voxels("uint16"))
     assert volume.voxel_size is None

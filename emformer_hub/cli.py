@@ -123,7 +123,11 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
     metavar="local|threads|processes|tcp://HOST:PORT",
     help="Who makes the parts: this process, or Dask, here or on a cluster.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Of threads or processes.  [default: one for each core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Of threads or processes.  [default: one for each GPU, else for each core]",
+)
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @click.option("--dry-run", is_flag=True, help="Make one block, say what the whole takes, and write nothing.")
 @click.option(

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from emformer_hub.errors import InputError
 from emformer_hub.reconstruction.stream import Job, Made, Scheduler, parts_of
 
@@ -28,7 +30,14 @@ RETRIES = 2
 
 def make_part(job: Job, number: int) -> Made:
     """Make one part, on a worker; returns once it is on the disk."""
-    return parts_of(job).complete(number)
+    from distributed import get_worker
+
+    return parts_of(job, gpu_of(get_worker().name, torch.cuda.device_count())).complete(number)
+
+
+def gpu_of(worker: object, gpus: int) -> str | None:
+    """The GPU of a worker of this machine, which is named by its number; ``None`` where there is no choice."""
+    return f"cuda:{int(str(worker)) % gpus}" if gpus > 1 and str(worker).isdigit() else None
 
 
 def on_dask(address: str, workers: int | None = None) -> Scheduler:
@@ -36,7 +45,8 @@ def on_dask(address: str, workers: int | None = None) -> Scheduler:
 
     Args:
         address: ``processes`` or ``threads`` of this machine, or that of a running scheduler, ``tcp://HOST:PORT``.
-        workers: how many, on this machine; default: one for each core.
+        workers: how many, on this machine; default: one for each GPU, or else for each core. Processes take turns in
+            the choice of a GPU.
 
     Raises:
         InputError: Dask is not installed, or the address is none; when it is used: there is no scheduler, it went away,
@@ -108,7 +118,7 @@ def _client(address: str, workers: int | None) -> Iterator[Client]:
         return
     with (
         LocalCluster(
-            n_workers=workers if address == "processes" else 1,
+            n_workers=(workers or torch.cuda.device_count() or None) if address == "processes" else 1,
             threads_per_worker=1 if address == "processes" else workers,
             processes=address == "processes",
             dashboard_address=":0",

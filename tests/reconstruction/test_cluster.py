@@ -17,7 +17,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import stream
-from emformer_hub.reconstruction.cluster import on_dask, run
+from emformer_hub.reconstruction.cluster import gpu_of, on_dask, run
 from emformer_hub.reconstruction.stream import Job, Made, reconstruct_file
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 
@@ -105,6 +105,11 @@ def test_a_worker_that_is_killed_loses_nothing(cluster: Any, stack: Path, expect
 def test_threads_of_this_process(stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
     reconstruct_file(stack, tmp_path / "out.zarr", scheduler=on_dask("threads", 2), **SETTINGS)
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
+
+
+def test_workers_of_a_machine_share_its_gpus() -> None:
+    assert [gpu_of(worker, 3) for worker in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    assert gpu_of(1, 1) is None and gpu_of(1, 0) is None and gpu_of("tcp://10.0.0.7:4000", 4) is None
 
 
 def test_what_is_no_scheduler_is_said(stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,7 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an output th
     type=click.IntRange(1),
     help="Of threads or processes.  [default: one for each GPU, else for each core]",
 )
+@click.option("--report", is_flag=True, help="Also audit the stack, as `audit` does: OUTPUT.audit.html.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @click.option("--dry-run", is_flag=True, help="Make one block, say what the whole takes, and write nothing.")
 @click.option(
@@ -156,6 +157,7 @@ def reconstruct(
     roi: str | None,
     scheduler: str,
     workers: int | None,
+    report: bool,
     resume: bool,
     dry_run: bool,
     follow: float | None,
@@ -189,7 +191,14 @@ def reconstruct(
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     if follow is not None:
         next(sections_landing(Path(input_path), follow))
-    _, size = _read(input_path, voxel_size, read=open_volume)
+    volume, size = _read(input_path, voxel_size, read=open_volume)
+    page = output.with_name(f"{output.name}.audit.html") if report else None
+    if page is not None:
+        from emformer_hub.measurement.audit import check_auditable
+        from emformer_hub.measurement.audit_page import check_report
+
+        check_auditable(volume.data.shape, str(input_path))
+        check_report(page, overwrite)
     if size.z < min(size.y, size.x):
         raise InputError(
             f"z is finer than y and x in the voxel size {size} of {input_path}; expected sections further apart than "
@@ -254,6 +263,53 @@ def reconstruct(
     if facts["residual"]:
         residual = facts["residual"]
         click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
+    if page is not None:
+        _audit(input_path, page, size, SectionModel(factor, thickness), model, None, device)
+
+
+@main.command()
+@click.argument("stack", type=INPUT)
+@click.option(
+    "--output", default="audit.html", show_default=True, type=PATH, help="The report; its JSON lies beside it."
+)
+@VOXEL_SIZE
+@click.option("--target-nm", type=float, help="Plane spacing in nm. Default: the lateral voxel size.")
+@click.option("--factor", type=float, help="Instead of --target-nm: planes per section, from 1 to 16.")
+@click.option("--thickness", type=float, default=1.0, show_default=True, help="Imaged share of the section spacing.")
+@click.option("--model", default="emformer-small", show_default=True, help="Bundled name, folder or Hub id.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Audit this part.  [default: the middle]")
+@OVERWRITE
+def audit(
+    stack: Path | str,
+    output: Path,
+    voxel_size: str | None,
+    target_nm: float | None,
+    factor: float | None,
+    thickness: float,
+    model: str,
+    device: str,
+    roi: str | None,
+    overwrite: bool,
+) -> None:
+    """Say what a reconstruction of STACK is worth, measured on the stack itself, in a report.
+
+    Sections are held back and predicted, the sharp plane is degraded and restored, and each figure gets a verdict. Of a
+    large stack, 48 sections of 256 x 256 voxels are looked at.
+    """
+    from emformer_hub.measurement.audit_page import check_report
+    from emformer_hub.volumes import open_volume
+
+    if target_nm is not None and factor is not None:
+        raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
+    _check_different(stack, output)
+    check_report(output, overwrite)
+    _, size = _read(stack, voxel_size, read=open_volume)
+    sections = SectionModel(size.factor_to(target_nm) if factor is None else factor, thickness)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    _audit(stack, output, size, sections, model, roi, device)
 
 
 @main.command()
@@ -695,6 +751,39 @@ def _preview(folder: Path | str, output: Path, settings: dict[str, Any], idle_s:
 
     follow(Path(folder), preview, **{**settings, "ensemble": 1}, idle_s=idle_s, told=told)
     return preview
+
+
+def _audit(
+    stack: Path | str,
+    page: Path,
+    size: VoxelSize,
+    sections: SectionModel,
+    model: str,
+    roi: str | None,
+    device: str,
+) -> None:
+    """Audit a stack, write the report, and say the verdicts."""
+    from tqdm import tqdm
+
+    from emformer_hub.measurement.audit import audit_stack
+    from emformer_hub.measurement.audit_page import write_report
+    from emformer_hub.volumes import open_volume
+
+    with tqdm(desc="audit", bar_format="{desc}: {postfix} [{elapsed}]", disable=None) as bar:
+        found = audit_stack(
+            open_volume(stack).data,
+            sections,
+            size,
+            model=model,
+            region=None if roi is None else parse_region(roi),
+            name=str(stack).rstrip("/").rsplit("/", 1)[-1],
+            device=device,
+            progress=bar.set_postfix_str,
+        )
+    write_report(found, page)
+    for one in found.verdicts:
+        click.echo(f"{one.verdict:<10}  {one.item}: {one.figure}")
+    click.echo(f"{page}: the report")
 
 
 def _say_forecast(output: Path, expected: Forecast) -> None:

@@ -1,0 +1,145 @@
+"""An audit as one HTML file that needs nothing else, and its JSON twin."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+
+from emformer_hub.measurement.audit import PROBABILITIES, Audit
+from emformer_hub.volumes.output import check_file, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEMPLATE = Path(__file__).with_name("audit.html.jinja")
+COLUMNS = ("input", "interpolation", "reconstruction", "uncertainty")
+
+
+def json_path(page: Path) -> Path:
+    """Of the twin, beside the page."""
+    return page.with_suffix(".json")
+
+
+def check_report(page: Path, overwrite: bool) -> None:
+    """Raise ``InputError`` if a report cannot be written there."""
+    for path in (page, json_path(page)):
+        check_file(path, overwrite)
+
+
+def write_report(audit: Audit, page: Path) -> None:
+    """Write the page and the JSON; each whole, or not at all.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    with replacing(json_path(page)) as partial:
+        partial.write_text(json.dumps(audit.report(), indent=2, allow_nan=False) + "\n")
+    with replacing(page) as partial:
+        partial.write_text(html(audit), encoding="utf-8")
+
+
+def html(audit: Audit) -> str:
+    """The page."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    pictures = {
+        "planes": _picture(lambda figure: _planes(figure, audit), (12, 9.5)),
+        "left_out": _picture(lambda figure: _left_out(figure, audit), (10, 3.4)),
+        "spectra": _picture(lambda figure: _spectra(figure, audit), (10, 3.2)),
+    }
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(**audit.report(), pictures=pictures, probabilities=PROBABILITIES)
+
+
+def _picture(draw: Callable[[Figure], None], inches: tuple[float, float]) -> str:
+    """A figure as the address of an image that holds itself."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, dpi=110, layout="constrained")
+    draw(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", pil_kwargs={"quality": 88})
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _planes(figure: Figure, audit: Audit) -> None:
+    pictures, facts = audit.pictures, audit.facts
+    section_nm, plane_nm = facts["voxel_size_nm"], facts["plane_size_nm"]
+    axes = figure.subplots(3, 4)
+    grey = pictures["input"]
+    black, white = np.percentile(grey, [0.5, 99.5])
+    largest = float(np.percentile(pictures["uncertainty"], 99.5))
+    for column, name in enumerate(COLUMNS):
+        volume = pictures[name]
+        size = section_nm if name == "input" else plane_nm
+        middle = [length // 2 for length in volume.shape]
+        cuts = (volume[middle[0]], volume[:, middle[1]], volume[:, :, middle[2]])
+        sides = ((size[1], size[2]), (size[0], size[2]), (size[0], size[1]))
+        for row, (cut, (down, across), plane) in enumerate(zip(cuts, sides, ("xy", "xz", "yz"), strict=True)):
+            axis: Axes = axes[row, column]
+            extent = (0.0, cut.shape[1] * across, cut.shape[0] * down, 0.0)
+            sure = name == "uncertainty"
+            image = axis.imshow(
+                cut,
+                cmap="magma" if sure else "gray",
+                vmin=0 if sure else black,
+                vmax=largest if sure else white,
+                extent=extent,
+                interpolation="nearest",
+            )
+            axis.set(xticks=[], yticks=[], title=f"{name}, {plane}")
+            if sure and row == 0:
+                figure.colorbar(image, ax=axis, shrink=0.7, label="grey levels")
+            if column == 0:
+                _scale_bar(axis, extent[1], extent[2])
+
+
+def _scale_bar(axis: Axes, width: float, height: float) -> None:
+    length = max(n for n in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if n <= max(10, width / 3))
+    axis.plot([0.05 * width, 0.05 * width + length], [0.93 * height] * 2, color="white", linewidth=4)
+    label = f"{length:g} nm" if length < 1000 else f"{length / 1000:g} \u00b5m"
+    axis.text(0.05 * width + length / 2, 0.9 * height, label, color="white", ha="center", va="bottom", fontsize=9)
+
+
+def _left_out(figure: Figure, audit: Audit) -> None:
+    found = audit.figures["left_out"]
+    curve, area = figure.subplots(1, 2, width_ratios=[2, 1])
+    for name, style in (("linear", "s--"), ("cubic", "^:"), ("network", "o-")):
+        curve.plot(found["section"], found[name], style, label=name, markersize=4)
+    curve.set(xlabel="section left out (of those audited)", ylabel="RMS error, grey levels", ylim=(0, None))
+    curve.legend(frameon=False)
+    gains = audit.pictures["left_out_map"]
+    most = max(0.5, float(np.abs(gains).max()))
+    size = audit.facts["voxel_size_nm"]
+    extent = (0.0, gains.shape[1] * 16 * size[2] / 1000, gains.shape[0] * 16 * size[1] / 1000, 0.0)
+    image = area.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, extent=extent)
+    area.set(xlabel="x, \u00b5m", ylabel="y, \u00b5m", title="gain over linear, dB")
+    figure.colorbar(image, ax=area)
+
+
+def _spectra(figure: Figure, audit: Audit) -> None:
+    found = audit.figures["isotropy"]
+    ratio, share = figure.subplots(1, 2)
+    edges = found["bands_per_nm"]
+    names = [f"{1 / high:.0f}\u2013{1 / low:.0f}" for low, high in itertools.pairwise(edges)]
+    judged = found["judged"]
+    colours = ["#4477aa"] * judged + ["#bbbbbb"] * (len(names) - judged)
+    ratio.bar(names, [value or 0 for value in found["power_ratio"]], color=colours)
+    ratio.axhline(1, color="black", linewidth=1)
+    ratio.set(xlabel="wavelength, nm", ylabel="axial / lateral power", title="isotropy of spectra")
+    stated: dict[str, Any] = audit.figures["in_plane"].get("coverage", {})
+    if not stated:
+        share.axis("off")
+        return
+    meant = [float(p) for p in stated]
+    share.plot([0, 1], [0, 1], color="black", linewidth=1)
+    share.plot(meant, list(stated.values()), "o-", color="#aa3377")
+    share.set(xlabel="probability stated", ylabel="share of errors inside", title="intervals", xlim=(0, 1), ylim=(0, 1))

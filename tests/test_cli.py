@@ -608,7 +608,7 @@ def test_bad_comparisons(folder: Path, noisy: np.ndarray, arguments: list[str], 
 
 
 def test_help_names_every_command() -> None:
-    volumes = {"reconstruct", "evaluate", "degrade", "inspect"}
+    volumes = {"reconstruct", "evaluate", "degrade", "inspect", "audit"}
     assert set(main.commands) == volumes | {
         "models",
         "card",

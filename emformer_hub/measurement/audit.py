@@ -271,7 +271,7 @@ def isotropy(
 
     Returns:
         ``{"bands_per_nm": [...], "power_ratio": [...], "judged": bands, "agreement_nm": {"z": , "lateral": }}``; a
-        ratio of 1 is isotropic. Judged are the first bands, which hold wavelengths of a section spacing or more: finer
+        ratio of 1 is isotropic. Judged are the first bands, which hold wavelengths beyond a section spacing: finer
         ones hold mostly noise along x, which is not to be made up along z.
     """
     nyquist = 0.5 / max(size.z, size.x)
@@ -280,7 +280,7 @@ def isotropy(
     cones: dict[str, Any] = {"z": "z", "lateral": "lateral"}
     agreement = {name: round(resolution(fsc(first, second, size, axis=axis), 0.5), 3) for name, axis in cones.items()}
     ratio = [round(float(z / x), 4) if x > 0 else None for z, x in zip(*powers, strict=True)]
-    judged = max(1, int((1 / edges[:-1] >= spacing_nm).sum()))
+    judged = max(1, int((1 / edges[:-1] > spacing_nm).sum()))
     return {"bands_per_nm": edges.tolist(), "power_ratio": ratio, "judged": judged, "agreement_nm": agreement}
 
 

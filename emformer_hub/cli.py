@@ -194,8 +194,7 @@ def reconstruct(
     volume, size = _read(input_path, voxel_size, read=open_volume)
     page = output.with_name(f"{output.name}.audit.html") if report else None
     if page is not None:
-        from emformer_hub.measurement.audit import check_auditable
-        from emformer_hub.measurement.audit_page import check_report
+        from emformer_hub.audit import check_auditable, check_report
 
         check_auditable(volume.data.shape, str(input_path))
         check_report(page, overwrite)
@@ -264,7 +263,7 @@ def reconstruct(
         residual = facts["residual"]
         click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
     if page is not None:
-        _audit(input_path, page, size, SectionModel(factor, thickness), model, None, device)
+        _audit(input_path, page, size, SectionModel(factor, thickness), model, roi, device)
 
 
 @main.command()
@@ -297,7 +296,7 @@ def audit(
     Sections are held back and predicted, the sharp plane is degraded and restored, and each figure gets a verdict. Of a
     large stack, 48 sections of 256 x 256 voxels are looked at.
     """
-    from emformer_hub.measurement.audit_page import check_report
+    from emformer_hub.audit import check_report
     from emformer_hub.volumes import open_volume
 
     if target_nm is not None and factor is not None:
@@ -765,8 +764,7 @@ def _audit(
     """Audit a stack, write the report, and say the verdicts."""
     from tqdm import tqdm
 
-    from emformer_hub.measurement.audit import audit_stack
-    from emformer_hub.measurement.audit_page import write_report
+    from emformer_hub.audit import audit_stack, write_report
     from emformer_hub.volumes import open_volume
 
     with tqdm(desc="audit", bar_format="{desc}: {postfix} [{elapsed}]", disable=None) as bar:

@@ -28,7 +28,7 @@ LAYERS = [
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
     | {"adapter_folder", "adapters", "model_folder"},
     {"reconstruction", "measurement", "hub"},
-    {"training"},
+    {"training", "audit"},
     {"cli", "app", "dataset", "doctor", "public_volumes", "__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

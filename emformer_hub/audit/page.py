@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
-from emformer_hub.measurement.audit import PROBABILITIES, Audit
+from emformer_hub.audit.measures import PROBABILITIES, Audit
+from emformer_hub.errors import InputError
+from emformer_hub.volumes.checks import import_extra
 from emformer_hub.volumes.output import check_file, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_name("audit.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 COLUMNS = ("input", "interpolation", "reconstruction", "uncertainty")
 
 
@@ -30,7 +32,10 @@ def json_path(page: Path) -> Path:
 
 
 def check_report(page: Path, overwrite: bool) -> None:
-    """Raise ``InputError`` if a report cannot be written there."""
+    """Raise ``InputError`` if a report cannot be written there, or drawn."""
+    import_extra("matplotlib", "evaluate", f"{page} has pictures")
+    if page.suffix != ".html":
+        raise InputError(f"output {page} is a page; expected a name that ends in .html. Its JSON lies beside it.")
     for path in (page, json_path(page)):
         check_file(path, overwrite)
 

@@ -1,0 +1,6 @@
+"""What a reconstruction is worth on a stack without a ground truth: measures, verdicts, and a page."""
+
+from emformer_hub.audit.measures import Audit, Verdict, audit_stack, check_auditable
+from emformer_hub.audit.page import check_report, write_report
+
+__all__ = ["Audit", "Verdict", "audit_stack", "check_auditable", "check_report", "write_report"]

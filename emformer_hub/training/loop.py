@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -229,7 +230,12 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         start=state["step"],
     )
     loader = torch.utils.data.DataLoader(
-        batches, batch_size=None, num_workers=recipe.workers, pin_memory=accelerator.device.type == "cuda"
+        batches,
+        batch_size=None,
+        num_workers=recipe.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        # a fork of a process in which TensorStore has opened a volume must not use it
+        multiprocessing_context="spawn" if recipe.workers and "tensorstore" in sys.modules else None,
     )
 
     if accelerator.is_main_process:

@@ -118,7 +118,7 @@ def _array(described: str, name: str) -> Any:
     """An array as z, y, x, opened once in a process."""
     tensorstore = import_tensorstore(name)
     try:
-        spec = {**json.loads(described), "context": CONTEXT, "fill_missing_data_reads": False}
+        spec = {**json.loads(described), "context": CONTEXT}
         array = tensorstore.open(spec, open=True, read=True).result(TIMEOUT_S)
     except (ValueError, OSError, TimeoutError) as error:
         raise not_reached(name, error) from error

@@ -32,9 +32,7 @@ Landed = Callable[[int, int], None]
 """Is told how many sections have landed, and how many planes the preview has."""
 
 
-def sections_landing(
-    folder: Path, idle_s: float, *, at_least: int = MIN_SECTIONS, seen: int = 0
-) -> Iterator[Volume[Any]]:
+def sections_landing(folder: Path, idle_s: float, *, at_least: int = MIN_SECTIONS) -> Iterator[Volume[Any]]:
     """The stack in a folder each time that more sections have landed, until none has for a while.
 
     A section that is still being written, or whose number comes before one that is missing yet, has not landed.
@@ -43,14 +41,13 @@ def sections_landing(
         folder: of TIFF or PNG sections; may be empty still.
         idle_s: seconds without a new section after which the stack is complete.
         at_least: sections that are waited for before the first time.
-        seen: sections that are known already.
 
     Raises:
         InputError: no folder; or the time is over and what lies there cannot be read, or is less than ``at_least``.
     """
     if not folder.is_dir() or is_zarr(folder):
         raise InputError(f"{folder} is no folder of sections; --follow waits for TIFF or PNG files in a folder.")
-    last, landed, known = time.monotonic(), 0, -1
+    last, landed, seen, known = time.monotonic(), 0, 0, -1
     trouble: InputError | None = None
     while True:
         files = sum(1 for _ in folder.iterdir())

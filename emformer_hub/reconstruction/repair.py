@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.volumes.checks import check_mask
+from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD, check_mask
 from emformer_hub.volumes.stored import Box
 
 log = logging.getLogger(__name__)
-
-MOST, AMONG = 3, 7
-"""So many of so many neighbouring sections may be masked at one place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +74,16 @@ class Repair:
         z, y, x = box
         check_mask(self.sections(z.stop)[z], (z.stop - z.start, 1, 1))
         for first in (number for number in self.reasons if z.start <= number < z.stop):
-            numbers = [number for number in self.reasons if first <= number < min(first + AMONG, z.stop)]
-            if len(numbers) > MOST:
+            numbers = [number for number in self.reasons if first <= number < min(first + NEIGHBOURHOOD, z.stop)]
+            if len(numbers) > MOST_MASKED:
                 count = np.zeros((y.stop - y.start, x.stop - x.start), np.uint8)
                 for number in numbers:
                     count += self.damage[number][y, x] if number in self.damage else True
-                if (count > MOST).any():
+                if (count > MOST_MASKED).any():
                     raise InputError(
-                        f"sections {', '.join(map(str, numbers))} are to be repaired at one place; at most {MOST} of "
-                        f"{AMONG} neighbours can be. Name fewer with --repair, or leave these sections out with --roi."
+                        f"sections {', '.join(map(str, numbers))} are to be repaired at one place; at most "
+                        f"{MOST_MASKED} of {NEIGHBOURHOOD} neighbours can be. Name fewer with --repair, or leave these "
+                        f"sections out with --roi."
                     )
 
     def save(self, path: Path) -> None:
@@ -124,15 +122,13 @@ def choose_repair(stack: Any, chosen: str | Sequence[int], name: str) -> Repair:
 
     Args:
         stack: ``(sections, y, x)``.
-        chosen: ``"none"``; ``"auto"``, what :func:`~emformer_hub.inspect_stack` flags as missing, duplicate, unlike its
+        chosen: ``"auto"``, what :func:`~emformer_hub.inspect_stack` flags as missing, duplicate, unlike its
             neighbours or blurred beyond use, and in places what it flags as damaged; or numbers of sections.
         name: of the stack, for messages.
 
     Raises:
         InputError: a section that is not there; no list of sections; or, for ``"auto"``, as ``inspect_stack``.
     """
-    if chosen == "none":
-        return Repair()
     if not isinstance(chosen, str):
         beyond = [z for z in chosen if not 0 <= z < len(stack)]
         if beyond:

@@ -249,10 +249,10 @@ class Restorer:
         whole = np.empty(shape, self.statistics.dtype), np.empty(shape, np.float32)
         hidden = None if mask is None else np.broadcast_to(mask, seen.shape)
         for piece in pieces:
-            inside = _within(piece.seen, block.seen)
+            inside = within(piece.seen, block.seen)
             made = self._restore(seen[inside], piece, None if hidden is None else hidden[inside])
             for to, voxels in zip(whole, made, strict=True):
-                to[_within(piece.owned, block.owned)] = voxels
+                to[within(piece.owned, block.owned)] = voxels
         return whole
 
     def _restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -324,7 +324,7 @@ class Restorer:
         variance.addcmul_(step, step, value=member * (member + 1)).addcmul_(scale, scale, value=2)  # Laplace: 2 scale²
 
 
-def _within(box: Box, whole: Box) -> Box:
+def within(box: Box, whole: Box) -> Box:
     """A box, counted from the first voxel of another that holds it."""
     z, y, x = (slice(part.start - begin.start, part.stop - begin.start) for part, begin in zip(box, whole, strict=True))
     return (z, y, x)

@@ -33,7 +33,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, Plan, make_plan
 from emformer_hub.reconstruction.repair import Repair, choose_repair
-from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer
+from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer, within
 from emformer_hub.volumes import boxes, check_output, check_volume, open_volume, write_volume
 from emformer_hub.volumes.checks import check_mask, check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address
@@ -292,24 +292,17 @@ class Parts:
 
     def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
         """A part of each output, from what is seen for it; ``tick`` is called after each block."""
-        box, begin = self.boxes[number], [part.start for part in self.plan.seen(self.boxes[number])]
+        box, whole = self.boxes[number], self.plan.seen(self.boxes[number])
         parts = [np.empty([part.stop - part.start for part in box], dtype) for dtype in self.job.dtypes]
         for block in self.plan.blocks(box):
-            inside = tuple(
-                slice(part.start - first, part.stop - first) for part, first in zip(block.seen, begin, strict=True)
-            )
-            place = tuple(
-                slice(part.start - whole.start, part.stop - whole.start)
-                for part, whole in zip(block.owned, box, strict=True)
-            )
             mask = self.repair.mask(self._of_input(block.seen))
-            made = list(self.restorer.restore(seen[inside], block, mask))
+            made = list(self.restorer.restore(seen[within(block.seen, whole)], block, mask))
             if self.job.confidence is not None:
                 made.append(self._confident(made[1], block, mask))
             if self.job.uncertainty is None:
                 del made[1]
             for part, voxels in zip(parts, made, strict=True):
-                part[place] = voxels
+                part[within(block.owned, box)] = voxels
             tick()
         return parts
 
@@ -486,11 +479,12 @@ def forecast(job: Job, device: str | None = None) -> Forecast:
     """
     parts = parts_of(job, device)
     number = len(parts.boxes) // 2
-    first, seen = parts.plan.seen(parts.boxes[number]), parts.read(number)
+    whole, seen = parts.plan.seen(parts.boxes[number]), parts.read(number)
     blocks = list(parts.plan.blocks(parts.boxes[number]))
     block = blocks[len(blocks) // 2]
-    inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(block.seen, first, strict=True))
-    seconds = min(_timed(parts.restorer.restore, seen[inside], block)[1] for _ in range(2))  # the first one warms up
+    seconds = min(
+        _timed(parts.restorer.restore, seen[within(block.seen, whole)], block)[1] for _ in range(2)
+    )  # the first one warms up
     share = math.prod(part.stop - part.start for part in block.owned) / math.prod(parts.plan.output_zyx)
     of_all = seconds / share / len(parts.plan)  # blocks at the end of an axis are smaller
     return Forecast(needs(job, parts.plan), math.prod(parts.plan.output_zyx), len(parts.boxes), len(parts.plan), of_all)
@@ -575,8 +569,7 @@ def reconstruct_file(
             is another run, or none, or is at work still.
     """
     begin = time.time()
-    stack = open_volume(path).data
-    repaired = choose_repair(stack, repair, str(path))
+    repaired = Repair() if repair == "none" else choose_repair(open_volume(path).data, repair, str(path))
     job = make_job(
         path,
         output,

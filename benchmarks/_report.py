@@ -1,4 +1,4 @@
-"""What both benchmarks share: the line that says where figures come from, Markdown tables, JSON, and errors."""
+"""What the benchmarks share: where the data lie, the line that says where figures come from, tables, JSON, errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from typing import Any
 import click
 import torch
 
+from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
+
+DATA = Path(os.environ.get("EMFORMER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 """Heading -> how a row, as it stands in the JSON, fills the column."""
@@ -34,8 +37,14 @@ class OutputFile(click.Path):
         return path
 
 
-def describe_run(device: torch.device, precision: str, **more: Any) -> dict[str, Any]:
-    """What it takes to get the same figures again: command, commit, torch, device, precision, and ``more``."""
+def describe_run(device: str | torch.device, precision: str | None = None, **more: Any) -> dict[str, Any]:
+    """What it takes to get the same figures again: command, commit, torch, device, precision, and ``more``.
+
+    Args:
+        device: as users name it, or as chosen.
+        precision: of matrix products; by default the one that is chosen on this device.
+    """
+    device = choose_device(device)
     name = torch.backends.cpu.get_cpu_capability() + f", {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -45,7 +54,7 @@ def describe_run(device: torch.device, precision: str, **more: Any) -> dict[str,
         "commit": _commit(),
         "torch": torch.__version__,
         "device": f"{device.type} ({name})",
-        "precision": precision,
+        "precision": precision or str(choose_precision("auto", device)).removeprefix("torch."),
     }
 
 

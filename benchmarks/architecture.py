@@ -19,8 +19,7 @@ from typing import Any
 import click
 import torch
 import yaml
-from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
-from quality import DATA
+from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 from speed import RECIPE, count_flop
 
 from emformer_hub.devices import choose_device, choose_precision

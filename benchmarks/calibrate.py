@@ -7,7 +7,6 @@ prints a Markdown table; benchmarks/README.md says what is measured on what.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,15 @@ from typing import Any
 import click
 import numpy as np
 from _gaps import Sections, as_imaged, degraded, gaps, middle
-from _report import Columns, describe_file, describe_run, print_report, start
+from _report import DATA, Columns, describe_file, describe_run, print_report, start
 from inpainting import Run, runner
 
-from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
 from emformer_hub.volumes import read_volume
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data"))
 TRUTH = "fibsem_fib25_a"
 HELD_OUT = 64
 """Columns at the end of the truth that training never sees; as many beside them are context."""
@@ -104,10 +100,8 @@ def left_out(folder: Path, run: Run) -> Iterator[dict[str, Any]]:
 def main(model: str, output: Path | None, device: str) -> None:
     """Print how many times the stated uncertainty holds which share of errors."""
     folder, run = DATA / "train", runner(model, device)
-    torch_device = choose_device(device)
     header = describe_run(
-        torch_device,
-        str(choose_precision("auto", torch_device)).removeprefix("torch."),
+        device,
         data=[describe_file(folder / f"{name}.tif") for name in (TRUTH, *STACKS)],
     )
     truth = read_volume(folder / f"{TRUTH}.tif").data[:PLANES, :ROWS, -2 * HELD_OUT :]

@@ -15,10 +15,9 @@ import click
 import numpy as np
 from _figures import BASELINE
 from _methods import EMformer, Interpolation
-from _report import Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
-from quality import DATA, Geometry, centre_crop, parse_crop
+from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from quality import Geometry, centre_crop, parse_crop
 
-from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.measurement import grey_range, psnr
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
@@ -100,11 +99,9 @@ def main(
         resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     path = truth_file or DATA / "eval" / "fibsem_fib25_b.tif"
     truth = centre_crop(read_volume(path).data, parse_crop(crop))
-    torch_device = choose_device(device)
     methods = [EMformer(name, device, ensemble=2) for name in models]
     run = describe_run(
-        torch_device,
-        str(choose_precision("auto", torch_device)).removeprefix("torch."),
+        device,
         data=[describe_file(path)],
         crop=crop,
         ensemble=2,

@@ -20,11 +20,10 @@ import torch
 from _anisotropic import IN_PLANE_CROP, STACKS, Stack, in_plane, leave_one_out
 from _figures import BASELINE
 from _methods import EMformer, Interpolation
-from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
-from quality import DATA, centre_crop
+from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+from quality import centre_crop
 
 from emformer_hub.adapter_folder import is_adapter
-from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import grey_range, psnr
 from emformer_hub.modeling_emformer import EMformerModel
@@ -186,11 +185,10 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Print what fine-tuning buys over the base, beside full training and training from scratch."""
-    torch_device = choose_device(device)
     lora = Learner("lora", "lora", minutes)
     tuned = [Learner(method, method, minutes) for method in methods]
     zero_shot, scratch = Learner("zero-shot", None), Learner("from scratch", "pretrain", scratch_minutes)
-    run = describe_run(torch_device, str(choose_precision("auto", torch_device)).removeprefix("torch."), base=BASE)
+    run = describe_run(device, base=BASE)
     print_header(run)
     with tempfile.TemporaryDirectory() as temporary:
         folder = runs or Path(temporary)

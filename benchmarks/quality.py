@@ -8,7 +8,6 @@ prints three Markdown tables; benchmarks/README.md says what each column means.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +26,10 @@ from _anisotropic import (
 )
 from _figures import BASELINE, CUTOFF, compare, low_pass_psnr, with_interval
 from _methods import INTERPOLATIONS, UNET, EMformer, Interpolation, Method, SlicedUNet, timed
-from _report import Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
+from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
 from _unet import trained_unet
 
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import comparison_picture, evaluate, grey_range
@@ -41,7 +40,6 @@ from emformer_hub.reconstruction.runner import ENSEMBLES
 from emformer_hub.volumes import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data"))
 TRUTHS = ("fibsem_fib25_b.tif", "fibsem_tiny.tif")
 NOMINAL = {"fibsem_fib25_b.tif": VoxelSize(8, 8, 8)}
 """Voxel sizes that a file does not state, by its name (Takemura et al., PNAS 112(44), 2015)."""
@@ -256,19 +254,17 @@ def main(
         truth_files, stack_names = tuple(DATA / "eval" / name for name in TRUTHS), tuple(STACKS)
     truths = [read_truth(path, voxel_size, crop) for path in truth_files]
     stacks = [(STACKS[name], STACKS[name].read(DATA / "eval")) for name in stack_names]
-    torch_device = choose_device(device)
 
     methods: list[Method] = [Interpolation(name) for name in INTERPOLATIONS if name in {*baselines, BASELINE}]
     more: dict[str, Any] = {}
     if UNET in baselines:
-        network, more[UNET] = trained_unet(RECIPE, DATA / "train", unet_minutes, RUNS, torch_device)
+        network, more[UNET] = trained_unet(RECIPE, DATA / "train", unet_minutes, RUNS, choose_device(device))
         methods.append(SlicedUNet(network))
     methods += [EMformer(name, device, int(ensemble)) for name in models]
 
     files = [*truth_files, *(DATA / "eval" / stack.file for stack, _ in stacks)]
     run = describe_run(
-        torch_device,
-        str(choose_precision("auto", torch_device)).removeprefix("torch."),
+        device,
         data=[describe_file(path) for path in files],
         crop=crop or "none",
         ensemble=int(ensemble),

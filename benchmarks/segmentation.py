@@ -19,14 +19,13 @@ import click
 import numpy as np
 from _figures import BASELINE
 from _methods import EMformer, Interpolation, Method
-from _report import Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 from _segmenter import Segmenter, features, score
-from quality import DATA, Geometry
+from quality import Geometry
 from skimage.measure import label
 from skimage.metrics import contingency_table
 from skimage.segmentation import find_boundaries
 
-from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
@@ -241,12 +240,10 @@ def main(
     files = [truth_file or DATA / "eval" / TRUTH, neurons_file or DATA / "eval" / NEURONS]
     experiment = Experiment(*read(*files, list(factors)), retrain)
     geometries = [Geometry.parse(f"{factor}:1/{factor}" if single_planes else f"{factor}:1") for factor in factors]
-    torch_device = choose_device(device)
     methods: list[Method] = [Interpolation("nearest"), Interpolation(BASELINE)]
     methods += [EMformer(name, device, int(ensemble)) for name in models]
     run = describe_run(
-        torch_device,
-        str(choose_precision("auto", torch_device)).removeprefix("torch."),
+        device,
         data=[describe_file(path) for path in files],
         planes=len(experiment.truth),
         ensemble=int(ensemble),

@@ -7,7 +7,6 @@ prints one Markdown table; benchmarks/README.md says what each column means.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,12 @@ from typing import Any
 import click
 import numpy as np
 from _gaps import REAL, as_imaged, degraded, gaps, intervals, read_truth, stacks
-from _report import Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 from inpainting import Run, runner
 
-from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel
 from emformer_hub.pretrained import resolve_pretrained
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data"))
 TRUTHS = ("fibsem_fib25_b", "fibsem_tiny")
 GEOMETRIES = {
     "x4 t=1": SectionModel(4),
@@ -31,6 +27,7 @@ GEOMETRIES = {
     "x4 t=1/4": SectionModel(4, 1 / 4, 1),
     "x8 t=1/8": SectionModel(8, 1 / 8, 3),
 }
+LEFT_OUT = (*REAL, "fibsem_epfl_every8th")
 PROBABILITIES = (0.5, 0.8, 0.95)
 SIDE = 160
 
@@ -76,7 +73,7 @@ def planes(folder: Path, side: int, runs: dict[str, Run]) -> Iterator[dict[str, 
 
 def left_out(folder: Path, side: int, runs: dict[str, Run]) -> Iterator[dict[str, Any]]:
     """Sections of real stacks that were masked."""
-    for stack in stacks(folder, side):
+    for stack in stacks(folder, side, LEFT_OUT):
         for method, run in runs.items():
             errors, widths = [], []
             for mask in gaps(len(stack.data), 1):
@@ -99,11 +96,9 @@ def main(models: tuple[str, ...], side: int, device: str, json_path: Path | None
         resolve_pretrained(name)
     folder = DATA / "eval"
     runs = {Path(name).name: runner(name, device) for name in models}
-    torch_device = choose_device(device)
     run = describe_run(
-        torch_device,
-        str(choose_precision("auto", torch_device)).removeprefix("torch."),
-        data=[describe_file(folder / f"{name}.tif") for name in (*TRUTHS, *REAL)],
+        device,
+        data=[describe_file(folder / f"{name}.tif") for name in (*TRUTHS, *LEFT_OUT)],
         side=side,
     )
     rows = print_report(run, COLUMNS, (row for part in (left_out, planes) for row in part(folder, side, runs)))

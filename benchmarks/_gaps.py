@@ -49,7 +49,8 @@ def degraded(truth: np.ndarray, geometry: SectionModel) -> np.ndarray:
 def stacks(folder: Path, side: int, names: tuple[str, ...] = REAL) -> Iterator[Sections]:
     """Real stacks, the middle of them."""
     for name in names:
-        yield Sections(name, middle(STACKS[name].read(folder), side), STACKS[name].sections)
+        stack = STACKS[name]
+        yield Sections(name, middle(stack.read(folder)[stack.first :], side), stack.sections)
 
 
 def gaps(depth: int, length: int) -> Iterator[np.ndarray]:

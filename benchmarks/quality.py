@@ -286,7 +286,11 @@ def main(
     if stacks:
         rows += print_table(
             HIDDEN_COLUMNS,
-            (row for stack, data in stacks for row in leave_one_out(stack, cropped(data, HIDDEN_CROP), methods)),
+            (
+                row
+                for stack, data in stacks
+                for row in leave_one_out(stack, cropped(data[stack.first :], HIDDEN_CROP), methods)
+            ),
         )
         rows += print_table(
             IN_PLANE_COLUMNS,

@@ -13,8 +13,8 @@ $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || rm -f $(ST
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/python examples/demo.py
 
-test: $(STAMP) ## the tests, without the slow ones
-	$(VENV)/bin/python -m pytest -q
+test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP) ## the slow tests
 	$(VENV)/bin/python -m pytest -q -m slow

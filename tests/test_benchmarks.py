@@ -147,7 +147,7 @@ def test_quality_says_where_its_figures_come_from(quality: Outcome) -> None:
 
 
 def test_quality_hides_each_inner_section(quality: Outcome) -> None:
-    stack = read_volume(quality.folder / "eval" / "sstem_cremi.tif").data
+    stack = read_volume(quality.folder / "eval" / "sstem_cremi.tif").data[4:]  # the fourth is none that was measured
     rows = {row["method"]: row for row in quality.of("section left out")}
     assert list(rows) == ["nearest", "trilinear", "bicubic", str(quality.folder / "model")]
     mean = np.rint((stack[:-2].astype(float) + stack[2:]) / 2)

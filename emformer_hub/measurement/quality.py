@@ -42,11 +42,9 @@ FLOORS = {
     "duplicate": 0.15,
     "shift": 2.4,
     "unlike": 0.2,
-    "damage": 0.3,
 }
 """The least standard deviation of each measure: spreads, natural logarithms of spread, power and difference, voxels,
-natural logarithms of correlation and departure. Less than that, times the limit, is no defect even in
-a stack without any variation."""
+natural logarithm of correlation. Less than that, times the limit, is no defect even in a stack without any variation."""
 LIMITS = {
     "brightness": 4.0,
     "contrast": 4.0,
@@ -68,6 +66,9 @@ FLAGS = {
 }
 BEYOND_USE = 1.4
 """Natural logarithm: blur that leaves less than a quarter of the power of fine detail is beyond use."""
+TORN = 2.0
+"""Voxels: parts of a section that are displaced against each other by more than they scatter are damaged already where
+the departure between them reaches half the limit."""
 HIGHEST = 99.0
 LEAST = 0.1
 """Departure below which differences do not matter: it is added before a logarithm is taken."""
@@ -86,8 +87,8 @@ class SectionQuality:
             either), ``shifted`` (against both neighbours, which agree), ``unlike`` (it does not show what they show).
             The first and the last section have one neighbour only: neither of the last two is said of them.
         scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``
-            and ``damage``; ``constant``, the share of voxels that have one value, 0 to 1. A measure that could not be
-            taken is left out.
+            and ``damage``; ``constant``, the share of voxels that have one value, 0 to 1; ``torn``, by how many voxels
+            parts are displaced against each other. A measure that could not be taken is left out.
         shift_yx: how far it lies off its neighbours, voxels; ``None`` if not flagged ``shifted``.
         detail_lost: share of the power of fine detail that its neighbours have and it lacks, 0 to 1.
     """
@@ -145,7 +146,7 @@ class Inspection:
             kind, maps = self._sight.departures(z)
             for scale, found, usual in zip(SCALES, maps, self._usual[kind].T, strict=True):
                 for sign in (0, 1):
-                    limit = np.exp(usual[sign, 0] + LIMITS["damage"] * usual[sign, 1]) - LEAST
+                    limit = np.exp(usual[sign, 0] + damage_limit(self.sections[z].scores) * usual[sign, 1]) - LEAST
                     labels, _ = ndimage.label(found[sign] > 0.5 * limit)
                     reached = np.unique(labels[found[sign] > limit])
                     marked = np.isin(labels, reached[reached > 0])
@@ -205,6 +206,8 @@ def inspect_stack(
         if sight.comparable(z):
             kind, maps = sight.departures(z)
             found[z] = (kind, _peaks(maps))
+            if kind == "between":
+                scores[z]["torn"] = round(sight.torn(z), 1)
             peaks[kind].append(found[z][1])
             if z in also and kind == "between":
                 peaks["beside"].append(_peaks(sight.departures(z, beside=True)[1]))
@@ -214,7 +217,7 @@ def inspect_stack(
         if len(peaks[kind]) >= 3:
             centre, width = usual[kind]
             scores[z]["damage"] = _score(float(((peak - centre) / width).max()))
-            if scores[z]["damage"] >= LIMITS["damage"]:
+            if scores[z]["damage"] >= damage_limit(scores[z]):
                 flags[z].append("damaged")
     sections = [
         SectionQuality(
@@ -287,19 +290,25 @@ class _Sight:
     def comparable(self, z: int) -> bool:
         return z not in self._missing and len([other for other in self.usable if other != z]) >= 2
 
-    def departures(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
-        """``between`` or ``beside``, the others being on both sides or on one; and the maps for each of ``SCALES``."""
+    def compared(self, z: int, beside: bool = False) -> tuple[str, int, int]:
+        """``between`` or ``beside``, the others being on both sides or on one; and their numbers."""
         before = [other for other in self.usable if other < z]
         after = [other for other in self.usable if other > z]
         if before and after and not beside:
-            kind, pair = "between", (before[-1], after[0])
-        else:
-            near = after[:2] if len(after) >= 2 else before[-2:] if len(before) >= 2 else [before[-1], after[0]]
-            kind, pair = "beside", (near[0], near[1])
+            return "between", before[-1], after[0]
+        first, second = after[:2] if len(after) >= 2 else before[-2:] if len(before) >= 2 else [before[-1], after[0]]
+        return "beside", first, second
+
+    def torn(self, z: int) -> float:
+        """How far parts of a section are displaced against each other, voxels of the stack."""
+        _, first, second = self.compared(z)
+        return self.shrink * measures.displaced_parts(self.standard(z), self.standard(first), self.standard(second))
+
+    def departures(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
+        """What :meth:`compared` says of the others; and the maps for each of ``SCALES``."""
+        kind, *pair = self.compared(z, beside)
         here, first, second = self.standard(z), *(self.standard(other) for other in pair)
-        maps = []
-        for scale in SCALES:
-            maps.append(measures.departures(here, first, second, scale))
+        maps = [measures.departures(here, first, second, scale) for scale in SCALES]
         if z in self.shifts:  # what was rolled in from the other side is nothing of this section
             y, x = (abs(round(part / self.shrink)) for part in self.shifts[z])
             for found, scale in zip(maps, SCALES, strict=True):
@@ -406,6 +415,11 @@ def _score(value: float) -> float:
     return float(np.clip(value, 0, HIGHEST)) if np.isfinite(value) else 0.0
 
 
+def damage_limit(scores: dict[str, float]) -> float:
+    """Score of ``damage`` from which a section with these scores is damaged."""
+    return LIMITS["damage"] / 2 if scores.get("torn", 0) >= TORN else LIMITS["damage"]
+
+
 def _peaks(maps: list[np.ndarray]) -> np.ndarray:
     """Natural logarithm of the greatest departure, ``(2, scales)``: too dark, too bright."""
     return np.log(LEAST + np.array([found.max(axis=(1, 2)) for found in maps]).T)
@@ -416,7 +430,7 @@ def _usual(peaks: list[np.ndarray]) -> np.ndarray:
     values = np.array(peaks)
     centre = np.median(values, axis=0)
     width = 1.4826 * np.median(np.abs(values - centre), axis=0)
-    return np.stack([centre, np.maximum(width, FLOORS["damage"])])
+    return np.stack([centre, np.maximum(width, [scale.floor for scale in SCALES])])
 
 
 def _blank_rim(maps: np.ndarray, rows: float, columns: float) -> None:

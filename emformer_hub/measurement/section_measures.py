@@ -4,8 +4,9 @@ A section is ``(y, x)``. Most functions take it standardised: median 0 and sprea
 out of the way and a difference of 1 is one usual departure from the median.
 
 Local damage is what lies outside the range of both neighbours. Tissue moves from section to section, so the range at a
-place is that of its surroundings, and it is looked at on several scales: a thin crack is extreme in itself, a fold or
-a charged area only on average. Paths add up what a line has in common along its way, however it bends.
+place is that of its surroundings, and it is looked at on several scales: a thin crack is extreme in itself, or stands out
+from what is around it, a fold or a charged area only on average. Paths add up what a line has in common along its way,
+however it bends. A fold takes tissue away, so that what is on its far side is displaced.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ NORMAL_IQR = 1.349
 """Interquartile range of a normal distribution, in standard deviations."""
 BANDS = ((1 / 64, 1 / 16), (1 / 16, 1 / 8), (1 / 12, 1 / 6), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
 """Cycles a voxel. The first is what the others are compared with: blur leaves it nearly as it was."""
+SQUARE, SQUARE_STEP, SQUARES = 96, 32, 16
+"""Voxels a side, voxels from one to the next, most along an axis."""
+ALIKE = 0.45
+"""Correlation from which a square shows what others show."""
+LEAST_SQUARES, DIRECTIONS = 6, 8
 MIN_SIDE = 32
 """Voxels: in less there are neither bands nor neighbourhoods to speak of."""
 
@@ -109,26 +115,36 @@ class Scale:
         shrink: voxels that are averaged into one, along y and x, before anything else.
         sigma: of the smoothing.
         reach: half side of the surroundings whose range is that of the place: so far tissue may have moved.
+        around: sigma of what is around a line, which is taken away; 0 takes nothing away.
         fill: dark (bright) structures narrower than this are filled in before a section is asked whether it is too dark
             (bright), so that membranes do not hide a fold or a shadow; 0 for lines that are as thin themselves.
+        extreme: if given, the range is the same everywhere: all but this share of the voxels of both others.
         usual: of lines: the departure that a path must exceed on average; 0 for clouds.
+        floor: the least standard deviation of the natural logarithm of the greatest departure of a section.
     """
 
     name: str
     shrink: int
     sigma: float
     reach: float
+    around: float = 0
     fill: float = 0
+    extreme: float = 0
     usual: float = 0
+    floor: float = 0.3
 
 
 SCALES = (
-    Scale("thin lines", 2, 1.0, 4, usual=0.35),
+    Scale("thin lines", 2, 1.0, 4, around=6, usual=0.15, floor=0.2),
+    Scale("lines", 2, 2.0, 4, around=8, usual=0.15, floor=0.2),
+    Scale("black or white lines", 1, 1.0, 2, extreme=0.01, usual=0.35),
     Scale("folds", 2, 1.0, 4, fill=8, usual=0.35),
     Scale("bands", 4, 3.0, 8, usual=0.25),
     Scale("clouds", 4, 4.0, 8, fill=16),
     Scale("large clouds", 8, 12.0, 8, fill=24),
 )
+MOST = 1.5
+"""Spreads: a place of a line counts no more than this, so that a speck makes no line."""
 
 
 def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scale: Scale) -> np.ndarray:
@@ -142,21 +158,71 @@ def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
         ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. Of clouds, spreads; of
         lines, spreads times hundred voxels along the best path through each place.
     """
-    sections = [
-        _gaussian(shrink(part.clip(-4, 4), scale.shrink), scale.sigma / scale.shrink)
-        for part in (standard, before, after)
-    ]
+    sections = []
+    for part in (standard, before, after):
+        small = shrink(part.clip(-4, 4), scale.shrink)
+        smooth = _gaussian(small, scale.sigma / scale.shrink)
+        sections.append(smooth - _gaussian(small, scale.around / scale.shrink) if scale.around else smooth)
     size = 2 * round(scale.reach / scale.shrink) + 1
     maps = []
     for sign in (1, -1):
         here, first, second = (sign * part for part in sections)
         if scale.fill:
             here, first, second = (_fill(part, round(scale.fill / scale.shrink)) for part in (here, first, second))
-        outside = (_lowest(np.minimum(first, second), size) - here).clip(0)
+        if scale.extreme:
+            outside = (np.quantile([first, second], scale.extreme) + scale.usual - here).clip(0)
+        else:
+            outside = (_lowest(np.minimum(first, second), size) - here).clip(0)
         if scale.usual:
-            outside = _paths(outside.clip(0, 1.5) - scale.usual) * (scale.shrink / 100)
+            outside = _paths(outside.clip(0, MOST) - scale.usual) * (scale.shrink / 100)
         maps.append(outside)
-    return np.stack(maps)
+    return np.stack(maps).astype(np.float32)
+
+
+def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray) -> float:
+    """How far the two sides of some straight line are displaced against each other, across it; voxels.
+
+    Squares of 96 x 96 voxels are laid over both others at once, by the peak of their correlation; those that have too
+    little in common are passed over. Of the displacement between the medians of both sides the median scatter of either
+    is taken away, and the line is the one where most is left; 0 where nothing is, or where there are too few squares.
+
+    Args:
+        standard, before, after: standardised sections ``(y, x)``, laid over each other.
+    """
+    starts = [
+        np.unique(np.linspace(0, side - SQUARE, min(SQUARES, (side - SQUARE) // SQUARE_STEP + 1)).astype(int))
+        for side in standard.shape
+        if side >= SQUARE
+    ]
+    if len(starts) < 2:
+        return 0.0
+    places, moved = [], []
+    for y in starts[0]:
+        for x in starts[1]:
+            here, *others = (
+                band_passed(part[y : y + SQUARE, x : x + SQUARE]) for part in (standard, before, after)
+            )
+            summed = sum(np.fft.ifft2(other.conj() * here).real for other in others)
+            peak = np.unravel_index(int(summed.argmax()), summed.shape)
+            if summed[peak] * summed.size / 2 >= ALIKE:
+                places.append((y, x))
+                moved.append([np.fft.fftfreq(SQUARE, 1 / SQUARE)[part] for part in peak])
+    return _across_a_line(np.array(places, float), np.array(moved)) if len(places) >= LEAST_SQUARES else 0.0
+
+
+def _across_a_line(places: np.ndarray, moved: np.ndarray) -> float:
+    best = 0.0
+    for angle in np.linspace(0, np.pi, DIRECTIONS, endpoint=False):
+        normal = np.array([np.sin(angle), np.cos(angle)])
+        along = places @ normal
+        for share in np.linspace(0, 1, DIRECTIONS + 1)[1:-1]:
+            far = along > np.quantile(along, share)
+            sides = moved[far], moved[~far]
+            if min(map(len, sides)) >= LEAST_SQUARES / 2:
+                centres = [np.median(side, axis=0) for side in sides]
+                scatter = [np.median(np.hypot(*(side - centre).T)) for side, centre in zip(sides, centres, strict=True)]
+                best = max(best, abs(float((centres[0] - centres[1]) @ normal)) - float(sum(scatter)))
+    return best
 
 
 def _lowest(image: np.ndarray, size: int) -> np.ndarray:

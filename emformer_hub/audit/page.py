@@ -8,12 +8,13 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 
-from emformer_hub.audit.measures import PROBABILITIES, Audit
+from emformer_hub.audit.held_back import MAP_BLOCK
+from emformer_hub.audit.stack import Audit
 from emformer_hub.errors import InputError
 from emformer_hub.volumes.checks import import_extra
 from emformer_hub.volumes.output import check_file, replacing
@@ -61,7 +62,7 @@ def html(audit: Audit) -> str:
         "spectra": _picture(lambda figure: _spectra(figure, audit), (10, 3.2)),
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**audit.report(), pictures=pictures, probabilities=PROBABILITIES)
+    return template.render(**audit.report(), pictures=pictures)
 
 
 def _picture(draw: Callable[[Figure], None], inches: tuple[float, float]) -> str:
@@ -117,14 +118,15 @@ def _scale_bar(axis: Axes, width: float, height: float) -> None:
 def _left_out(figure: Figure, audit: Audit) -> None:
     found = audit.figures["left_out"]
     curve, area = figure.subplots(1, 2, width_ratios=[2, 1])
+    sections = np.array(found["section"]) + audit.facts["left_out_region"][0][0]
     for name, style in (("linear", "s--"), ("cubic", "^:"), ("network", "o-")):
-        curve.plot(found["section"], found[name], style, label=name, markersize=4)
-    curve.set(xlabel="section left out (of those audited)", ylabel="RMS error, grey levels", ylim=(0, None))
+        curve.plot(sections, found[name], style, label=name, markersize=4)
+    curve.set(xlabel="section left out", ylabel="RMS error, grey levels", ylim=(0, None))
     curve.legend(frameon=False)
     gains = audit.pictures["left_out_map"]
     most = max(0.5, float(np.abs(gains).max()))
     size = audit.facts["voxel_size_nm"]
-    extent = (0.0, gains.shape[1] * 16 * size[2] / 1000, gains.shape[0] * 16 * size[1] / 1000, 0.0)
+    extent = (0.0, gains.shape[1] * MAP_BLOCK * size[2] / 1000, gains.shape[0] * MAP_BLOCK * size[1] / 1000, 0.0)
     image = area.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, extent=extent)
     area.set(xlabel="x, \u00b5m", ylabel="y, \u00b5m", title="gain over linear, dB")
     figure.colorbar(image, ax=area)
@@ -140,11 +142,16 @@ def _spectra(figure: Figure, audit: Audit) -> None:
     ratio.bar(names, [value or 0 for value in found["power_ratio"]], color=colours)
     ratio.axhline(1, color="black", linewidth=1)
     ratio.set(xlabel="wavelength, nm", ylabel="axial / lateral power", title="isotropy of spectra")
-    stated: dict[str, Any] = audit.figures["in_plane"].get("coverage", {})
-    if not stated:
+    stated = {
+        "sharp plane": audit.figures["in_plane"].get("coverage"),
+        "sections left out": audit.figures["left_out"]["coverage"],
+    }
+    if not any(stated.values()):
         share.axis("off")
         return
-    meant = [float(p) for p in stated]
     share.plot([0, 1], [0, 1], color="black", linewidth=1)
-    share.plot(meant, list(stated.values()), "o-", color="#aa3377")
+    for (name, inside), style in zip(stated.items(), ("o-", "s--"), strict=True):
+        if inside:
+            share.plot([float(p) for p in inside], list(inside.values()), style, label=name)
+    share.legend(frameon=False)
     share.set(xlabel="probability stated", ylabel="share of errors inside", title="intervals", xlim=(0, 1), ylim=(0, 1))

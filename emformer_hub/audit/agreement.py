@@ -19,6 +19,8 @@ from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
 from emformer_hub.reconstruction.runner import Restorer
 from emformer_hub.volumes.checks import MIN_SECTIONS
 
+LEAST_FIELD = 192
+"""Rows and columns that shifts between sections are told in."""
 LEAST_COEFFICIENTS = 20
 LEAST_DIVIDED = 32
 """Sections that tiles hold if they divide a stack along z."""
@@ -49,13 +51,20 @@ def alignment(stack: np.ndarray) -> dict[str, Any]:
     """How far sections are shifted against the one before them.
 
     Returns:
-        ``{"pairs", "told", "shifted", "largest_voxels"}``: pairs of neighbours that were compared, those of them whose
-        shift can be told, those shifted by more than 12 voxels, and the largest shift (0 if none can be told).
+        ``{"reason": None, "pairs", "told", "shifted", "largest_voxels"}``: pairs of neighbours that were compared,
+        those of them whose shift can be told, those shifted by more than 12 voxels, and the largest shift (0 if none
+        can be told); or, where the field is too small to tell, ``{"reason": why}`` alone.
     """
+    if min(stack.shape[1:]) < LEAST_FIELD:
+        rows, columns = stack.shape[1:]
+        return {
+            "reason": f"shifts cannot be told in {rows} x {columns} voxels; it takes {LEAST_FIELD} x {LEAST_FIELD}."
+        }
     shifts = section_shifts(stack)
     told = np.hypot(*shifts[~np.isnan(shifts).any(axis=1)].T)
     largest = round(float(told.max(initial=0)), 1)
     return {
+        "reason": None,
         "pairs": len(shifts),
         "told": len(told),
         "shifted": int((told > LARGE_SHIFT).sum()),

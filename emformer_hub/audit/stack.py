@@ -83,8 +83,8 @@ def audit_stack(
         progress: told what is being looked at.
 
     Raises:
-        InputError: fewer than 6 sections or 64 voxels a side, no contrast, values that are not finite, or an argument
-            is unusable.
+        InputError: fewer than 6 sections or 64 voxels a side, no contrast, values that are not finite, nothing between
+            sections (factor 1), or an argument is unusable.
     """
     begin = time.time()
     seconds: dict[str, float] = {}
@@ -92,7 +92,7 @@ def audit_stack(
     check_region((z, y, x), stack.shape, name)
     box = _middle((z, y, x), SIDE)
     wide = np.asarray(stack[box])
-    check_auditable(wide.shape, name)
+    check_auditable(wide.shape, sections, name)
     check_volume(wide, name)
     core = _middle(box, CORE)
     crop = wide[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, box, strict=True))]
@@ -159,10 +159,15 @@ def _middle(region: Region, side: int) -> Region:
     return (z, y, x)
 
 
-def check_auditable(shape: tuple[int, ...], name: str) -> None:
-    """Raise ``InputError`` unless a stack, or a part of one, of this shape can be audited."""
+def check_auditable(shape: tuple[int, ...], sections: SectionModel, name: str) -> None:
+    """Raise ``InputError`` unless a stack, or a part of one, of this shape and sampling can be audited."""
     if len(shape) != 3 or shape[0] < LEAST_SECTIONS or min(shape[1:]) < LEAST_SIDE:
         raise InputError(
             f"{name} has shape {shape} (sections, y, x); an audit needs at least {LEAST_SECTIONS} sections of "
-            f"{LEAST_SIDE} x {LEAST_SIDE} voxels."
+            f"{LEAST_SIDE} x {LEAST_SIDE} voxels. Give the whole stack, or a larger part of it; is z the first axis?"
+        )
+    if sections.factor == 1:
+        raise InputError(
+            f"{name} has sections as far apart as the planes that are asked for (factor 1), so there is nothing to "
+            f"restore between them. Is its voxel size right?"
         )

@@ -139,22 +139,23 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
         )
     )
     aligned = figures["alignment"]
-    told, unclear = aligned["told"], 2 * aligned["told"] < aligned["pairs"]
-    shifted = aligned["shifted"] / max(1, told)
-    verdicts.append(
-        Verdict(
-            "alignment of sections",
-            min(_grade(-shifted, 0.0, -MANY), VERDICTS[1] if unclear else VERDICTS[0], key=_rank),
-            f"{aligned['shifted']} of {told} neighbours shifted by more than {LARGE_SHIFT:g} voxels, at most by "
-            f"{aligned['largest_voxels']:g}; {aligned['pairs'] - told} cannot be told",
-            f"good if none is and most can be told, take care to {MANY:.0%}",
-            "Most neighbouring sections have too little in common to tell whether they are aligned: look at them."
-            if unclear
-            else "Sections lie above each other."
-            if not aligned["shifted"]
-            else "Sections are shifted against each other: align the stack first.",
+    if aligned["reason"] is None:
+        told, unclear = aligned["told"], 2 * aligned["told"] < aligned["pairs"]
+        shifted = aligned["shifted"] / max(1, told)
+        verdicts.append(
+            Verdict(
+                "alignment of sections",
+                min(_grade(-shifted, 0.0, -MANY), VERDICTS[1] if unclear else VERDICTS[0], key=_rank),
+                f"{aligned['shifted']} of {told} neighbours shifted by more than {LARGE_SHIFT:g} voxels, at most by "
+                f"{aligned['largest_voxels']:g}; {aligned['pairs'] - told} cannot be told",
+                f"good if none is and most can be told, take care to {MANY:.0%}",
+                "Most neighbouring sections have too little in common to tell whether they are aligned: look at them."
+                if unclear
+                else "Sections lie above each other."
+                if not aligned["shifted"]
+                else "Sections are shifted against each other: align the stack first.",
+            )
         )
-    )
     saturated = float(((crop == crop.min()) | (crop == crop.max())).mean())
     values = len(np.unique(crop[:: max(1, len(crop) // 8)]))
     verdicts.append(

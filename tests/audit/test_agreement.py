@@ -136,5 +136,6 @@ def test_sections_that_jump_are_counted() -> None:
     texture = noise(256, 256)
     smooth = sum(np.roll(texture, (y, x), (0, 1)) for y in range(4) for x in range(4))
     stack = np.stack([np.roll(smooth, 20 * (z >= 4), axis=1) for z in range(8)])
-    assert alignment(stack) == {"pairs": 7, "told": 7, "shifted": 1, "largest_voxels": 20.0}
+    assert alignment(stack) == {"reason": None, "pairs": 7, "told": 7, "shifted": 1, "largest_voxels": 20.0}
     assert alignment(noise(8, 256, 256))["told"] < 4
+    assert "192 x 192" in alignment(noise(8, 256, 128))["reason"]

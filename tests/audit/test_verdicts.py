@@ -23,7 +23,7 @@ FIGURES: dict[str, Any] = {
     },
     "consistency": {"rms": 1.0, "relative_rms": 0.05},
     "seams": {"rms": 0.1, "relative_rms": 0.01, "step": 1.0},
-    "alignment": {"pairs": 20, "told": 20, "shifted": 0, "largest_voxels": 3.0},
+    "alignment": {"reason": None, "pairs": 20, "told": 20, "shifted": 0, "largest_voxels": 3.0},
 }
 GREY = np.random.default_rng(0).integers(1, 255, (8, 64, 64)).astype(np.uint8)
 
@@ -80,9 +80,10 @@ def test_intervals_of_weights_without_a_calibration_say_so() -> None:
     assert not {"intervals", "sharp plane, degraded"} & {one.item for one in neither}
 
 
-def test_halves_that_were_not_looked_at_get_no_verdict() -> None:
-    items = {one.item for one in judge({**FIGURES, "halves": {"reason": "7 sections make halves of 3."}}, GREY)}
-    assert "halves of the data" not in items and "seams" in items
+@pytest.mark.parametrize(("look", "item"), [("halves", "halves of the data"), ("alignment", "alignment of sections")])
+def test_what_was_not_looked_at_gets_no_verdict(look: str, item: str) -> None:
+    items = {one.item for one in judge({**FIGURES, look: {"reason": "the stack is too small."}}, GREY)}
+    assert item not in items and len(items) == 8
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.01, "good"), (0.1, "take care"), (0.3, "do not use")])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from emformer_hub.audit.held_back import plan_of
 from emformer_hub.geometry import FACTOR_MAX, SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement.alignment import LARGE_SHIFT, section_shifts
@@ -116,7 +117,7 @@ def halves_agree(restorer: Restorer, stack: np.ndarray, size: VoxelSize) -> dict
     for half, sections in halves:
         statistics = restorer.statistics if half.shape[1:] == stack.shape[1:] else restorer.processor.measure(half)
         one = replace(restorer, sections=sections, statistics=statistics)
-        restored.append(one.restore_all(half, make_plan(half.shape, sections, restorer.network.config))[0])
+        restored.append(one.restore_all(half, plan_of(half.shape, one))[0])
         interpolated.append(interpolate(half, sections, "cubic"))
     factor = halves[0][1].factor
     pixels = 1 if halves[0][0].shape[1:] == stack.shape[1:] else 2
@@ -142,14 +143,18 @@ def halves_agree(restorer: Restorer, stack: np.ndarray, size: VoxelSize) -> dict
 def agreement_nm(first: np.ndarray, second: np.ndarray, size: VoxelSize, axis: Direction) -> float:
     """Where the Fourier shell correlation of two volumes first falls below 0.5, nm.
 
-    The coarsest shells along one axis hold a handful of coefficients; those of fewer than 20 are passed over. Volumes
-    that do not agree in the first of the others agree on nothing: that is stated as their extent.
+    The coarsest shells along one axis hold a handful of coefficients each: as many as it takes for 20 count as one.
+    Volumes that do not agree there agree on nothing: that is stated as their extent.
     """
     curve = fsc(first, second, size, axis=axis)
-    enough = curve.counts >= LEAST_COEFFICIENTS
-    kept = FSCCurve(curve.frequency[enough], curve.correlation[enough], curve.counts[enough])
-    agree = enough.any() and kept.correlation[0] >= 0.5
-    return round(resolution(kept, 0.5) if agree else float(1 / curve.frequency[0]), 2)
+    few = int(np.searchsorted(np.cumsum(curve.counts), LEAST_COEFFICIENTS)) + 1
+    frequency, correlation = (
+        np.concatenate([[np.average(values[:few], weights=curve.counts[:few])], values[few:]])
+        for values in (curve.frequency, curve.correlation)
+    )
+    counts = np.concatenate([[curve.counts[:few].sum()], curve.counts[few:]])
+    coarse = FSCCurve(frequency, correlation, counts)
+    return round(resolution(coarse, 0.5) if correlation[0] >= 0.5 else float(1 / curve.frequency[0]), 2)
 
 
 def seams(restorer: Restorer, stack: np.ndarray) -> dict[str, float]:

@@ -110,9 +110,21 @@ def _planes(figure: Figure, audit: Audit) -> None:
 
 def _scale_bar(axis: Axes, width: float, height: float) -> None:
     length = max(n for n in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if n <= max(10, width / 3))
+    from matplotlib.patheffects import withStroke
+
+    seen_on_white = [withStroke(linewidth=3, foreground="black")]
     axis.plot([0.05 * width, 0.05 * width + length], [0.93 * height] * 2, color="white", linewidth=4)
     label = f"{length:g} nm" if length < 1000 else f"{length / 1000:g} \u00b5m"
-    axis.text(0.05 * width + length / 2, 0.9 * height, label, color="white", ha="center", va="bottom", fontsize=9)
+    axis.text(
+        0.05 * width + length / 2,
+        0.9 * height,
+        label,
+        color="white",
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        path_effects=seen_on_white,
+    )
 
 
 def _left_out(figure: Figure, audit: Audit) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.audit.agreement import alignment, halves_agree, isotropy, seams
-from emformer_hub.audit.held_back import in_plane, left_out
+from emformer_hub.audit.held_back import in_plane, left_out, plan_of
 from emformer_hub.audit.verdicts import Verdict, judge
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
@@ -25,7 +25,6 @@ from emformer_hub.measurement.consistency import consistency_residual
 from emformer_hub.model_folder import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.runner import Restorer
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.checks import check_region, check_volume
@@ -113,8 +112,7 @@ def audit_stack(
     figures["alignment"] = look("alignment", lambda: alignment(wide))
     figures["left_out"], pictures["left_out_map"] = look("sections left out", lambda: left_out(restorer, wide))
     figures["in_plane"] = look("sharp plane", lambda: in_plane(crop, restorer))
-    plan = make_plan(crop.shape, sections, network.config)
-    volume, uncertainty = look("reconstruction", lambda: restorer.restore_all(crop, plan))
+    volume, uncertainty = look("reconstruction", lambda: restorer.restore_all(crop, plan_of(crop.shape, restorer)))
     size = voxel_size.with_z(voxel_size.z / sections.factor)
     figures["isotropy"] = look("spectra", lambda: isotropy(volume, size, voxel_size.z))
     figures["halves"] = look("halves", lambda: halves_agree(restorer, crop, voxel_size))

@@ -71,7 +71,8 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
                 "intervals",
                 _grade(-apart, -0.06, -0.15),
                 "; ".join(
-                    f"{where}: " + ", ".join(f"{share:.1%} in {float(p):.0%}" for p, share in one.items())
+                    f"{where}: {', '.join(f'{share:.0%}' for share in one.values())} of errors inside intervals of "
+                    f"{', '.join(f'{float(p):.0%}' for p in one)}"
                     for where, one in stated.items()
                 )
                 + ("" if found["coverage"] else "; sections left out: not calibrated"),
@@ -90,9 +91,11 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
             _grade(-worst, -1.0, -3.0),
             "axial over lateral power " + ", ".join(f"{ratio:.2f}" for ratio in ratios),
             "good within a factor of 2 in every band of wavelengths from the section spacing on, take care within 8",
-            "Planes carry about as much detail along z as along x."
+            "Planes carry about as much detail along z as along y and x."
             if worst <= 1
-            else "Detail along z is weaker or stronger than along x: thin structures across z may be missing.",
+            else "Detail along z is weaker than along y and x: thin structures across z may be missing."
+            if min(ratios, default=0) < 0.5
+            else "Detail along z is stronger than along y and x: sections jump, or flicker, or detail is made up.",
         )
     )
     halves = figures["halves"]
@@ -103,8 +106,8 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
             Verdict(
                 "halves of the data",
                 _grade(-times, -2.0, -4.0),
-                f"{restored['z']:.0f} nm along z ({interpolated['z']:.0f} interpolated), {restored['lateral']:.0f} nm "
-                f"laterally ({interpolated['lateral']:.0f})",
+                f"they agree down to {restored['z']:.0f} nm along z ({interpolated['z']:.0f} if interpolated), "
+                f"{restored['lateral']:.0f} nm laterally ({interpolated['lateral']:.0f})",
                 f"along z, good to twice the {halves['spacing_nm']:g} nm between sections of a half, which is what "
                 f"they sample, take care to four times",
                 "Even and odd sections, restored by themselves, show the same tissue."

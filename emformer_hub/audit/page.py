@@ -87,7 +87,10 @@ def _planes(figure: Figure, audit: Audit) -> None:
         volume = pictures[name]
         size = section_nm if name == "input" else plane_nm
         middle = [length // 2 for length in volume.shape]
-        cuts = (volume[middle[0]], volume[:, middle[1]], volume[:, :, middle[2]])
+        square = round(size[2] * volume.shape[2] / size[0])  # of the planes: no higher than the cuts are wide
+        top = max(0, (volume.shape[0] - square) // 2)
+        shown = volume[top : top + square]
+        cuts = (volume[middle[0]], shown[:, middle[1]], shown[:, :, middle[2]])
         sides = ((size[1], size[2]), (size[0], size[2]), (size[0], size[1]))
         for row, (cut, (down, across), plane) in enumerate(zip(cuts, sides, ("xy", "xz", "yz"), strict=True)):
             axis: Axes = axes[row, column]

@@ -55,7 +55,7 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
             Verdict(
                 "sharp plane, degraded",
                 _grade(gain, 0.3, 0.0),
-                f"{gain:+.2f} dB over bicubic{similar}",
+                f"PSNR {plane['psnr_db']:.1f} dB, {gain:+.2f} dB over bicubic{similar}",
                 "good from +0.3 dB, take care from 0 dB",
                 "Detail of this stack that was taken away along x is restored better than by interpolation."
                 if gain >= 0.3

@@ -70,12 +70,11 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
             Verdict(
                 "intervals",
                 _grade(-apart, -0.06, -0.15),
-                "; ".join(
-                    f"{where}: {', '.join(f'{share:.0%}' for share in one.values())} of errors inside intervals of "
-                    f"{', '.join(f'{float(p):.0%}' for p in one)}"
-                    for where, one in stated.items()
+                f"errors inside intervals of {', '.join(f'{float(p):.0%}' for p in next(iter(stated.values())))}: "
+                + "; ".join(
+                    f"{where} {', '.join(f'{share:.0%}' for share in one.values())}" for where, one in stated.items()
                 )
-                + ("" if found["coverage"] else "; sections left out: not calibrated"),
+                + ("" if found["coverage"] else "; sections left out not calibrated"),
                 "good within 6 points, take care within 15",
                 "Stated intervals hold the share of errors that they should."
                 if apart <= 0.06

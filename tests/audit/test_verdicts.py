@@ -75,7 +75,7 @@ def test_verdicts_follow_their_thresholds(place: tuple[str, ...], value: Any, it
 
 def test_intervals_of_weights_without_a_calibration_say_so() -> None:
     one = verdict("intervals", {("left_out", "coverage"): None})
-    assert one.verdict == "good" and "sections left out: not calibrated" in one.figure
+    assert one.verdict == "good" and "sections left out not calibrated" in one.figure
     neither = judge({**FIGURES, "in_plane": {}, "left_out": {**FIGURES["left_out"], "coverage": None}}, GREY)
     assert not {"intervals", "sharp plane, degraded"} & {one.item for one in neither}
 

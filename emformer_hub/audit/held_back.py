@@ -91,14 +91,13 @@ def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) 
     weights = sections.matrix(len(stack))[hidden].astype(np.float32)
     mask = np.zeros((len(stack), 1, 1), bool)
     mask[hidden] = True
-    result = np.zeros((2, len(hidden), *stack.shape[1:]), np.float32)
+    result = np.empty((2, len(hidden), *stack.shape[1:]), np.float32)
     for block in plan.blocks():
         planes, *place = block.owned
-        some = weights[:, planes].any(axis=1)
-        if some.any():
-            made = restorer.restore(stack[block.seen], block, mask[block.z.seen])
-            for whole, part in zip(result, made, strict=True):
-                whole[some, *place] += np.tensordot(weights[some, planes], part.astype(np.float32), axes=1)
+        imaged = weights[:, planes].any(axis=0)
+        made = restorer.restore(stack[block.seen], block, mask[block.z.seen])
+        for whole, part in zip(result, made, strict=True):
+            whole[:, *place] = np.tensordot(weights[:, planes][:, imaged], part[imaged].astype(np.float32), axes=1)
     predicted, deviation = result
     return predicted, deviation
 

@@ -206,7 +206,8 @@ def reconstruct(
     if report:
         from emformer_hub.audit import check_auditable
 
-        check_auditable(volume.data.shape, SectionModel(factor, thickness), str(input_path))
+        shape = tuple(part.stop - part.start for part in parse_region(roi)) if roi else volume.data.shape
+        check_auditable(shape, SectionModel(factor, thickness), str(input_path))
     planes_size = size.with_z(size.z / SectionModel(factor, thickness).factor)
 
     from transformers.utils.logging import disable_progress_bar

@@ -95,6 +95,7 @@ def audit_stack(
     check_volume(wide, name)
     core = _middle(box, CORE)
     crop = wide[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, box, strict=True))]
+    check_volume(crop, f"the middle of {name}")
     network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
     where = choose_device(device)
     restorer = Restorer(network, processor, sections, processor.measure(stack), ENSEMBLE, where)

@@ -17,6 +17,7 @@ from emformer_hub.audit.page import html
 from emformer_hub.audit.stack import _middle
 from emformer_hub.audit.verdicts import VERDICTS
 from emformer_hub.cli import main
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import reconstruct
@@ -168,6 +169,10 @@ def test_a_reconstruction_may_bring_its_report(stack: np.ndarray, tmp_path: Path
     write_volume(tmp_path / "few.tif", stack[:5], SIZE)
     few = CliRunner().invoke(main, ["reconstruct", str(tmp_path / "few.tif"), str(tmp_path / "few.zarr"), "--report"])
     assert few.exit_code == 2 and "needs at least 6 sections" in few.output and not (tmp_path / "few.zarr").exists()
+    words[2] = str(tmp_path / "part.zarr")
+    for options, message in ((["--roi", "0:12,0:40,0:80"], "shape (12, 40, 80)"), (["--factor", "1"], "factor 1")):
+        refused = CliRunner().invoke(main, [*words, *options])
+        assert refused.exit_code == 2 and message in refused.output and not (tmp_path / "part.zarr").exists()
 
 
 def test_grey_levels_are_those_of_the_whole_stack(stack: np.ndarray) -> None:
@@ -182,6 +187,13 @@ def test_grey_levels_are_those_of_the_whole_stack(stack: np.ndarray) -> None:
     error = np.sqrt(np.square(cut - stack).mean())
     assert found.figures["consistency"]["rms"] == pytest.approx(error, rel=1e-4)
     assert found.figures["consistency"]["relative_rms"] == pytest.approx(error / found.facts["grey_levels_std"])
+
+
+def test_a_middle_without_an_image_is_said() -> None:
+    stack = np.zeros((6, 64, 320), np.uint8)
+    stack[:, :, :16] = np.random.default_rng(0).integers(0, 255, (6, 64, 16))
+    with pytest.raises(InputError, match="the middle of the stack is constant: every voxel is 0"):
+        audit_stack(stack, SECTIONS, SIZE, model="emformer-tiny")
 
 
 def test_of_a_large_region_the_middle_is_audited() -> None:

@@ -78,7 +78,8 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
                 "good within 6 points, take care within 15",
                 "Stated intervals hold the share of errors that they should."
                 if apart <= 0.06
-                else "Stated intervals hold another share of errors than they should: widen them, or adapt the model, which measures them anew.",
+                else "Stated intervals hold another share of errors than they should: widen them, or adapt the model, "
+                "which measures them anew.",
             )
         )
     bands = figures["isotropy"]["power_ratio"][: figures["isotropy"]["judged"]]

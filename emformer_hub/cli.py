@@ -194,9 +194,8 @@ def reconstruct(
     volume, size = _read(input_path, voxel_size, read=open_volume)
     page = output.with_name(f"{output.name}.audit.html") if report else None
     if page is not None:
-        from emformer_hub.audit import check_auditable, check_report
+        from emformer_hub.audit import check_report
 
-        check_auditable(volume.data.shape, str(input_path))
         check_report(page, overwrite)
     if size.z < min(size.y, size.x):
         raise InputError(
@@ -204,6 +203,11 @@ def reconstruct(
             f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
         )
     factor = size.factor_to(target_nm) if factor is None else factor
+    if report:
+        from emformer_hub.audit import check_auditable
+
+        shape = tuple(part.stop - part.start for part in parse_region(roi)) if roi else volume.data.shape
+        check_auditable(shape, SectionModel(factor, thickness), str(input_path))
     planes_size = size.with_z(size.z / SectionModel(factor, thickness).factor)
 
     from transformers.utils.logging import disable_progress_bar
@@ -294,7 +298,7 @@ def audit(
     """Say what a reconstruction of STACK is worth, measured on the stack itself, in a report.
 
     Sections are held back and predicted, the sharp plane is degraded and restored, and each figure gets a verdict. Of a
-    large stack, 48 sections of 256 x 256 voxels are looked at.
+    large stack, the middle 64 sections of 512 x 512 voxels are looked at.
     """
     from emformer_hub.audit import check_report
     from emformer_hub.volumes import open_volume

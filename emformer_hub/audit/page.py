@@ -8,12 +8,13 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 
-from emformer_hub.audit.measures import PROBABILITIES, Audit
+from emformer_hub.audit.held_back import MAP_BLOCK
+from emformer_hub.audit.stack import Audit
 from emformer_hub.errors import InputError
 from emformer_hub.volumes.checks import import_extra
 from emformer_hub.volumes.output import check_file, replacing
@@ -61,7 +62,7 @@ def html(audit: Audit) -> str:
         "spectra": _picture(lambda figure: _spectra(figure, audit), (10, 3.2)),
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**audit.report(), pictures=pictures, probabilities=PROBABILITIES)
+    return template.render(**audit.report(), pictures=pictures)
 
 
 def _picture(draw: Callable[[Figure], None], inches: tuple[float, float]) -> str:
@@ -86,7 +87,10 @@ def _planes(figure: Figure, audit: Audit) -> None:
         volume = pictures[name]
         size = section_nm if name == "input" else plane_nm
         middle = [length // 2 for length in volume.shape]
-        cuts = (volume[middle[0]], volume[:, middle[1]], volume[:, :, middle[2]])
+        square = round(size[2] * volume.shape[2] / size[0])  # of the planes: no higher than the cuts are wide
+        top = max(0, (volume.shape[0] - square) // 2)
+        shown = volume[top : top + square]
+        cuts = (volume[middle[0]], shown[:, middle[1]], shown[:, :, middle[2]])
         sides = ((size[1], size[2]), (size[0], size[2]), (size[0], size[1]))
         for row, (cut, (down, across), plane) in enumerate(zip(cuts, sides, ("xy", "xz", "yz"), strict=True)):
             axis: Axes = axes[row, column]
@@ -109,22 +113,35 @@ def _planes(figure: Figure, audit: Audit) -> None:
 
 def _scale_bar(axis: Axes, width: float, height: float) -> None:
     length = max(n for n in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if n <= max(10, width / 3))
+    from matplotlib.patheffects import withStroke
+
+    seen_on_white = [withStroke(linewidth=3, foreground="black")]
     axis.plot([0.05 * width, 0.05 * width + length], [0.93 * height] * 2, color="white", linewidth=4)
     label = f"{length:g} nm" if length < 1000 else f"{length / 1000:g} \u00b5m"
-    axis.text(0.05 * width + length / 2, 0.9 * height, label, color="white", ha="center", va="bottom", fontsize=9)
+    axis.text(
+        0.05 * width + length / 2,
+        0.9 * height,
+        label,
+        color="white",
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        path_effects=seen_on_white,
+    )
 
 
 def _left_out(figure: Figure, audit: Audit) -> None:
     found = audit.figures["left_out"]
     curve, area = figure.subplots(1, 2, width_ratios=[2, 1])
+    sections = np.array(found["section"]) + audit.facts["left_out_region"][0][0]
     for name, style in (("linear", "s--"), ("cubic", "^:"), ("network", "o-")):
-        curve.plot(found["section"], found[name], style, label=name, markersize=4)
-    curve.set(xlabel="section left out (of those audited)", ylabel="RMS error, grey levels", ylim=(0, None))
+        curve.plot(sections, found[name], style, label=name, markersize=4)
+    curve.set(xlabel="section left out", ylabel="RMS error, grey levels", ylim=(0, None))
     curve.legend(frameon=False)
     gains = audit.pictures["left_out_map"]
     most = max(0.5, float(np.abs(gains).max()))
     size = audit.facts["voxel_size_nm"]
-    extent = (0.0, gains.shape[1] * 16 * size[2] / 1000, gains.shape[0] * 16 * size[1] / 1000, 0.0)
+    extent = (0.0, gains.shape[1] * MAP_BLOCK * size[2] / 1000, gains.shape[0] * MAP_BLOCK * size[1] / 1000, 0.0)
     image = area.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, extent=extent)
     area.set(xlabel="x, \u00b5m", ylabel="y, \u00b5m", title="gain over linear, dB")
     figure.colorbar(image, ax=area)
@@ -140,11 +157,16 @@ def _spectra(figure: Figure, audit: Audit) -> None:
     ratio.bar(names, [value or 0 for value in found["power_ratio"]], color=colours)
     ratio.axhline(1, color="black", linewidth=1)
     ratio.set(xlabel="wavelength, nm", ylabel="axial / lateral power", title="isotropy of spectra")
-    stated: dict[str, Any] = audit.figures["in_plane"].get("coverage", {})
-    if not stated:
+    stated = {
+        "sharp plane": audit.figures["in_plane"].get("coverage"),
+        "sections left out": audit.figures["left_out"]["coverage"],
+    }
+    if not any(stated.values()):
         share.axis("off")
         return
-    meant = [float(p) for p in stated]
     share.plot([0, 1], [0, 1], color="black", linewidth=1)
-    share.plot(meant, list(stated.values()), "o-", color="#aa3377")
+    for (name, inside), style in zip(stated.items(), ("o-", "s--"), strict=True):
+        if inside:
+            share.plot([float(p) for p in inside], list(inside.values()), style, label=name)
+    share.legend(frameon=False)
     share.set(xlabel="probability stated", ylabel="share of errors inside", title="intervals", xlim=(0, 1), ylim=(0, 1))

@@ -64,18 +64,17 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
     """
     shifts = section_shifts(volume)
     told = np.hypot(*shifts[~np.isnan(shifts).any(axis=1)].T)
-    remedy = "align the stack first, or mark it `aligned: false` in the recipe, so that clips are single sections"
     if 2 * len(told) < len(shifts):
         return (
             f"{len(shifts) - len(told)} of {len(shifts)} neighbouring sections have too little in common to tell "
-            f"whether they are aligned; look through the stack, and if they do not show the same place, {remedy}."
+            f"whether they are aligned; look through the stack, and if they do not show the same place, align it first."
         )
     large = int((told > LARGE_SHIFT).sum())
     if not large or large < MANY * len(told):
         return None
     return (
         f"{large} of {len(told)} neighbouring sections are shifted against each other by more than {LARGE_SHIFT:g} "
-        f"voxels, at most by {told.max():.0f}; {remedy}."
+        f"voxels, at most by {told.max():.0f}; align the stack first."
     )
 
 

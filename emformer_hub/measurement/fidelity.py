@@ -52,11 +52,19 @@ def ssim(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> dict[str
     _check(truth, estimate, data_range, shortest_side=2 * SSIM_REACH + 1)
     result = {"3d": _ssim_volume(truth, estimate, data_range)}
     for name, axis in ORIENTATIONS.items():
-        count = truth.shape[axis]
-        planes = np.unique(np.linspace(0, count - 1, min(count, SSIM_PLANES)).round().astype(int))
-        scores = [_ssim(truth.take(plane, axis), estimate.take(plane, axis), data_range) for plane in planes]
-        result[name] = float(np.mean(scores))
+        result[name] = plane_ssim(np.moveaxis(truth, axis, 0), np.moveaxis(estimate, axis, 0), data_range)
     return result
+
+
+def plane_ssim(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> float:
+    """Mean structural similarity of the planes of two volumes ``(planes, rows, columns)``; as in ``ssim``.
+
+    Raises:
+        InputError: as for ``psnr``, rows or columns are under 11, or scikit-image is not installed.
+    """
+    _check(truth, estimate, data_range, shortest_side=1)
+    planes = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), SSIM_PLANES)).round().astype(int))
+    return float(np.mean([_ssim(truth[plane], estimate[plane], data_range) for plane in planes]))
 
 
 def evaluate(reconstruction: np.ndarray, truth: np.ndarray, voxel_size: VoxelSize) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
-from emformer_hub.reconstruction.blocks import Block, lateral_grid, make_plan
+from emformer_hub.reconstruction.blocks import Block, Plan, lateral_grid, make_plan
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
 from emformer_hub.volumes.stored import Box
 
@@ -156,20 +156,20 @@ def reconstruct(
         precision,
         consistent,
     )
-    result = np.empty(plan.output_zyx, volume.dtype), np.empty(plan.output_zyx, np.float32)
     bar = tqdm(
-        plan.blocks(),
         total=len(plan),
         desc="reconstruct",
         unit="block",
         disable=None if progress is True else True,  # None: shown on a terminal only
     )
-    for done, block in enumerate(bar, start=1):
-        hidden = None if mask is None else mask[block.seen]
-        for whole, part in zip(result, restorer.restore(volume[block.seen], block, hidden), strict=True):
-            whole[block.owned] = part
+
+    def told(done: int) -> None:
+        bar.update()
         if callable(progress):
             progress(done, len(plan))
+
+    with bar:
+        result = restorer.restore_all(volume, plan, mask, told)
     return Reconstruction(*result, sections, processor, mask)
 
 
@@ -203,6 +203,29 @@ class Restorer:
         self.network.to(device=self.device)  # type: ignore[call-arg]  # transformers hides the signature
         half = choose_precision(self.precision, self.device) == torch.bfloat16
         self._autocast: Any = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    def restore_all(
+        self,
+        volume: np.ndarray,
+        plan: Plan,
+        mask: np.ndarray | None = None,
+        told: Callable[[int], None] = lambda done: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """All voxels of a result, and their uncertainty, as :meth:`restore` makes them block by block.
+
+        Args:
+            volume: ``(sections, y, x)``.
+            plan: how it is divided.
+            mask: bool, of the same shape.
+            told: called after each block, with how many are done.
+        """
+        result = np.empty(plan.output_zyx, volume.dtype), np.empty(plan.output_zyx, np.float32)
+        for done, block in enumerate(plan.blocks(), start=1):
+            hidden = None if mask is None else mask[block.seen]
+            for whole, part in zip(result, self.restore(volume[block.seen], block, hidden), strict=True):
+                whole[block.owned] = part
+            told(done)
+        return result
 
     def restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The voxels of a block, and their uncertainty, from those that are seen for it.

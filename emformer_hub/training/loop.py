@@ -83,7 +83,7 @@ def load_volumes(
         data = volume.data[parse_sections(entry, volume.data.shape[0])] if entry.sections else volume.data
         statistics = processor.measure(data)
         if check_alignment and entry.aligned and (note := alignment_note(data)):
-            logger.warning("%s: %s", entry.path, note)
+            logger.warning("%s: %s Or mark it `aligned: false`, so that clips are single sections.", entry.path, note)
         name = Path(entry.path).name
         volumes.append(TrainingVolume(name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned))
     return volumes

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from emformer_hub.audit import measures as audits
-from emformer_hub.audit.measures import Audit, audit_stack, coverage, isotropy, judge, left_out, seams
-from emformer_hub.audit.page import html, write_report
+from emformer_hub.audit import Audit, audit_stack, write_report
+from emformer_hub.audit.page import html
+from emformer_hub.audit.stack import _middle
+from emformer_hub.audit.verdicts import VERDICTS
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.phantom import neuropil
+from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import write_volume
 
 pytest.importorskip("matplotlib", reason="the report's pictures need the extra [evaluate]")
@@ -46,87 +48,15 @@ def test_all_items_are_judged_and_fit_for_json(found: Audit) -> None:
         "sharp plane, degraded",
         "intervals",
         "isotropy of spectra",
+        "halves of the data",
         "agreement with the sections",
         "seams",
         "grey levels",
     ]
-    assert all(verdict.verdict in audits.VERDICTS and verdict.reason.endswith(".") for verdict in found.verdicts)
+    assert all(verdict.verdict in VERDICTS and verdict.reason.endswith(".") for verdict in found.verdicts)
     assert found.facts["region"] == [[0, 12], [0, 72], [0, 80]] and len(found.facts["weights_sha256"]) == 64
     shapes = {name: picture.shape for name, picture in found.pictures.items()}
     assert shapes["reconstruction"] == shapes["interpolation"] == shapes["uncertainty"] == (48, 72, 80)
-
-
-def test_sections_left_out_are_measured_as_interpolation_of_polynomials(monkeypatch: pytest.MonkeyPatch) -> None:
-    z = np.arange(9, dtype=np.float32)[:, None, None]
-    texture = np.random.default_rng(0).normal(size=(1, 32, 48)).astype(np.float32)
-    monkeypatch.setattr(audits, "predict_section", lambda network, stack, z, sections: stack[z] + 0.5)
-    ramp, _ = left_out(None, texture * z, SECTIONS, grey=10.0)  # type: ignore[arg-type]
-    np.testing.assert_allclose(ramp["linear"], 0, atol=1e-4)
-    np.testing.assert_allclose(ramp["network"], 5.0)
-    assert ramp["gain_over_linear_db"] < -60
-    bent, gains = left_out(None, np.broadcast_to(z**2, (9, 32, 48)), SECTIONS, grey=10.0)  # type: ignore[arg-type]
-    np.testing.assert_allclose(bent["linear"], 10.0)  # ((z-1)² + (z+1)²) / 2 - z² = 1
-    np.testing.assert_allclose(bent["cubic"][1:-1], 0, atol=1e-3)
-    assert bent["section"] == list(range(1, 8))
-    assert gains.shape == (2, 3) and gains == pytest.approx(10 * np.log10(4), abs=0.01)
-
-
-def test_coverage_of_errors_that_are_as_stated() -> None:
-    draw = np.random.default_rng(0)
-    deviation = draw.uniform(1, 5, 200_000)
-    error = draw.normal(size=200_000) * deviation
-    shares = coverage(error, deviation, [0.6745, 1.2816, 1.96])
-    assert shares == pytest.approx({"0.5": 0.5, "0.8": 0.8, "0.95": 0.95}, abs=0.005)
-    assert coverage(2 * error, deviation, [0.6745, 1.2816, 1.96])["0.8"] == pytest.approx(0.478, abs=0.005)
-
-
-def test_spectra_of_isotropic_and_of_blurred_noise() -> None:
-    noise = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32)
-    size = VoxelSize(8, 8, 8)
-    same = isotropy(noise, noise, noise, size, spacing_nm=32)
-    assert same["power_ratio"] == pytest.approx([1] * 4, abs=0.1) and same["judged"] == 3
-    blurred = (noise + np.roll(noise, 1, axis=0)) / 2  # power along z is cos²(pi f), and along x a half of what it was
-    ratios = isotropy(blurred, blurred, noise, size, spacing_nm=32)["power_ratio"]
-    low, high = np.array([1 / 32, 1 / 16, 1 / 8, 1 / 4]), np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2])  # cycles a voxel
-    expected = 1 + (np.sin(2 * np.pi * high) - np.sin(2 * np.pi * low)) / (2 * np.pi * (high - low))
-    assert ratios == pytest.approx(expected.tolist(), abs=0.15)
-
-
-def test_seams_are_what_was_planted() -> None:
-    whole = np.full((8, 32, 32), 100, np.uint8)
-    tiled = whole.copy()
-    tiled[:, :, 16:] += 2
-    assert seams(whole, tiled, grey=20) == pytest.approx({"rms": 2**0.5, "maximum": 2, "relative_rms": 2**0.5 / 20})
-    assert seams(whole, whole, grey=20)["rms"] == 0
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "item", "verdict"),
-    [
-        (("left_out", "gain_over_cubic_db"), 0.1, "sections left out", "take care"),
-        (("left_out", "gain_over_linear_db"), -0.1, "sections left out", "do not use"),
-        (("in_plane", "gain_over_bicubic_db"), 0.31, "sharp plane, degraded", "good"),
-        (("in_plane", "coverage"), {"0.5": 0.4, "0.8": 0.8, "0.95": 0.95}, "intervals", "take care"),
-        (("isotropy", "power_ratio"), [1.0, 0.4, 0.01, 0.01], "isotropy of spectra", "take care"),
-        (("consistency", "relative_rms"), 0.4, "agreement with the sections", "do not use"),
-        (("seams", "relative_rms"), 0.05, "seams", "take care"),
-    ],
-)
-def test_verdicts_follow_their_thresholds(
-    found: Audit, stack: np.ndarray, place: tuple[str, str], value: Any, item: str, verdict: str
-) -> None:
-    figures = json.loads(json.dumps(found.figures))
-    figures["isotropy"]["judged"] = 2
-    figures["left_out"] |= {"gain_over_linear_db": 1.0, "gain_over_cubic_db": 1.0}
-    figures[place[0]][place[1]] = value
-    (one,) = (one for one in judge(figures, stack) if one.item == item)
-    assert one.verdict == verdict
-
-
-def test_saturated_and_one_bit_input_is_not_called_good(found: Audit, stack: np.ndarray) -> None:
-    for crop, verdict in ((stack, "good"), (np.where(stack > 120, 255, stack), "do not use")):
-        assert judge(found.figures, crop)[-1].verdict == verdict
-    assert judge(found.figures, np.where(stack > 120, 1, 0).astype(np.uint8))[-1].verdict == "do not use"
 
 
 def test_the_page_needs_nothing_else_and_says_what_the_json_says(found: Audit, tmp_path: Path) -> None:
@@ -164,28 +94,68 @@ def test_a_browser_shows_it(found: Audit, tmp_path: Path) -> None:
         browser.close()
 
 
+def run(path: Path, *options: str) -> Result:
+    words = ["audit", str(path), "--output", str(path.with_name("out.html")), "--model", "emformer-tiny"]
+    return CliRunner().invoke(main, [*words, "--device", "cpu", *options])
+
+
 def test_the_command_line(stack: np.ndarray, tmp_path: Path) -> None:
     write_volume(tmp_path / "stack.tif", stack, SIZE)
-    output = tmp_path / "out.html"
-    words = [
-        "audit",
-        str(tmp_path / "stack.tif"),
-        "--output",
-        str(output),
-        "--model",
-        "emformer-tiny",
-        "--device",
-        "cpu",
-    ]
-    done = CliRunner().invoke(main, [*words, "--factor", "4", "--roi", "0:8,0:64,8:72"])
+    done = run(tmp_path / "stack.tif", "--factor", "4", "--roi", "0:8,0:64,8:72")
     assert done.exit_code == 0, done.output
-    assert "sections left out" in done.output and output.exists() and (tmp_path / "out.json").exists()
-    again = CliRunner().invoke(main, words)
-    assert again.exit_code == 2 and "exists" in again.output
-    twin = CliRunner().invoke(main, ["audit", str(tmp_path / "stack.tif"), "--output", str(tmp_path / "audit.json")])
-    assert twin.exit_code == 2 and "ends in .html" in twin.output
-    small = CliRunner().invoke(main, [*words, "--overwrite", "--roi", "0:5,0:64,0:64"])
-    assert small.exit_code == 2 and "needs at least 6 sections of 64 x 64" in small.output
+    assert "sections left out" in done.output
+    assert (tmp_path / "out.html").exists() and (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "audit.json"], "ends in .html"),
+        (["--roi", "0:5,0:64,0:64"], "needs at least 6 sections of 64 x 64 voxels. Give the whole stack"),
+        (["--roi", "0:12,0:72,0:81"], "is not all there"),
+        (["--model", "emformer-smal"], "expected one of emformer-small, emformer-tiny"),
+        (["--voxel-size", "8,8,32"], "is the order right?"),
+        (["--voxel-size", "400,4,4"], "anisotropy factor is 100; expected 1 to 16"),
+        (["--voxel-size", "8,8,8"], "nothing to restore between them. Is its voxel size right?"),
+        (["--voxel-size", "40x4x4"], "expected Z,Y,X in nm, as in 40,4,4"),
+        (["--thickness", "2"], "expected a share of the section spacing"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(stack: np.ndarray, tmp_path: Path, options: list[str], message: str) -> None:
+    write_volume(tmp_path / "stack.tif", stack, SIZE)
+    done = run(tmp_path / "stack.tif", *options)
+    assert done.exit_code == 2 and message in done.output, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["stack.tif"]
+
+
+def test_what_cannot_be_audited_is_said(stack: np.ndarray, tmp_path: Path) -> None:
+    broken = stack.astype(np.float32)
+    broken[3, 4, 5] = np.nan
+    for data, message in (
+        (stack[:2], "has shape (2, 72, 80) (sections, y, x); an audit needs at least 6 sections"),
+        (np.full_like(stack, 7), "is constant: every voxel is 7"),
+        (broken, "has 1 NaN or infinite voxel, the first at z=3, y=4, x=5"),
+    ):
+        write_volume(tmp_path / "stack.tif", data, SIZE, overwrite=True)
+        done = run(tmp_path / "stack.tif")
+        assert done.exit_code == 2 and message in done.output, done.output
+        assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize("name", ["out.html", "out.json"])
+def test_a_report_is_never_replaced_unasked(stack: np.ndarray, tmp_path: Path, name: str) -> None:
+    write_volume(tmp_path / "stack.tif", stack, SIZE)
+    (tmp_path / name).write_text("of last year")
+    done = run(tmp_path / "stack.tif")
+    assert done.exit_code == 2 and f"{name} exists" in done.output and "--overwrite" in done.output
+    assert (tmp_path / name).read_text() == "of last year"
+
+
+def test_a_stack_that_jumps_is_not_called_good(stack: np.ndarray) -> None:
+    jumping = np.stack([np.roll(section, 30 * (z % 2), axis=1) for z, section in enumerate(stack[:, :64, :64])])
+    found = audit_stack(jumping, SECTIONS, SIZE, model="emformer-tiny", device="cpu")
+    verdicts = {one.item: one.verdict for one in found.verdicts}
+    assert verdicts["halves of the data"] == verdicts["sections left out"] == "do not use"
 
 
 def test_a_reconstruction_may_bring_its_report(stack: np.ndarray, tmp_path: Path) -> None:
@@ -199,15 +169,33 @@ def test_a_reconstruction_may_bring_its_report(stack: np.ndarray, tmp_path: Path
     write_volume(tmp_path / "few.tif", stack[:5], SIZE)
     few = CliRunner().invoke(main, ["reconstruct", str(tmp_path / "few.tif"), str(tmp_path / "few.zarr"), "--report"])
     assert few.exit_code == 2 and "needs at least 6 sections" in few.output and not (tmp_path / "few.zarr").exists()
+    words[2] = str(tmp_path / "part.zarr")
+    for options, message in ((["--roi", "0:12,0:40,0:80"], "shape (12, 40, 80)"), (["--factor", "1"], "factor 1")):
+        refused = CliRunner().invoke(main, [*words, *options])
+        assert refused.exit_code == 2 and message in refused.output and not (tmp_path / "part.zarr").exists()
 
 
-def test_what_cannot_be_audited_is_said(stack: np.ndarray) -> None:
-    with pytest.raises(InputError, match="constant"):
-        audit_stack(np.zeros_like(stack), SECTIONS, SIZE, model="emformer-tiny")
-    with pytest.raises(InputError, match=r"region 0:13,0:72,0:80 is not all there"):
-        audit_stack(stack, SECTIONS, SIZE, region=(slice(0, 13), slice(0, 72), slice(0, 80)))
+def test_grey_levels_are_those_of_the_whole_stack(stack: np.ndarray) -> None:
+    """As in a run on the whole: a bright part beside the region changes what is made of it alike."""
+    beside = np.concatenate([stack, np.tile(np.array([0, 255], np.uint8), (12, 72, 40))], axis=2)
+    settings: dict[str, Any] = {"model": "emformer-tiny", "device": "cpu"}
+    whole = reconstruct(beside, factor=4, progress=False, **settings)
+    region = (slice(0, 12), slice(0, 72), slice(0, 80))
+    found = audit_stack(beside, SECTIONS, SIZE, region=region, **settings)
+    np.testing.assert_allclose(found.pictures["reconstruction"][:, :, :48], whole.volume[:, :, :48], atol=1.0)
+    cut = SECTIONS.degrade(found.pictures["reconstruction"])
+    error = np.sqrt(np.square(cut - stack).mean())
+    assert found.figures["consistency"]["rms"] == pytest.approx(error, rel=1e-4)
+    assert found.figures["consistency"]["relative_rms"] == pytest.approx(error / found.facts["grey_levels_std"])
+
+
+def test_a_middle_without_an_image_is_said() -> None:
+    stack = np.zeros((6, 64, 320), np.uint8)
+    stack[:, :, :16] = np.random.default_rng(0).integers(0, 255, (6, 64, 16))
+    with pytest.raises(InputError, match="the middle of the stack is constant: every voxel is 0"):
+        audit_stack(stack, SECTIONS, SIZE, model="emformer-tiny")
 
 
 def test_of_a_large_region_the_middle_is_audited() -> None:
     region = (slice(100, 200), slice(0, 300), slice(10, 90))
-    assert audits._middle(region) == (slice(126, 174), slice(22, 278), slice(10, 90))
+    assert _middle(region, 256) == (slice(118, 182), slice(22, 278), slice(10, 90))

@@ -1,0 +1,198 @@
+"""What is known of a stack, held back, and compared with what the network makes of the rest: whole sections, and detail
+of the sharp plane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from emformer_hub.interpolation import interpolation_matrix
+from emformer_hub.measurement import plane_ssim
+from emformer_hub.measurement.fidelity import SSIM_REACH
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
+from emformer_hub.reconstruction.runner import Restorer
+
+LEFT_OUT = 12
+"""Sections that are held back, evenly spread."""
+APART = 4
+"""Sections from one that is held back to the next that is held back in the same pass."""
+TILE_SIDE = 160
+FRAMES = 16
+"""Sections whose sharp plane is degraded."""
+PROBABILITIES = (0.5, 0.8, 0.95)
+MAP_BLOCK = 16
+"""Voxels a side of the blocks of the error map."""
+
+
+def passes(depth: int) -> list[np.ndarray]:
+    """The numbers of sections that are held back, pass by pass: at most 12, evenly spread, never the first or last."""
+    inner = np.arange(1, depth - 1)
+    chosen = inner[np.unique(np.linspace(0, len(inner) - 1, min(LEFT_OUT, len(inner))).round().astype(int))]
+    closest = int(np.diff(chosen).min())
+    turns = math.ceil(APART / closest)
+    return [chosen[turn::turns] for turn in range(turns)]
+
+
+def left_out(restorer: Restorer, stack: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Errors of sections that are held back, beside interpolation between their neighbours, and of their intervals.
+
+    Args:
+        restorer: of the stack.
+        stack: ``(sections, y, x)``.
+
+    Returns:
+        What :func:`left_out_errors` returns, with ``"coverage": {"0.5": share, ...}``, or ``None`` for weights that
+        were not calibrated on masked voxels.
+    """
+    groups = passes(len(stack))
+    made = [predict_sections(restorer, stack, hidden) for hidden in groups]
+    hidden = np.concatenate(groups)
+    order = np.argsort(hidden)
+    hidden = hidden[order]
+    predicted, deviation = (np.concatenate(parts)[order] for parts in zip(*made, strict=True))
+    figures, gains = left_out_errors(stack, hidden, predicted)
+    processor, sections = restorer.processor, restorer.sections
+    figures["coverage"] = None
+    if calibrated_on_masked(processor):
+        multiples = [processor.interval(p, sections, masked=True) for p in PROBABILITIES]
+        figures["coverage"] = coverage(predicted - stack[hidden], deviation, multiples)
+    return figures, gains
+
+
+def plan_of(shape: tuple[int, ...], restorer: Restorer) -> Plan:
+    """How a stack is divided here: not along z, and with fewer sides than by default, which halves what is computed.
+
+    The network sees at most 1.6 million voxels at once.
+    """
+    depth, rows, columns = shape
+    side = max(TILE_SIDE, default_tile(depth, restorer.sections.factor)[1])
+    return make_plan((depth, rows, columns), restorer.sections, restorer.network.config, (depth, side, side))
+
+
+def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sections as they would be cut from a reconstruction for which they were masked, and their stated deviation.
+
+    Args:
+        restorer: of the stack.
+        stack: ``(sections, y, x)``.
+        hidden: numbers of sections.
+
+    Returns:
+        Two arrays ``(hidden, y, x)``, float32, grey levels. Planes of one section err together, so its deviation is the
+        mean of theirs.
+    """
+    sections = restorer.sections
+    plan = plan_of(stack.shape, restorer)
+    weights = sections.matrix(len(stack))[hidden].astype(np.float32)
+    mask = np.zeros((len(stack), 1, 1), bool)
+    mask[hidden] = True
+    result = np.empty((2, len(hidden), *stack.shape[1:]), np.float32)
+    for block in plan.blocks():
+        planes, *place = block.owned
+        imaged = weights[:, planes].any(axis=0)
+        made = restorer.restore(stack[block.seen], block, mask[block.z.seen])
+        for whole, part in zip(result, made, strict=True):
+            whole[:, *place] = np.tensordot(weights[:, planes][:, imaged], part[imaged].astype(np.float32), axes=1)
+    predicted, deviation = result
+    return predicted, deviation
+
+
+def left_out_errors(stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """Errors of predicted sections beside those of interpolation between their neighbours.
+
+    Args:
+        stack: ``(sections, y, x)``.
+        hidden: ``(n,)``, ascending.
+        predicted: ``(n, y, x)``.
+
+    Returns:
+        ``{"section": [...], "network": [...], "linear": [...], "cubic": [...]}`` (RMS errors, grey levels), the gains
+        over both in dB, and a map of the gain over linear, dB, in blocks of 16 x 16 voxels.
+    """
+    squares: dict[str, list[np.ndarray]] = {"network": [], "linear": [], "cubic": []}
+    for z, section in zip(hidden, predicted, strict=True):
+        near, truth = stack[max(0, z - 2) : z + 3].astype(np.float32), stack[z].astype(np.float32)
+        middle = min(z, 2)
+        linear = (near[middle - 1] + near[middle + 1]) / 2
+        # The polynomial of degree 3 through the two neighbours on either side.
+        cubic = (4 * (near[1] + near[3]) - near[0] - near[4]) / 6 if len(near) == 5 else linear
+        for name, values in (("network", section), ("linear", linear), ("cubic", cubic)):
+            squares[name].append(np.square(values - truth))
+    figures: dict[str, Any] = {"section": hidden.tolist()}
+    for name, values in squares.items():
+        figures[name] = [round(float(np.sqrt(square.mean())), 4) for square in values]
+    mean = {name: np.mean(values, axis=0) for name, values in squares.items()}
+    for name in ("linear", "cubic"):
+        figures[f"gain_over_{name}_db"] = decibel(mean[name].mean(), mean["network"].mean())
+    least = 1e-6 * float(stack.var())
+    return figures, 10 * np.log10((_blocks(mean["linear"]) + least) / (_blocks(mean["network"]) + least))
+
+
+def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
+    """Degrade the sharp plane as sections do, along x, restore it, and compare with what was there.
+
+    Each section is restored by itself with its rows as frames, which is harder than the real task: there, frames of
+    both orientations are sharp.
+
+    Returns:
+        ``{"gain_over_bicubic_db", "psnr_db", "ssim", "bicubic_ssim", "coverage": {"0.5": share, ...}}``, with the range
+        of the sharp planes as the peak of PSNR and SSIM; empty if the plane is too small.
+    """
+    sections, processor, network = restorer.sections, restorer.processor, restorer.network
+    count = sections.num_sections(crop.shape[2])
+    if count < 4:
+        return {}
+    chosen = np.unique(np.linspace(0, len(crop) - 1, min(FRAMES, len(crop))).round().astype(int))
+    sharp = crop[chosen].transpose(2, 0, 1)[: sections.num_planes(count)]  # x, section, y
+    truth = restorer.statistics.normalise(sharp)
+    degraded = sections.degrade(truth)
+    positions = sections.plane_positions(len(truth))
+    made, scales = [], []
+    with torch.inference_mode():
+        for frame in range(truth.shape[1]):
+            clip = torch.from_numpy(degraded[:, frame].copy())[None, None].to(restorer.device)
+            out = network(clip, sections.factor, positions=positions, thickness=sections.thickness)
+            made.append(out.reconstruction[0, 0].float().cpu().numpy())
+            scales.append(math.sqrt(2) * out.scale[0, 0].float().cpu().numpy())
+    matrix = interpolation_matrix(positions, len(degraded), "cubic").astype(np.float32)
+    cubic = np.tensordot(matrix, degraded, axes=1).transpose(1, 0, 2)
+    target, restored = truth.transpose(1, 0, 2), np.stack(made)
+    error = restored - target
+    span = float(np.ptp(target))
+    figures = {
+        "gain_over_bicubic_db": decibel(np.square(cubic - target).mean(), np.square(error).mean()),
+        "psnr_db": decibel(span**2, float(np.square(error).mean())),
+        "coverage": coverage(error, np.stack(scales), [processor.interval(p, sections) for p in PROBABILITIES]),
+    }
+    if min(target.shape[1:]) > 2 * SSIM_REACH:
+        figures["ssim"] = round(plane_ssim(target, restored, span), 4)
+        figures["bicubic_ssim"] = round(plane_ssim(target, cubic, span), 4)
+    return figures
+
+
+def coverage(error: np.ndarray, deviation: np.ndarray, multiples: Sequence[float]) -> dict[str, float]:
+    """Which share of errors lies within so many stated standard deviations, by the probability that it is meant for."""
+    pairs = zip(PROBABILITIES, multiples, strict=True)
+    return {f"{p:g}": round(float((np.abs(error) <= multiple * deviation).mean()), 4) for p, multiple in pairs}
+
+
+def calibrated_on_masked(processor: EMformerProcessor) -> bool:
+    """Whether the weights' intervals of masked voxels were measured, rather than taken from those of the others."""
+    quantiles = processor.error_quantiles
+    return any(quantiles[f"masked_{name}"] != quantiles[name] for name in ("full_thickness", "single_plane"))
+
+
+def decibel(larger: float, smaller: float) -> float:
+    """10 log10 of a ratio; 99 where there is no error at all."""
+    return round(min(99.0, 10 * math.log10(max(larger, 1e-12) / max(smaller, 1e-12))), 3)
+
+
+def _blocks(errors: np.ndarray) -> np.ndarray:
+    rows, columns = (side // MAP_BLOCK for side in errors.shape)
+    cut = errors[: rows * MAP_BLOCK, : columns * MAP_BLOCK]
+    return cut.reshape(rows, MAP_BLOCK, columns, MAP_BLOCK).mean(axis=(1, 3))

@@ -1,0 +1,172 @@
+"""What a reconstruction is worth on a user's own stack, without a ground truth: ``audit_stack``.
+
+What is known of a stack is held back and compared with what the network makes of the rest: whole sections, and every so
+many columns of its sharp plane. What cannot be held back is asked to agree with itself.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from emformer_hub.audit.agreement import alignment, halves_agree, isotropy, seams
+from emformer_hub.audit.held_back import in_plane, left_out, plan_of
+from emformer_hub.audit.verdicts import Verdict, judge
+from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import Region, SectionModel, VoxelSize
+from emformer_hub.interpolation import interpolate
+from emformer_hub.measurement.consistency import consistency_residual
+from emformer_hub.model_folder import fingerprint
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.volumes import StoredArray
+from emformer_hub.volumes.checks import check_region, check_volume
+
+SECTIONS, SIDE, CORE = 64, 512, 256
+"""Sections are held back in the middle of a stack, of at most so many sections and so many rows and columns; all else
+is looked at in the middle of that, of so many rows and columns. It takes some minutes on two cores."""
+LEAST_SECTIONS, LEAST_SIDE = 6, 64
+ENSEMBLE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What :func:`audit_stack` found.
+
+    Attributes:
+        facts: what was audited, and how; fit for JSON.
+        figures: what was measured, by item; fit for JSON.
+        verdicts: one an item.
+        pictures: what the report draws: arrays by name.
+    """
+
+    facts: dict[str, Any]
+    figures: dict[str, Any]
+    verdicts: list[Verdict]
+    pictures: dict[str, np.ndarray] = field(repr=False)
+
+    def report(self) -> dict[str, Any]:
+        """All but the pictures, fit for JSON."""
+        return {"verdicts": [vars(verdict) for verdict in self.verdicts], "figures": self.figures, "facts": self.facts}
+
+
+def audit_stack(
+    stack: np.ndarray | StoredArray,
+    sections: SectionModel,
+    voxel_size: VoxelSize,
+    *,
+    model: str = "emformer-small",
+    region: Region | None = None,
+    name: str = "the stack",
+    device: str | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Audit:
+    """Measure what can be measured of a reconstruction on the stack itself.
+
+    Args:
+        stack: ``(sections, y, x)``; its middle is audited: at most 64 sections of 512 x 512 voxels, and of 256 x 256
+            for all but the sections that are held back.
+        sections: how it samples tissue.
+        voxel_size: of the stack, nm.
+        model: by name.
+        region: audit the middle of this part instead.
+        name: of the stack, for messages and the report.
+        device: what computes.
+        progress: told what is being looked at.
+
+    Raises:
+        InputError: fewer than 6 sections or 64 voxels a side, no contrast, values that are not finite, nothing between
+            sections (factor 1), or an argument is unusable.
+    """
+    begin = time.time()
+    seconds: dict[str, float] = {}
+    z, y, x = region or tuple(slice(0, length) for length in stack.shape)
+    check_region((z, y, x), stack.shape, name)
+    box = _middle((z, y, x), SIDE)
+    wide = np.asarray(stack[box])
+    check_auditable(wide.shape, sections, name)
+    check_volume(wide, name)
+    core = _middle(box, CORE)
+    crop = wide[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, box, strict=True))]
+    check_volume(crop, f"the middle of {name}")
+    network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
+    where = choose_device(device)
+    restorer = Restorer(network, processor, sections, processor.measure(stack), ENSEMBLE, where)
+    grey = restorer.statistics.std
+    figures: dict[str, Any] = {}
+    pictures: dict[str, np.ndarray] = {}
+
+    def look(what: str, function: Callable[[], Any]) -> Any:
+        progress(what)
+        start = time.time()
+        result = function()
+        seconds[what] = round(time.time() - start, 2)
+        return result
+
+    figures["alignment"] = look("alignment", lambda: alignment(wide))
+    figures["left_out"], pictures["left_out_map"] = look("sections left out", lambda: left_out(restorer, wide))
+    figures["in_plane"] = look("sharp plane", lambda: in_plane(crop, restorer))
+    volume, uncertainty = look("reconstruction", lambda: restorer.restore_all(crop, plan_of(crop.shape, restorer)))
+    size = voxel_size.with_z(voxel_size.z / sections.factor)
+    figures["isotropy"] = look("spectra", lambda: isotropy(volume, size, voxel_size.z))
+    figures["halves"] = look("halves", lambda: halves_agree(restorer, crop, voxel_size))
+    residual = look("agreement", lambda: consistency_residual(volume, crop, sections))
+    figures["consistency"] = {"rms": residual.rms, "relative_rms": residual.rms / grey, "maximum": residual.maximum}
+    figures["seams"] = look("seams", lambda: seams(restorer, crop))
+    pictures |= {
+        "input": crop,
+        "interpolation": interpolate(crop, sections, "cubic"),
+        "reconstruction": volume,
+        "uncertainty": uncertainty,
+    }
+    facts = {
+        "stack": name,
+        "shape_zyx": list(stack.shape),
+        "left_out_region": [[part.start, part.stop] for part in box],
+        "region": [[part.start, part.stop] for part in core],
+        "voxel_size_nm": list(voxel_size.zyx),
+        "plane_size_nm": list(size.zyx),
+        "factor": sections.factor,
+        "thickness": sections.thickness,
+        "model": model,
+        "ensemble": ENSEMBLE,
+        "device": str(where),
+        "precision": str(choose_precision("auto", where)).removeprefix("torch."),
+        "weights_sha256": fingerprint(network),
+        "version": importlib.metadata.version("emformer-hub"),
+        "grey_levels_std": grey,
+        "seconds": seconds | {"all": round(time.time() - begin, 2)},
+    }
+    return Audit(facts, figures, judge(figures, crop), pictures)
+
+
+def _middle(region: Region, side: int) -> Region:
+    z, y, x = (
+        slice(
+            part.start + (part.stop - part.start - min(part.stop - part.start, most)) // 2,
+            part.start + (part.stop - part.start + min(part.stop - part.start, most)) // 2,
+        )
+        for part, most in zip(region, (SECTIONS, side, side), strict=True)
+    )
+    return (z, y, x)
+
+
+def check_auditable(shape: tuple[int, ...], sections: SectionModel, name: str) -> None:
+    """Raise ``InputError`` unless a stack, or a part of one, of this shape and sampling can be audited."""
+    if len(shape) != 3 or shape[0] < LEAST_SECTIONS or min(shape[1:]) < LEAST_SIDE:
+        raise InputError(
+            f"{name} has shape {shape} (sections, y, x); an audit needs at least {LEAST_SECTIONS} sections of "
+            f"{LEAST_SIDE} x {LEAST_SIDE} voxels. Give the whole stack, or a larger part of it; is z the first axis?"
+        )
+    if sections.factor == 1:
+        raise InputError(
+            f"{name} has sections as far apart as the planes that are asked for (factor 1), so there is nothing to "
+            f"restore between them. Is its voxel size right?"
+        )

@@ -78,12 +78,13 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
     )
 
 
-def distinct_peak(correlation: np.ndarray) -> tuple[float, float]:
-    """The shift ``(y, x)`` at which a map of all of them ``(y, x)`` peaks; NaN if it peaks as well elsewhere."""
+def distinct_peak(correlation: np.ndarray, width: float = 2 * COARSEST) -> tuple[float, float]:
+    """The shift ``(y, x)`` at which a map of all of them ``(y, x)`` peaks; NaN if it peaks as well elsewhere, that is,
+    by more than so many voxels off."""
     peak = np.unravel_index(int(correlation.argmax()), correlation.shape)
     shifts_y, shifts_x = (np.fft.fftfreq(side, 1 / side) for side in correlation.shape)
     around = np.roll(correlation, (-peak[0], -peak[1]), axis=(0, 1))
-    elsewhere = around[np.hypot(shifts_y[:, None], shifts_x) > 2 * COARSEST]
+    elsewhere = around[np.hypot(shifts_y[:, None], shifts_x) > width]
     if not elsewhere.size or not around[0, 0] > DISTINCT * elsewhere.max():
         return np.nan, np.nan
     return float(shifts_y[peak[0]]), float(shifts_x[peak[1]])

@@ -44,7 +44,7 @@ FLOORS = {
     "unlike": 0.2,
 }
 """The least standard deviation of each measure: spreads, natural logarithms of spread, power and difference, voxels,
-natural logarithm of correlation. Less than that, times the limit, is no defect even in a stack without any variation."""
+natural logarithm of correlation. Less than that, times the limit, is no defect even in a stack that does not vary."""
 LIMITS = {
     "brightness": 4.0,
     "contrast": 4.0,
@@ -52,7 +52,7 @@ LIMITS = {
     "duplicate": 5.0,
     "shift": 2.8,
     "unlike": 3.0,
-    "damage": 3.1,
+    "damage": 3.5,
 }
 """Scores from which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
 FLAGS = {
@@ -66,9 +66,12 @@ FLAGS = {
 }
 BEYOND_USE = 1.4
 """Natural logarithm: blur that leaves less than a quarter of the power of fine detail is beyond use."""
-TORN = 2.0
-"""Voxels: parts of a section that are displaced against each other by more than they scatter are damaged already where
-the departure between them reaches half the limit."""
+LAST = 5.0
+"""The limit of damage of sections with one neighbour, where departures are less well known."""
+FAR_APART = 2
+"""How many times as coarse a band tells shifts of sections that have too little in common in the usual one."""
+TORN, FOR_TORN = 1.3, 0.7
+"""Voxels by which parts of a section may be displaced against each other, and what each more adds to its damage."""
 HIGHEST = 99.0
 LEAST = 0.1
 """Departure below which differences do not matter: it is added before a logarithm is taken."""
@@ -144,11 +147,13 @@ class Inspection:
             from scipy import ndimage
 
             kind, maps = self._sight.departures(z)
+            centre, width = self._usual[kind]
+            least = min(LIMITS["damage"], float(((_peaks(maps) - centre) / width).max()))  # less if it is torn, too
             for scale, found, usual in zip(SCALES, maps, self._usual[kind].T, strict=True):
                 for sign in (0, 1):
-                    limit = np.exp(usual[sign, 0] + damage_limit(self.sections[z].scores) * usual[sign, 1]) - LEAST
+                    limit = np.exp(usual[sign, 0] + least * usual[sign, 1]) - LEAST
                     labels, _ = ndimage.label(found[sign] > 0.5 * limit)
-                    reached = np.unique(labels[found[sign] > limit])
+                    reached = np.unique(labels[found[sign] >= 0.999 * limit])
                     marked = np.isin(labels, reached[reached > 0])
                     marked = ndimage.binary_dilation(marked, iterations=round(scale.reach / scale.shrink))
                     _enlarge_into(mask, marked, scale.shrink * self._sight.shrink)
@@ -216,8 +221,9 @@ def inspect_stack(
     for z, (kind, peak) in found.items():
         if len(peaks[kind]) >= 3:
             centre, width = usual[kind]
-            scores[z]["damage"] = _score(float(((peak - centre) / width).max()))
-            if scores[z]["damage"] >= damage_limit(scores[z]):
+            torn = FOR_TORN * max(0.0, scores[z].get("torn", 0.0) - TORN)
+            scores[z]["damage"] = _score(float(((peak - centre) / width).max()) + torn)
+            if scores[z]["damage"] >= (LIMITS["damage"] if kind == "between" else LAST):
                 flags[z].append("damaged")
     sections = [
         SectionQuality(
@@ -337,7 +343,12 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
             looks[number].difference = measures.difference(previous, standard)
         if len(window) == 3:
             (_, before, before_spectrum), (inner, here, spectrum), (_, after, after_spectrum) = window
-            looks[inner].against = measures.displacement(spectrum, before_spectrum, after_spectrum)
+            against = measures.displacement(spectrum, before_spectrum, after_spectrum)
+            if not np.isfinite(against.shift_yx).all():
+                coarse = [measures.band_passed(part, FAR_APART) for part in (here, before, after)]
+                shift = measures.displacement(*coarse, coarser=FAR_APART).shift_yx
+                against = measures.Displacement(shift, against.likeness)
+            looks[inner].against = against
             looks[inner].between = measures.difference(here, (before + after) / 2)
     return looks
 
@@ -368,7 +379,8 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
     between = np.array([np.nan if look.between is None else look.between for look in some])
     copied = -_departure(np.log(np.maximum(between, 1e-6)))
     unlike = -_departure(np.log(np.maximum(likeness, 1e-3)))
-    length_width = max(FLOORS["shift"], 1.4826 * float(np.nanmedian(length))) if np.isfinite(length).any() else 1.0
+    if np.isfinite(length).any():  # tissue moves from section to section: what is usual is no shift
+        length = (length - np.nanmedian(length)) / _width(length - np.nanmedian(length), FLOORS["shift"])
     twin = np.zeros(len(some))
     for i, score in enumerate(ratio / _width(ratio, FLOORS["duplicate"])):
         if np.isfinite(score):
@@ -384,11 +396,12 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
         lost_detail[z] = round(float(1 - np.exp(min(0.0, np.nanmin(drops[:, i])))), 3)
         copy = copied[i] / _width(copied, FLOORS["duplicate"])
         scores[z]["duplicate"] = _score(max(twin[i], copy if np.isfinite(copy) else 0))
-        # a distinct peak is where both neighbours agree; of adjacent sections the one that is farther off is at fault
-        near = length[max(0, i - 1) : i + 2]
+        # at fault is the section that both neighbours agree on; they themselves agree with one section of two
+        near = slice(max(0, i - 1), i + 2)
         if np.isfinite(length[i]):
-            scores[z]["shift"] = _score(length[i] / length_width) if length[i] == np.nanmax(near) else 0.0
-        elif np.isfinite(unlike[i]) and not (near / length_width >= LIMITS["shift"]).any():
+            at_fault = length[i] * likeness[i] == np.nanmax(length[near] * likeness[near])
+            scores[z]["shift"] = _score(length[i]) if at_fault else 0.0
+        elif np.isfinite(unlike[i]) and not (length[near] >= LIMITS["shift"]).any():
             scores[z]["unlike"] = _score(unlike[i] / _width(unlike, FLOORS["unlike"]))
         flags[z] += [FLAGS[name] for name in FLAGS if scores[z].get(name, 0) >= LIMITS[name]]
     return scores, lost_detail, flags
@@ -413,11 +426,6 @@ def _width(departures: np.ndarray, floor: float) -> float:
 
 def _score(value: float) -> float:
     return float(np.clip(value, 0, HIGHEST)) if np.isfinite(value) else 0.0
-
-
-def damage_limit(scores: dict[str, float]) -> float:
-    """Score of ``damage`` from which a section with these scores is damaged."""
-    return LIMITS["damage"] / 2 if scores.get("torn", 0) >= TORN else LIMITS["damage"]
 
 
 def _peaks(maps: list[np.ndarray]) -> np.ndarray:

@@ -4,9 +4,9 @@ A section is ``(y, x)``. Most functions take it standardised: median 0 and sprea
 out of the way and a difference of 1 is one usual departure from the median.
 
 Local damage is what lies outside the range of both neighbours. Tissue moves from section to section, so the range at a
-place is that of its surroundings, and it is looked at on several scales: a thin crack is extreme in itself, or stands out
-from what is around it, a fold or a charged area only on average. Paths add up what a line has in common along its way,
-however it bends. A fold takes tissue away, so that what is on its far side is displaced.
+place is that of its surroundings, and it is looked at on several scales: a thin crack is extreme in itself, or stands
+out from what is around it, a fold or a charged area only on average. Paths add up what a line has in common along its
+way, however it bends. A fold takes tissue away, so that what is on its far side is displaced.
 """
 
 from __future__ import annotations
@@ -84,26 +84,27 @@ class Displacement:
     likeness: float
 
 
-def band_passed(standard: np.ndarray) -> np.ndarray:
-    """Spectrum of the middle of a section, at most 512 x 512 voxels: what is as large as membranes; of norm 1."""
+def band_passed(standard: np.ndarray, coarser: float = 1) -> np.ndarray:
+    """Spectrum of the middle of a section, at most 512 x 512 voxels: what is as large as membranes, or so many times as
+    large; of norm 1."""
     rows, columns = (min(side, MAX_SIDE) for side in standard.shape)
     y, x = ((side - part) // 2 for side, part in zip(standard.shape, (rows, columns), strict=True))
     middle = standard[y : y + rows, x : x + columns].clip(-4, 4)
     taper = np.outer(np.hanning(rows), np.hanning(columns)).astype(np.float32)
     frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns))
-    fine, coarse = (np.exp(-2 * (np.pi * sigma * frequency) ** 2) for sigma in (FINEST, COARSEST))
+    fine, coarse = (np.exp(-2 * (np.pi * sigma * frequency) ** 2) for sigma in (coarser * FINEST, coarser * COARSEST))
     spectrum = np.fft.fft2((middle - middle.mean()) * taper) * (fine - coarse).astype(np.float32)
     norm = float(np.linalg.norm(spectrum))
     return (spectrum / norm if norm > 0 else spectrum).astype(np.complex64)
 
 
-def displacement(spectrum: np.ndarray, *others: np.ndarray) -> Displacement:
+def displacement(spectrum: np.ndarray, *others: np.ndarray, coarser: float = 1) -> Displacement:
     """Of a section against others, all given by :func:`band_passed`: where it agrees best with all of them together."""
     summed = np.zeros(spectrum.shape, np.float64)
     for other in others:
         summed += np.fft.ifft2(other.conj() * spectrum).real
     likeness = float(summed.max()) * summed.size / len(others)
-    return Displacement(distinct_peak(summed), likeness)
+    return Displacement(distinct_peak(summed, 2 * coarser * COARSEST), likeness)
 
 
 @dataclass(frozen=True)
@@ -199,10 +200,8 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
     places, moved = [], []
     for y in starts[0]:
         for x in starts[1]:
-            here, *others = (
-                band_passed(part[y : y + SQUARE, x : x + SQUARE]) for part in (standard, before, after)
-            )
-            summed = sum(np.fft.ifft2(other.conj() * here).real for other in others)
+            here, *others = (band_passed(part[y : y + SQUARE, x : x + SQUARE]) for part in (standard, before, after))
+            summed = np.sum([np.fft.ifft2(other.conj() * here).real for other in others], axis=0)
             peak = np.unravel_index(int(summed.argmax()), summed.shape)
             if summed[peak] * summed.size / 2 >= ALIKE:
                 places.append((y, x))

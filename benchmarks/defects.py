@@ -31,8 +31,8 @@ STACKS = {
 """The limits of the inspection were chosen on ``train``; no stack of ``eval`` was looked at for it."""
 SIDE, DEPTH = 384, 40
 KNOWN_BAD = {("eval", "sstem_cremi"): {3, 16}, ("eval", "fibsem_epfl_every8th"): {4}}
-"""Sections that are bad as they were measured, to the eye: one is the mean of its neighbours, one is spoilt, one is out of
-focus (its mean gradient is 15 % less than that of its neighbours). They are no false alarms."""
+"""Sections that are bad as they were measured, to the eye: one is the mean of its neighbours, one is spoilt, one is out
+of focus (its mean gradient is 15 % less than that of its neighbours). They are no false alarms."""
 
 COLUMNS: Columns = {
     "stack": lambda row: row["stack"],

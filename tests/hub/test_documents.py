@@ -102,3 +102,19 @@ def test_a_page_names_only_files_that_travel_with_it(name: str) -> None:
     folder = registry()[name].folder
     linked = re.findall(r"\]\((?!https?:|#|\.\./)([^)#]+)\)", (folder / "README.md").read_text())
     assert linked and set(linked) <= set(contents(folder))
+
+
+def anchors(document: Path) -> set[str]:
+    """What headings can be linked to as: lower case, without punctuation, hyphens for blanks."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "benchmarks" / "scale.md"], ids=title)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if not re.match(r"\w+:", target):
+            file, _, anchor = target.partition("#")
+            there = document.parent / file if file else document
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from emformer_hub import InputError, VoxelSize, inspect_stack
 from emformer_hub.cli import main
 from emformer_hub.measurement.quality import Inspection
+from emformer_hub.measurement.section_measures import displaced_parts, standardise
 from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
 
@@ -60,6 +61,26 @@ def test_what_is_to_be_replaced_whole(tissue: np.ndarray) -> None:
     assert inspect_stack(spoil(tissue, "black")).flagged == [SPOILT]
     assert inspect_stack(spoil(tissue, "duplicate")).flagged == [SPOILT]
     assert inspect_stack(spoil(tissue, "brightness")).flagged == []
+
+
+@pytest.mark.parametrize("by", [0, 9])
+def test_parts_that_are_displaced_are_told_from_a_shift_of_the_whole(by: int) -> None:
+    before, here, after = (standardise(section) for section in neuropil((16, 192, 224), seed=5)[:9:4])
+    torn = here.copy()
+    torn[:, 100:] = np.roll(here, by, axis=1)[:, 100:]
+    assert displaced_parts(torn, before, after) == pytest.approx(by, abs=1.5)
+    assert displaced_parts(np.roll(here, (by, by), axis=(0, 1)), before, after) == pytest.approx(0, abs=1.5)
+
+
+def test_a_fold_too_faint_to_be_seen_is_known_by_what_it_pulled_away() -> None:
+    stack = neuropil((52, 192, 224), seed=5)[::4].copy()
+    section = stack[SPOILT].copy()
+    stack[SPOILT, :, :-12] = np.delete(section, slice(100, 112), axis=1)  # twelve columns lie under the fold
+    stack[SPOILT, :, 96:104] = stack[SPOILT, :, 96:104] * 0.9
+    inspection = inspect_stack(stack)
+    assert "damaged" in inspection.sections[SPOILT].flags
+    assert inspection.sections[SPOILT].scores["torn"] == pytest.approx(12, abs=2)
+    assert inspection.damage_mask(SPOILT).any()
 
 
 def test_a_section_of_another_place_is_unlike_its_neighbours() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from emformer_hub.errors import InputError
 from emformer_hub.interpolation import interpolation_matrix
 from emformer_hub.measurement import plane_ssim
 from emformer_hub.measurement.fidelity import SSIM_REACH
@@ -29,27 +30,39 @@ MAP_BLOCK = 16
 """Voxels a side of the blocks of the error map."""
 
 
-def passes(depth: int) -> list[np.ndarray]:
-    """The numbers of sections that are held back, pass by pass: at most 12, evenly spread, never the first or last."""
-    inner = np.arange(1, depth - 1)
+def passes(depth: int, unfit: Sequence[int] = ()) -> list[np.ndarray]:
+    """The numbers of sections that are held back, pass by pass: at most 12, evenly spread, never the first or last, nor
+    one that is unfit or beside one that is.
+
+    Raises:
+        InputError: there are no three sound sections in succession.
+    """
+    inner = np.array([z for z in range(1, depth - 1) if not {z - 1, z, z + 1}.intersection(unfit)], int)
+    if not len(inner):
+        raise InputError(
+            f"{len(unfit)} of {depth} sections are missing, copied, out of focus or of another place, and no three "
+            f"others are in succession; an audit holds sections back and needs some. Replace them, or choose another "
+            f"part with --roi; `emformer-hub inspect` shows them."
+        )
     chosen = inner[np.unique(np.linspace(0, len(inner) - 1, min(LEFT_OUT, len(inner))).round().astype(int))]
-    closest = int(np.diff(chosen).min())
+    closest = int(np.diff(chosen).min(initial=APART))
     turns = math.ceil(APART / closest)
     return [chosen[turn::turns] for turn in range(turns)]
 
 
-def left_out(restorer: Restorer, stack: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+def left_out(restorer: Restorer, stack: np.ndarray, unfit: Sequence[int] = ()) -> tuple[dict[str, Any], np.ndarray]:
     """Errors of sections that are held back, beside interpolation between their neighbours, and of their intervals.
 
     Args:
         restorer: of the stack.
         stack: ``(sections, y, x)``.
+        unfit: numbers of sections that do not show what was there.
 
     Returns:
         What :func:`left_out_errors` returns, with ``"coverage": {"0.5": share, ...}``, or ``None`` for weights that
         were not calibrated on masked voxels.
     """
-    groups = passes(len(stack))
+    groups = passes(len(stack), unfit)
     made = [predict_sections(restorer, stack, hidden) for hidden in groups]
     hidden = np.concatenate(groups)
     order = np.argsort(hidden)

@@ -22,6 +22,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import Region, SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement.consistency import consistency_residual
+from emformer_hub.measurement.quality import inspect_stack
 from emformer_hub.model_folder import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -111,7 +112,15 @@ def audit_stack(
         return result
 
     figures["alignment"] = look("alignment", lambda: alignment(wide))
-    figures["left_out"], pictures["left_out_map"] = look("sections left out", lambda: left_out(restorer, wide))
+    inspection = look("quality of sections", lambda: inspect_stack(crop))
+    first = core[0].start
+    figures["quality"] = {
+        "sections": len(crop),
+        "flagged": {str(first + one.section): list(one.flags) for one in inspection.sections if one.flags},
+    }
+    figures["left_out"], pictures["left_out_map"] = look(
+        "sections left out", lambda: left_out(restorer, wide, inspection.flagged)
+    )
     figures["in_plane"] = look("sharp plane", lambda: in_plane(crop, restorer))
     volume, uncertainty = look("reconstruction", lambda: restorer.restore_all(crop, plan_of(crop.shape, restorer)))
     size = voxel_size.with_z(voxel_size.z / sections.factor)

@@ -11,6 +11,8 @@ import numpy as np
 from emformer_hub.measurement.alignment import LARGE_SHIFT, MANY
 
 VERDICTS = ("good", "take care", "do not use")
+FLAGGED = 0.25
+"""Share of flagged sections up to which a stack may be used with care."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,19 @@ def judge(figures: dict[str, Any], crop: np.ndarray) -> list[Verdict]:
                 else "Sections are shifted against each other: align the stack first.",
             )
         )
+    flagged, depth = figures["quality"]["flagged"], figures["quality"]["sections"]
+    verdicts.append(
+        Verdict(
+            "quality of sections",
+            _grade(-len(flagged) / depth, 0.0, -FLAGGED),
+            f"{len(flagged)} of {depth} flagged" + "".join(f"; {z} {', '.join(what)}" for z, what in flagged.items()),
+            f"good if none is, take care to {FLAGGED:.0%}",
+            "No section is missing, copied, blurred, damaged, shifted, or of another brightness or contrast."
+            if not flagged
+            else "Some sections are not what their neighbours are: look at them with `emformer-hub inspect`, and "
+            "replace what is unfit with --repair.",
+        )
+    )
     saturated = float(((crop == crop.min()) | (crop == crop.max())).mean())
     values = len(np.unique(crop[:: max(1, len(crop) // 8)]))
     verdicts.append(

@@ -108,8 +108,8 @@ def reconstruct(
     Args:
         volume: ``(sections, y, x)``, 8-bit, 16-bit or float; may be memory-mapped. At least 4 sections.
         factor: section spacing over output plane spacing, any real number from 1 to 16.
-        model: a bundled name, a folder, a Hub id, or a loaded model, which moves to the device and
-            is used with the default processor.
+        model: a bundled name, a folder, a Hub id, or a loaded model, which moves to the device and is used with the
+            processor that it was loaded beside, or the default one if it was not loaded.
         thickness: imaged share of the section spacing, in (0, 1]: 1 for physical sections (ssTEM), 1/factor for block
             faces (FIB-SEM, SBF-SEM).
         offset: where the imaged part begins within a section's slab, in output planes; default: centred.
@@ -141,7 +141,7 @@ def reconstruct(
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
     if isinstance(model, EMformerModel):
-        network, processor = model, EMformerProcessor()
+        network, processor = model, _processor_beside(model)
     else:
         network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
     z, y, x = volume.shape
@@ -171,6 +171,17 @@ def reconstruct(
     with bar:
         result = restorer.restore_all(volume, plan, mask, told)
     return Reconstruction(*result, sections, processor, mask)
+
+
+def _processor_beside(model: EMformerModel) -> EMformerProcessor:
+    """Of what the weights were loaded from; the default one if they were not, or if that is gone."""
+    if not model.name_or_path:
+        return EMformerProcessor()
+    try:
+        return EMformerProcessor.from_pretrained(model.name_or_path, revision=model.hub_revision)
+    except InputError as error:
+        log.warning("intervals are those of the default processor: %s", error)
+        return EMformerProcessor()
 
 
 @dataclass

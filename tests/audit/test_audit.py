@@ -51,12 +51,22 @@ def test_all_items_are_judged_and_fit_for_json(found: Audit) -> None:
         "halves of the data",
         "agreement with the sections",
         "seams",
+        "quality of sections",
         "grey levels",
     ]
     assert all(verdict.verdict in VERDICTS and verdict.reason.endswith(".") for verdict in found.verdicts)
     assert found.facts["region"] == [[0, 12], [0, 72], [0, 80]] and len(found.facts["weights_sha256"]) == 64
     shapes = {name: picture.shape for name, picture in found.pictures.items()}
     assert shapes["reconstruction"] == shapes["interpolation"] == shapes["uncertainty"] == (48, 72, 80)
+
+
+def test_a_lost_section_is_named_and_spoils_no_figure(stack: np.ndarray, found: Audit) -> None:
+    spoilt = stack.copy()
+    spoilt[6] = 0
+    audit = audit_stack(spoilt, SECTIONS, SIZE, model="emformer-tiny", device="cpu")
+    assert audit.figures["quality"]["flagged"]["6"] == ["missing"]
+    assert not {5, 6, 7} & set(audit.figures["left_out"]["section"])
+    assert max(audit.figures["left_out"]["linear"]) < 1.5 * max(found.figures["left_out"]["linear"])
 
 
 def test_the_page_needs_nothing_else_and_says_what_the_json_says(found: Audit, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from _stubs import stub
 
 from emformer_hub.audit.held_back import APART, coverage, in_plane, left_out, left_out_errors, passes, predict_sections
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolation_matrix
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -31,6 +32,14 @@ def test_sections_held_back_at_once_are_apart_and_none_is_at_an_end(depth: int) 
     assert len(set(hidden)) == len(hidden) == min(12, depth - 2)
     assert hidden.min() >= 1 and hidden.max() <= depth - 2
     assert all(np.diff(group).min(initial=APART) >= APART for group in groups)
+
+
+def test_unfit_sections_are_not_held_back_nor_predicted_from() -> None:
+    hidden = np.concatenate(passes(20, [3, 10]))
+    assert not set(hidden) & {2, 3, 4, 9, 10, 11} and len(hidden) == 12
+    assert np.concatenate(passes(6, [4])).tolist() == [1, 2]
+    with pytest.raises(InputError, match="3 of 6 sections are missing, copied"):
+        passes(6, [0, 2, 4])
 
 
 def test_errors_of_interpolation_are_those_of_polynomials() -> None:

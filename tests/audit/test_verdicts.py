@@ -23,6 +23,7 @@ FIGURES: dict[str, Any] = {
     },
     "consistency": {"rms": 1.0, "relative_rms": 0.05},
     "seams": {"rms": 0.1, "relative_rms": 0.01, "step": 1.0},
+    "quality": {"sections": 20, "flagged": {}},
     "alignment": {"reason": None, "pairs": 20, "told": 20, "shifted": 0, "largest_voxels": 3.0},
 }
 GREY = np.random.default_rng(0).integers(1, 255, (8, 64, 64)).astype(np.uint8)
@@ -40,7 +41,7 @@ def verdict(item: str, changes: dict[tuple[str, ...], Any], crop: np.ndarray = G
 
 def test_all_is_good_where_all_figures_are() -> None:
     verdicts = judge(FIGURES, GREY)
-    assert {one.verdict for one in verdicts} == {"good"} and len({one.item for one in verdicts}) == 9
+    assert {one.verdict for one in verdicts} == {"good"} and len({one.item for one in verdicts}) == 10
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,8 @@ def test_all_is_good_where_all_figures_are() -> None:
         (("left_out", "coverage", "0.8"), 0.85, "intervals", "good"),
         (("isotropy", "power_ratio"), [1.0, 0.4, 0.01, 0.01], "isotropy of spectra", "take care"),
         (("isotropy", "power_ratio"), [9.0, 1.0, 0.01, 0.01], "isotropy of spectra", "do not use"),
+        (("quality", "flagged"), {"7": ["damaged"]}, "quality of sections", "take care"),
+        (("quality", "flagged"), {str(z): ["missing"] for z in range(6)}, "quality of sections", "do not use"),
         (("halves", "resolution_nm", "z"), 127.0, "halves of the data", "good"),
         (("halves", "resolution_nm", "z"), 129.0, "halves of the data", "take care"),
         (("halves", "resolution_nm", "z"), 257.0, "halves of the data", "do not use"),
@@ -83,7 +86,7 @@ def test_intervals_of_weights_without_a_calibration_say_so() -> None:
 @pytest.mark.parametrize(("look", "item"), [("halves", "halves of the data"), ("alignment", "alignment of sections")])
 def test_what_was_not_looked_at_gets_no_verdict(look: str, item: str) -> None:
     items = {one.item for one in judge({**FIGURES, look: {"reason": "the stack is too small."}}, GREY)}
-    assert item not in items and len(items) == 8
+    assert item not in items and len(items) == 9
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.01, "good"), (0.1, "take care"), (0.3, "do not use")])

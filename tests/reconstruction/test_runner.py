@@ -193,6 +193,16 @@ def test_the_same_input_gives_the_same_output(tiny: EMformerModel, stack: np.nda
     np.testing.assert_array_equal(first.uncertainty, second.uncertainty)
 
 
+def test_a_loaded_model_states_the_intervals_that_its_name_does(stack: np.ndarray) -> None:
+    loaded = EMformerModel.from_pretrained("emformer-tiny")
+    named, given = (
+        reconstruct(stack, factor=4, model=model, progress=False).half_width(0.9) for model in ("emformer-tiny", loaded)
+    )
+    np.testing.assert_array_equal(named, given)
+    loaded.name_or_path = "a folder that was removed"
+    assert (reconstruct(stack, factor=4, model=loaded, progress=False).half_width(0.9) != named).any()
+
+
 def test_a_folder_is_as_good_as_a_loaded_model(tiny: EMformerModel, stack: np.ndarray, tmp_path: Path) -> None:
     tiny.save_pretrained(tmp_path)
     EMformerProcessor().save_pretrained(tmp_path)

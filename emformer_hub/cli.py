@@ -193,19 +193,16 @@ def reconstruct(
         next(sections_landing(Path(input_path), follow))
     volume, size = _read(input_path, voxel_size, read=open_volume)
     page = output.with_name(f"{output.name}.audit.html") if report else None
-    if page is not None:
-        from emformer_hub.audit import check_report
-
-        check_report(page, overwrite)
     if size.z < min(size.y, size.x):
         raise InputError(
             f"z is finer than y and x in the voxel size {size} of {input_path}; expected sections further apart than "
             f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
         )
     factor = size.factor_to(target_nm) if factor is None else factor
-    if report:
-        from emformer_hub.audit import check_auditable
+    if page is not None:
+        from emformer_hub.audit import check_auditable, check_report
 
+        check_report(page, overwrite)
         shape = tuple(part.stop - part.start for part in parse_region(roi)) if roi else volume.data.shape
         check_auditable(shape, SectionModel(factor, thickness), str(input_path))
     planes_size = size.with_z(size.z / SectionModel(factor, thickness).factor)

@@ -210,6 +210,7 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
 
 
 def _across_a_line(places: np.ndarray, moved: np.ndarray) -> float:
+    """What :func:`displaced_parts` says of squares at these places, ``(n, 2)``, moved so far, ``(n, 2)``, both y, x."""
     best = 0.0
     for angle in np.linspace(0, np.pi, DIRECTIONS, endpoint=False):
         normal = np.array([np.sin(angle), np.cos(angle)])

@@ -174,11 +174,11 @@ def reconstruct(
 
 
 def _processor_beside(model: EMformerModel) -> EMformerProcessor:
-    """Of what the weights were loaded from; the default one if they were not, or if that is gone."""
+    """Of what the weights were loaded from, on this machine; the default one if they were not, or if that is gone."""
     if not model.name_or_path:
         return EMformerProcessor()
     try:
-        return EMformerProcessor.from_pretrained(model.name_or_path, revision=model.hub_revision)
+        return EMformerProcessor.from_pretrained(model.name_or_path, revision=model.hub_revision, local_files_only=True)
     except InputError as error:
         log.warning("intervals are those of the default processor: %s", error)
         return EMformerProcessor()

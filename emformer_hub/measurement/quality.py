@@ -66,8 +66,8 @@ FLAGS = {
 }
 BEYOND_USE = 1.4
 """Natural logarithm: blur that leaves less than a quarter of the power of fine detail is beyond use."""
-LAST = 5.0
-"""The limit of damage of sections with one neighbour, where departures are less well known."""
+TRUST = {"between": 1.0, "beside": 0.7}
+"""What a departure counts; that of a section with one neighbour is less well known."""
 FAR_APART = 2
 """How many times as coarse a band tells shifts of sections that have too little in common in the usual one."""
 TORN, FOR_TORN = 1.3, 0.7
@@ -148,7 +148,8 @@ class Inspection:
 
             kind, maps = self._sight.departures(z)
             centre, width = self._usual[kind]
-            least = min(LIMITS["damage"], float(((_peaks(maps) - centre) / width).max()))  # less if it is torn, too
+            most = float(((_peaks(maps) - centre) / width).max())  # below the limit if it is torn, too
+            least = min(LIMITS["damage"] / TRUST[kind], most)
             for scale, found, usual in zip(SCALES, maps, self._usual[kind].T, strict=True):
                 for sign in (0, 1):
                     limit = np.exp(usual[sign, 0] + least * usual[sign, 1]) - LEAST
@@ -222,8 +223,8 @@ def inspect_stack(
         if len(peaks[kind]) >= 3:
             centre, width = usual[kind]
             torn = FOR_TORN * max(0.0, scores[z].get("torn", 0.0) - TORN)
-            scores[z]["damage"] = _score(float(((peak - centre) / width).max()) + torn)
-            if scores[z]["damage"] >= (LIMITS["damage"] if kind == "between" else LAST):
+            scores[z]["damage"] = _score(TRUST[kind] * float(((peak - centre) / width).max()) + torn)
+            if scores[z]["damage"] >= LIMITS["damage"]:
                 flags[z].append("damaged")
     sections = [
         SectionQuality(

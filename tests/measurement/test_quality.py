@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from emformer_hub import InputError, VoxelSize, inspect_stack
 from emformer_hub.cli import main
-from emformer_hub.measurement.quality import Inspection
+from emformer_hub.measurement.quality import LIMITS, Inspection
 from emformer_hub.measurement.section_measures import displaced_parts, standardise
 from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
@@ -81,6 +81,16 @@ def test_a_fold_too_faint_to_be_seen_is_known_by_what_it_pulled_away() -> None:
     assert "damaged" in inspection.sections[SPOILT].flags
     assert inspection.sections[SPOILT].scores["torn"] == pytest.approx(12, abs=2)
     assert inspection.damage_mask(SPOILT).any()
+
+
+@pytest.mark.parametrize("z", [0, SPOILT])
+def test_a_section_is_damaged_where_its_score_says_so(tissue: np.ndarray, z: int) -> None:
+    stack = tissue.copy()
+    stack[z] = plant(tissue, z, "charging", np.random.default_rng(1))
+    inspection = inspect_stack(stack)
+    for quality in inspection.sections:
+        assert ("damaged" in quality.flags) == (quality.scores["damage"] >= LIMITS["damage"])
+    assert "damaged" in inspection.sections[z].flags and inspection.damage_mask(z).any()
 
 
 def test_a_section_of_another_place_is_unlike_its_neighbours() -> None:

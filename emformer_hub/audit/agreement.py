@@ -13,7 +13,7 @@ import numpy as np
 from emformer_hub.audit.held_back import plan_of
 from emformer_hub.geometry import FACTOR_MAX, SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
-from emformer_hub.measurement.alignment import LARGE_SHIFT, section_shifts
+from emformer_hub.measurement.alignment import LARGE_SHIFT, section_shifts, told_lengths
 from emformer_hub.measurement.fsc import SHORTEST_SIDE, Direction, FSCCurve, fsc, resolution
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
@@ -62,7 +62,7 @@ def alignment(stack: np.ndarray) -> dict[str, Any]:
             "reason": f"shifts cannot be told in {rows} x {columns} voxels; it takes {LEAST_FIELD} x {LEAST_FIELD}."
         }
     shifts = section_shifts(stack)
-    told = np.hypot(*shifts[~np.isnan(shifts).any(axis=1)].T)
+    told = told_lengths(shifts)
     largest = round(float(told.max(initial=0)), 1)
     return {
         "reason": None,

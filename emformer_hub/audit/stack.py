@@ -26,7 +26,7 @@ from emformer_hub.measurement.quality import inspect_stack
 from emformer_hub.model_folder import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.reconstruction.runner import Restorer, within
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.checks import check_region, check_volume
 
@@ -95,7 +95,7 @@ def audit_stack(
     check_auditable(wide.shape, sections, name)
     check_volume(wide, name)
     core = _middle(box, CORE)
-    crop = wide[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(core, box, strict=True))]
+    crop = wide[within(core, box)]
     check_volume(crop, f"the middle of {name}")
     network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
     where = choose_device(device)

@@ -7,6 +7,8 @@ obliquely, so that shifts of a few voxels say nothing; and a drift that small bu
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from emformer_hub.volumes import StoredArray
@@ -43,10 +45,7 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
     pairs = np.unique(np.linspace(0, depth - 2, max(0, min(depth - 1, MAX_PAIRS))).round().astype(int))
     rows, columns = min(height, MAX_SIDE), min(width, MAX_SIDE)
     y, x = (height - rows) // 2, (width - columns) // 2
-    taper = np.outer(np.hanning(rows), np.hanning(columns)).astype(np.float32)
-    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns))  # cycles a voxel
-    fine, coarse = (np.exp(-2 * (np.pi * sigma * frequency) ** 2) for sigma in (FINEST, COARSEST))
-    band = (fine - coarse).astype(np.float32)
+    taper, band = taper_and_band(rows, columns)
     shifts = np.full((len(pairs), 2), np.nan)
     for pair, z in enumerate(pairs.tolist()):
         sections = volume[z : z + 2, y : y + rows, x : x + columns].astype(np.float32)
@@ -63,7 +62,7 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
     or in which no shift can be told for most of them.
     """
     shifts = section_shifts(volume)
-    told = np.hypot(*shifts[~np.isnan(shifts).any(axis=1)].T)
+    told = told_lengths(shifts)
     if 2 * len(told) < len(shifts):
         return (
             f"{len(shifts) - len(told)} of {len(shifts)} neighbouring sections have too little in common to tell "
@@ -76,6 +75,21 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
         f"{large} of {len(told)} neighbouring sections are shifted against each other by more than {LARGE_SHIFT:g} "
         f"voxels, at most by {told.max():.0f}; align the stack first."
     )
+
+
+@lru_cache(maxsize=4)
+def taper_and_band(rows: int, columns: int, coarser: float = 1) -> tuple[np.ndarray, np.ndarray]:
+    """What an image is multiplied by, and what its spectrum is, ``(y, x)``, float32: structures as large as membranes,
+    or so many times as large, remain."""
+    taper = np.outer(np.hanning(rows), np.hanning(columns)).astype(np.float32)
+    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns))  # cycles a voxel
+    fine, coarse = (np.exp(-2 * (np.pi * sigma * frequency) ** 2) for sigma in (coarser * FINEST, coarser * COARSEST))
+    return taper, (fine - coarse).astype(np.float32)
+
+
+def told_lengths(shifts: np.ndarray) -> np.ndarray:
+    """How long those of :func:`section_shifts` are that could be told, voxels."""
+    return np.hypot(*shifts[~np.isnan(shifts).any(axis=1)].T)
 
 
 def distinct_peak(correlation: np.ndarray, width: float = 2 * COARSEST) -> tuple[float, float]:

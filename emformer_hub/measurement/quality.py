@@ -147,8 +147,7 @@ class Inspection:
             from scipy import ndimage
 
             kind, maps = self._sight.departures(z)
-            centre, width = self._usual[kind]
-            most = float(((_peaks(maps) - centre) / width).max())  # below the limit if it is torn, too
+            most = _highest(_peaks(maps), self._usual[kind])  # below the limit if it is torn, too
             least = min(LIMITS["damage"] / TRUST[kind], most)
             for scale, found, usual in zip(SCALES, maps, self._usual[kind].T, strict=True):
                 for sign in (0, 1):
@@ -221,9 +220,8 @@ def inspect_stack(
     usual = {kind: _usual(values) for kind, values in peaks.items() if values}
     for z, (kind, peak) in found.items():
         if len(peaks[kind]) >= 3:
-            centre, width = usual[kind]
             torn = FOR_TORN * max(0.0, scores[z].get("torn", 0.0) - TORN)
-            scores[z]["damage"] = _score(TRUST[kind] * float(((peak - centre) / width).max()) + torn)
+            scores[z]["damage"] = _score(TRUST[kind] * _highest(peak, usual[kind]) + torn)
             if scores[z]["damage"] >= LIMITS["damage"]:
                 flags[z].append("damaged")
     sections = [
@@ -440,6 +438,12 @@ def _usual(peaks: list[np.ndarray]) -> np.ndarray:
     centre = np.median(values, axis=0)
     width = 1.4826 * np.median(np.abs(values - centre), axis=0)
     return np.stack([centre, np.maximum(width, [scale.floor for scale in SCALES])])
+
+
+def _highest(peaks: np.ndarray, usual: np.ndarray) -> float:
+    """The greatest departure of a section from what is usual, in robust standard deviations, over all looks."""
+    centre, width = usual
+    return float(((peaks - centre) / width).max())
 
 
 def _blank_rim(maps: np.ndarray, rows: float, columns: float) -> None:

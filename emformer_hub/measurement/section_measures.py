@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.measurement.alignment import COARSEST, FINEST, MAX_SIDE, distinct_peak
+from emformer_hub.measurement.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
 
 QUANTILES = (0.25, 0.75)
 NORMAL_IQR = 1.349
@@ -90,10 +90,8 @@ def band_passed(standard: np.ndarray, coarser: float = 1) -> np.ndarray:
     rows, columns = (min(side, MAX_SIDE) for side in standard.shape)
     y, x = ((side - part) // 2 for side, part in zip(standard.shape, (rows, columns), strict=True))
     middle = standard[y : y + rows, x : x + columns].clip(-4, 4)
-    taper = np.outer(np.hanning(rows), np.hanning(columns)).astype(np.float32)
-    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns))
-    fine, coarse = (np.exp(-2 * (np.pi * sigma * frequency) ** 2) for sigma in (coarser * FINEST, coarser * COARSEST))
-    spectrum = np.fft.fft2((middle - middle.mean()) * taper) * (fine - coarse).astype(np.float32)
+    taper, band = taper_and_band(rows, columns, coarser)
+    spectrum = np.fft.fft2((middle - middle.mean()) * taper) * band
     norm = float(np.linalg.norm(spectrum))
     return (spectrum / norm if norm > 0 else spectrum).astype(np.complex64)
 

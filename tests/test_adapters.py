@@ -112,7 +112,7 @@ def test_reconstruct_takes_an_adapter_as_a_model(tmp_path: Path) -> None:
     merge(folder).save_pretrained(tmp_path / "merged")
     EMformerProcessor().save_pretrained(tmp_path / "merged")
     stack = np.random.default_rng(0).integers(0, 256, (6, 32, 32), np.uint8)
-    options = {"factor": 2, "ensemble": 1, "device": "cpu", "progress": False}
+    options = {"factor": 2, "ensemble": 1, "device": "cpu", "precision": "float32", "progress": False}
     adapted, merged = (reconstruct(stack, model=str(path), **options) for path in (folder, tmp_path / "merged"))
     assert np.abs(adapted.volume.astype(int) - merged.volume).max() <= 1
 

@@ -1,4 +1,4 @@
-"""Adapters on pretrained weights, through PEFT: made, loaded, switched and merged."""
+"""Adapters on pretrained weights, through PEFT: made, loaded and switched."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora:
 
 
 def load_adapter(name: str | Path, **options: Any) -> PeftModel:
-    """Load the base that an adapter names, and the adapter on it.
+    """Load the base that an adapter names, and the adapter beside its weights.
+
+    To use one adapter, ``EMformerModel.from_pretrained`` is enough: it merges the two.
 
     More adapters of the same base go on with ``load_adapter(FOLDER, NAME)`` of what is returned, and
     ``set_adapter(NAME)`` switches between them.
@@ -52,11 +54,3 @@ def load_adapter(name: str | Path, **options: Any) -> PeftModel:
         InputError: there is no adapter, its base cannot be found, or does not fit.
     """
     return attach(model_folder(str(name), **options), EMformerModel.from_pretrained, name=str(name), **options)
-
-
-def merge(name: str | Path, **options: Any) -> EMformerModel:
-    """The model that an adapter makes of its base, as plain weights: the same results, and no PEFT needed.
-
-    Takes what :func:`load_adapter` takes.
-    """
-    return load_adapter(name, **options).merge_and_unload()

@@ -463,14 +463,14 @@ def merge(adapter: str, output: Path) -> None:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from emformer_hub.adapters import merge as bake
+    from emformer_hub.adapters import load_adapter
     from emformer_hub.processing_emformer import EMformerProcessor
     from emformer_hub.volumes.output import check_file, replacing
 
     disable_progress_bar()
     _check_different(Path(adapter), output)
     check_file(output, overwrite=False)
-    model = bake(adapter)
+    model = load_adapter(adapter).merge_and_unload()
     processor = EMformerProcessor.from_pretrained(adapter)
     with replacing(output) as partial:
         model.save_pretrained(partial)

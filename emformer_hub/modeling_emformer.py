@@ -363,7 +363,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
     ) -> Any:
         """Load weights by bundled name, folder or Hub id (in this order), offline wherever the files are local.
 
-        An adapter becomes its base, found by name and revision, with the adapter in place.
+        An adapter is merged into its base, which is found by name and revision: what is returned has plain weights.
+        :func:`~emformer_hub.adapters.load_adapter` keeps the two apart.
 
         Takes what :meth:`transformers.PreTrainedModel.from_pretrained` takes; a ``revision`` other than that of the
         bundled weights is fetched from the Hub. Weights are read from safetensors, in one file.
@@ -379,7 +380,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         folder = model_folder(name, **hub)
         if is_adapter(folder):
-            return attach(folder, cls.from_pretrained, name=name, **hub, **kwargs).get_base_model()
+            merged = attach(folder, cls.from_pretrained, name=name, **hub, **kwargs).merge_and_unload()
+            return _named(merged, name, folder)
         kwargs.setdefault("use_safetensors", True)
         try:
             with loading(name):
@@ -390,9 +392,7 @@ class EMformerPreTrainedModel(PreTrainedModel):
             if Path(name).is_dir():
                 raise
             raise InputError(str(error).replace(str(folder), name)) from error  # call it what the user calls it
-        model, info = loaded
-        model.name_or_path = model.config.name_or_path = name  # rather than a folder of the cache or the installation
-        model.hub_revision = commit_of(folder)
+        model, info = _named(loaded[0], name, folder), loaded[1]
         faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         for kind, keys in faults.items():
             if keys and not (kind == "mismatched_keys" and resize):
@@ -486,6 +486,13 @@ class EMformerModel(EMformerPreTrainedModel):
         weights = torch.tensor(matrix.tolist(), device=sections.device)
         with torch.autocast(sections.device.type, enabled=False):
             return torch.matmul(weights, sections)
+
+
+def _named(model: Any, name: str, folder: Path) -> Any:
+    """The model, knowing where it came from: what the user called it, rather than a folder of the cache."""
+    model.name_or_path = model.config.name_or_path = name
+    model.hub_revision = commit_of(folder)
+    return model
 
 
 AutoModel.register(EMformerConfig, EMformerModel, exist_ok=True)

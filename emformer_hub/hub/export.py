@@ -17,11 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emformer_hub.adapter_folder import is_adapter
-from emformer_hub.adapters import merge
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
-from emformer_hub.model_folder import model_folder
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
@@ -105,7 +102,7 @@ def export(
     if len(tile_zyx) != 3 or any(side < least for side, least in zip(tile_zyx, LEAST_TILE, strict=True)):
         raise InputError(f"tile_zyx is {tile_zyx}; expected sections, y and x of at least {LEAST_TILE}.")
     sections = SectionModel(factor, thickness)
-    network = merge(name) if is_adapter(model_folder(name)) else EMformerModel.from_pretrained(name)
+    network = EMformerModel.from_pretrained(name)
     network.set_attn_implementation("eager")
     planes = max(16, math.ceil(tile_zyx[0] * factor))
     example = sections.degrade(neuropil((planes, *tile_zyx[1:])))[: tile_zyx[0]].astype(np.float32)

@@ -381,7 +381,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
         folder = model_folder(name, **hub)
         if is_adapter(folder):
             merged = attach(folder, cls.from_pretrained, name=name, **hub, **kwargs).merge_and_unload()
-            return _named(merged, name, folder)
+            merged._note_origin(name, folder)
+            return merged
         kwargs.setdefault("use_safetensors", True)
         try:
             with loading(name):
@@ -392,7 +393,8 @@ class EMformerPreTrainedModel(PreTrainedModel):
             if Path(name).is_dir():
                 raise
             raise InputError(str(error).replace(str(folder), name)) from error  # call it what the user calls it
-        model, info = _named(loaded[0], name, folder), loaded[1]
+        model, info = loaded
+        model._note_origin(name, folder)
         faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         for kind, keys in faults.items():
             if keys and not (kind == "mismatched_keys" and resize):
@@ -402,6 +404,11 @@ class EMformerPreTrainedModel(PreTrainedModel):
                     f"by this version of emformer_hub?"
                 )
         return (model, info) if wants_info else model
+
+    def _note_origin(self, name: str, folder: Path) -> None:
+        """Remember what the user called the weights, rather than a folder of the cache or the installation."""
+        self.name_or_path = self.config.name_or_path = name
+        self.hub_revision = commit_of(folder)
 
 
 class EMformerModel(EMformerPreTrainedModel):
@@ -486,13 +493,6 @@ class EMformerModel(EMformerPreTrainedModel):
         weights = torch.tensor(matrix.tolist(), device=sections.device)
         with torch.autocast(sections.device.type, enabled=False):
             return torch.matmul(weights, sections)
-
-
-def _named(model: Any, name: str, folder: Path) -> Any:
-    """The model, knowing where it came from: what the user called it, rather than a folder of the cache."""
-    model.name_or_path = model.config.name_or_path = name
-    model.hub_revision = commit_of(folder)
-    return model
 
 
 AutoModel.register(EMformerConfig, EMformerModel, exist_ok=True)

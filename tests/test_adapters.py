@@ -129,6 +129,7 @@ def test_reconstruct_takes_an_adapter_as_a_model(tmp_path: Path) -> None:
 def test_a_base_in_a_folder_is_found_there(tmp_path: Path) -> None:
     EMformerModel.from_pretrained(BASE).save_pretrained(tmp_path / "base")
     folder, expected = write_adapter(tmp_path / "mine", base=str(tmp_path / "base"))
+    torch.testing.assert_close(output(load_adapter(folder)), expected, rtol=0, atol=0)
     torch.testing.assert_close(output(EMformerModel.from_pretrained(folder)), expected, rtol=0, atol=1e-5)
 
 

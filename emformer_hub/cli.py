@@ -189,9 +189,11 @@ def reconstruct(
         check_output(path, overwrite or resume)
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
-    if follow is not None:
-        next(sections_landing(Path(input_path), follow))
-    volume, size = _read(input_path, voxel_size, read=open_volume)
+    volume, size = _read(
+        input_path,
+        voxel_size,
+        read=open_volume if follow is None else lambda folder: next(sections_landing(Path(folder), follow)),
+    )
     page = output.with_name(f"{output.name}.audit.html") if report else None
     if size.z < min(size.y, size.x):
         raise InputError(

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 
+from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.phantom import neuropil
@@ -88,6 +90,27 @@ def test_it_ends_as_the_offline_result_does(stack: np.ndarray, tmp_path: Path) -
     reconstruct_file(folder, tmp_path / "offline.zarr", voxel_size=SIZE, **settings)
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, read_volume(tmp_path / "offline.zarr").data)
     assert "sections have landed" in printed and not (tmp_path / "out.preview.zarr").exists()
+
+
+def test_a_section_that_is_half_written_at_the_start_is_waited_for(stack: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    land(folder, stack, range(9))
+    os.truncate(folder / "s008.tif", 1000)
+    words = [
+        "--voxel-size",
+        "24,8,8",
+        "--model",
+        "emformer-tiny",
+        "--ensemble",
+        "1",
+        "--device",
+        "cpu",
+        "--follow",
+        "1",
+    ]
+    result = CliRunner().invoke(main, ["reconstruct", str(folder), str(tmp_path / "out.zarr"), *words])
+    assert result.exit_code == 2 and "(No section has landed for 1 s.)" in result.output
 
 
 def test_what_never_lands_is_said(stack: np.ndarray, tmp_path: Path) -> None:

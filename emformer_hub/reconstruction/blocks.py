@@ -130,7 +130,10 @@ class Plan:
         planes = self.output_zyx[0]
         if tile < depth:  # a block that begins between two sections, or off the grid, sees a little more
             most_of_two, most = (math.floor((tile - faces * halo - grid) * factor) for faces in (1, 2))
-            planes = _share(planes, most_of_two, most, PLANES_MULTIPLE if most >= PLANES_MULTIPLE else 1)
+            if most >= PLANES_MULTIPLE:
+                planes = _share(planes, most_of_two, most, PLANES_MULTIPLE)
+            else:  # two blocks may have room for more planes than a chunk, and would then not end with one
+                planes = _share(planes, min(most_of_two, PLANES_MULTIPLE), most, 1)
         y, x = (
             length if tile >= length else _share(length, tile - halo, tile - 2 * halo, multiple)
             for length, tile, halo, multiple in zip(lengths, tiles, halos, grids, strict=True)

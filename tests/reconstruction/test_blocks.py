@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from emformer_hub.configuration_emformer import EMformerConfig
@@ -60,6 +60,7 @@ def test_what_is_seen_begins_on_the_grid(plan: Plan) -> None:
 
 
 @given(plans())
+@example(Plan((43, 1, 1), SectionModel(1.5), (32, 48, 48), (4, 16, 16)))  # two blocks had room for 33 planes
 def test_blocks_begin_where_chunks_of_a_file_can(plan: Plan) -> None:
     planes = plan.block_zyx[0]
     assert planes < PLANES_MULTIPLE or planes == plan.output_zyx[0] or planes % PLANES_MULTIPLE == 0

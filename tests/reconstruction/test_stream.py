@@ -25,13 +25,13 @@ from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 
 SIZE = VoxelSize(24, 8, 8)
 SETTINGS: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}
-TILE = (22, 48, 64)
+TILE = (22, 64, 64)
 """So small that a small volume has many blocks."""
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 sections of 60 x 90 voxels, in a memory-mapped TIFF; 2 x 2 x 2 blocks."""
+    """24 sections of 60 x 90 voxels, in a memory-mapped TIFF; 4 x 1 x 2 blocks."""
     path = tmp_path_factory.mktemp("stack") / "stack.tif"
     write_volume(path, neuropil((72, 60, 90))[::3].copy(), SIZE, translation_nm=(100, 0, 0))
     return path

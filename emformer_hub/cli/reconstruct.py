@@ -841,7 +841,3 @@ def _first_centre(volume: Volume, size: VoxelSize, new_size: VoxelSize) -> tuple
 
 def _shape(data: Any) -> str:
     return "x".join(map(str, data.shape))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""``python -m emformer_hub.cli``."""
+
+from emformer_hub.cli import main
+
+main()

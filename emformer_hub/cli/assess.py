@@ -1,0 +1,243 @@
+"""Commands that measure: a stack as it is, what a reconstruction is worth, and how near it is to a truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from emformer_hub.cli.inputs import check_different, shape_text, with_voxel_size
+from emformer_hub.cli.options import (
+    DEVICE,
+    FACTOR,
+    FACTOR_REQUIRED,
+    INPUT,
+    MODEL,
+    OME_ZARR,
+    OVERWRITE,
+    PATH,
+    TARGET_NM,
+    THICKNESS,
+    VOXEL_SIZE,
+    check_one_target,
+    geometry_of,
+    json_file,
+    roi,
+)
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize, parse_region
+
+if TYPE_CHECKING:
+    from emformer_hub.volumes import Volume
+
+
+@click.command("inspect")
+@click.argument("stack", type=INPUT)
+@VOXEL_SIZE
+@json_file("Also write all flags and scores to this file.")
+@click.option("--picture", metavar="FILE.png", type=PATH, help="Also draw the scores and the flagged sections.")
+@OVERWRITE
+def inspect_command(
+    stack: Path | str, voxel_size: str | None, json_path: Path | None, picture: Path | None, overwrite: bool
+) -> None:
+    """Find the sections of a STACK that are unfit, say why, and describe the stack as a whole.
+
+    Flags sections that are missing, copied, blurred, damaged (folds, cracks, charging), shifted, unlike their
+    neighbours, or different in brightness or contrast. Reports alignment, noise, and the factor that the sections
+    suggest. Lengths are in voxels if the voxel size is not known.
+    """
+    from tqdm import tqdm
+
+    from emformer_hub.measurement.quality import inspect_stack
+    from emformer_hub.measurement.quality_report import quality_picture
+    from emformer_hub.volumes import open_volume
+    from emformer_hub.volumes.output import check_file, replacing
+
+    outputs = [path for path in (json_path, picture) if path is not None]
+    check_different(stack, *outputs)
+    for path in outputs:
+        check_file(path, overwrite)
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise InputError(f"picture {str(picture)!r} does not end in .png; pictures are written as PNG.")
+    volume = open_volume(stack)
+    size = volume.voxel_size if voxel_size is None else VoxelSize.parse(voxel_size)
+    with tqdm(desc="inspect", unit="section", disable=None) as bar:  # shown on a terminal only
+
+        def progress(done: int, steps: int) -> None:
+            bar.total, bar.n = steps, done
+            bar.refresh()
+
+        inspection = inspect_stack(volume.data, voxel_size=size, progress=progress)
+    if json_path is not None:
+        with replacing(json_path) as partial:
+            partial.write_text(json.dumps(inspection.report(), indent=2, allow_nan=False) + "\n")
+    if picture is not None:
+        with replacing(picture) as partial:
+            quality_picture(partial, inspection, volume.data)
+    for line in inspection.report_lines():
+        click.echo(line)
+
+
+@click.command("audit")
+@click.argument("stack", type=INPUT)
+@click.option(
+    "--output", default="audit.html", show_default=True, type=PATH, help="The report; its JSON goes next to it."
+)
+@VOXEL_SIZE
+@TARGET_NM
+@FACTOR
+@THICKNESS
+@MODEL
+@DEVICE
+@roi("Audit this part.  [default: the middle]")
+@OVERWRITE
+def audit_command(
+    stack: Path | str,
+    output: Path,
+    voxel_size: str | None,
+    target_nm: float | None,
+    factor: float | None,
+    thickness: float,
+    model: str,
+    device: str,
+    roi: str | None,
+    overwrite: bool,
+) -> None:
+    """Measure on a STACK itself how far its reconstruction can be trusted, and write a report.
+
+    Sections are held back and predicted, the sharp plane is degraded and restored, and each figure gets a verdict. Of
+    a large stack, only the middle 64 sections of 512 x 512 voxels are examined.
+    """
+    from emformer_hub.audit import check_report
+    from emformer_hub.volumes import open_volume
+
+    check_one_target(target_nm, factor)
+    check_different(stack, output)
+    check_report(output, overwrite)
+    _, size = with_voxel_size(stack, voxel_size, open_volume)
+    geometry = geometry_of(size, target_nm, factor, thickness)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    audit(stack, output, size, geometry, model, roi, device)
+
+
+def audit(
+    stack: Path | str,
+    page: Path,
+    size: VoxelSize,
+    geometry: SectionModel,
+    model: str,
+    roi: str | None,
+    device: str,
+) -> None:
+    """Audit a stack, write the report, and print the verdicts."""
+    from tqdm import tqdm
+
+    from emformer_hub.audit import audit_stack, write_report
+    from emformer_hub.volumes import open_volume
+
+    with tqdm(desc="audit", bar_format="{desc}: {postfix} [{elapsed}]", disable=None) as bar:
+        found = audit_stack(
+            open_volume(stack).data,
+            geometry,
+            size,
+            model=model,
+            region=None if roi is None else parse_region(roi),
+            name=str(stack).rstrip("/").rsplit("/", 1)[-1],
+            device=device,
+            progress=bar.set_postfix_str,
+        )
+    write_report(found, page)
+    for one in found.verdicts:
+        click.echo(f"{one.verdict:<10}  {one.item}: {one.figure}")
+    click.echo(f"{page}: the report")
+
+
+@click.command("evaluate")
+@click.argument("reconstruction", type=INPUT)
+@click.argument("truth", type=INPUT)
+@VOXEL_SIZE
+@json_file("Also write the figures to this file.")
+@OVERWRITE
+def evaluate_command(
+    reconstruction: Path | str, truth: Path | str, voxel_size: str | None, json_path: Path | None, overwrite: bool
+) -> None:
+    """Compare a RECONSTRUCTION with an isotropic TRUTH: PSNR, SSIM, and resolution by Fourier shell correlation.
+
+    The voxel size is read from the truth, or from the reconstruction if the file of the truth states none.
+    """
+    from emformer_hub.measurement import evaluate
+    from emformer_hub.volumes import read_volume
+    from emformer_hub.volumes.output import check_file, replacing
+
+    if json_path is not None:
+        check_different(reconstruction, json_path)
+        check_different(truth, json_path)
+        check_file(json_path, overwrite)
+    estimate = read_volume(reconstruction)
+    reference, size = with_voxel_size(truth, voxel_size, read_volume, otherwise=estimate.voxel_size)
+    planes = estimate.data.shape[0]
+    extra = reference.data.shape[0] - planes
+    if 0 < extra < 16:  # degrade leaves out planes that do not fill a section
+        click.echo(f"{truth} has {extra} planes more than {reconstruction}; comparing the first {planes}.", err=True)
+    figures = evaluate(estimate.data, reference.data[:planes] if 0 < extra < 16 else reference.data, size)
+    if json_path is not None:
+        with replacing(json_path) as partial:
+            psnr = figures["psnr_db"] if math.isfinite(figures["psnr_db"]) else None  # JSON knows no infinity
+            partial.write_text(json.dumps({**figures, "psnr_db": psnr}, indent=2) + "\n")
+    resolution, ssim = figures["fsc"]["resolution_nm"], figures["ssim"]
+    click.echo(f"PSNR            {figures['psnr_db']:.2f} dB")
+    click.echo(
+        f"SSIM            3-D {ssim['3d']:.4f}   xy {ssim['xy']:.4f}   xz {ssim['xz']:.4f}   yz {ssim['yz']:.4f}"
+    )
+    click.echo(
+        f"FSC resolution  z {resolution['z']:.1f} nm   lateral {resolution['lateral']:.1f} nm   "
+        f"(threshold {figures['fsc']['threshold']:g})"
+    )
+
+
+@click.command("degrade")
+@click.argument("truth", type=INPUT)
+@click.argument("output", metavar="OUT", type=PATH)
+@VOXEL_SIZE
+@FACTOR_REQUIRED
+@THICKNESS
+@OME_ZARR
+@OVERWRITE
+def degrade_command(
+    truth: Path | str,
+    output: Path,
+    voxel_size: str | None,
+    factor: float,
+    thickness: float,
+    ome_zarr: str,
+    overwrite: bool,
+) -> None:
+    """Simulate anisotropy: image an isotropic volume in sections."""
+    from emformer_hub.processing_emformer import to_dtype
+    from emformer_hub.volumes import check_output, check_volume, read_volume, write_volume
+
+    check_different(truth, output)
+    check_output(output, overwrite)
+    geometry = SectionModel(factor, thickness)
+    volume, size = with_voxel_size(truth, voxel_size, read_volume)
+    check_volume(volume.data, str(truth))
+    degraded = to_dtype(geometry.degrade(volume.data), volume.data.dtype)
+    section_size = size.with_z(size.z * factor)
+    where = _first_centre(volume, size, section_size)
+    write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite, ome_zarr=ome_zarr)
+    left_out = volume.data.shape[0] - geometry.num_planes(len(degraded))
+    click.echo(
+        f"{output}: {shape_text(degraded)} {degraded.dtype}, {section_size}"
+        + (f"; the last {left_out} planes do not fill a section and were left out" if left_out else "")
+    )
+
+
+def _first_centre(volume: Volume, size: VoxelSize, new_size: VoxelSize) -> tuple[float, float, float]:
+    """Centre of the first voxel (z, y, x; nm) once the same extent along z is cut into voxels of another size."""
+    z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
+    return (z + (new_size.z - size.z) / 2, y, x)

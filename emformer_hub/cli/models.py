@@ -1,0 +1,173 @@
+"""Commands about models: which there are, and how they are merged, described, published, fetched and exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from emformer_hub.cli.inputs import check_different
+from emformer_hub.cli.options import FACTOR_REQUIRED, LIST_ONLY, PATH, PRIVATE, THICKNESS
+from emformer_hub.errors import InputError
+
+if TYPE_CHECKING:
+    from emformer_hub.pretrained import PretrainedWeights
+
+
+@click.command("models")
+@click.argument("name", required=False)
+def models_command(name: str | None) -> None:
+    """List the published models, or print everything the registry states about one as JSON."""
+    from emformer_hub.pretrained import registry
+
+    if name is not None:
+        click.echo(json.dumps(dataclasses.asdict(_published(name)), indent=2))
+        return
+    for weights in registry().values():
+        click.echo(f"{weights.name}  {weights.parameters / 1e6:.2f} M parameters  {weights.licence}  {weights.repo_id}")
+        click.echo(f"    {weights.summary}")
+
+
+@click.command("merge")
+@click.argument("adapter")
+@click.argument("output", metavar="OUT", type=PATH)
+def merge_command(adapter: str, output: Path) -> None:
+    """Merge an adapter into its base: the folder OUT becomes a model of plain weights with the same results.
+
+    ADAPTER is a folder or a Hub id.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from emformer_hub.adapters import load_adapter
+    from emformer_hub.processing_emformer import EMformerProcessor
+    from emformer_hub.volumes.output import check_file, replacing
+
+    disable_progress_bar()
+    check_different(Path(adapter), output)
+    check_file(output, overwrite=False)
+    model = load_adapter(adapter).merge_and_unload()
+    processor = EMformerProcessor.from_pretrained(adapter)
+    with replacing(output) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+    click.echo(f"{output}: {model.num_parameters() / 1e6:.2f} M parameters, no adapter needed")
+
+
+@click.command("card")
+@click.argument("name")
+def card_command(name: str) -> None:
+    """Write the page of a published model from its registry entry, training record and benchmark."""
+    from emformer_hub.hub.card import render
+    from emformer_hub.volumes.output import replacing
+
+    weights = _published(name)
+    readme = weights.folder / "README.md"
+    with replacing(readme) as partial:
+        partial.write_text(render(weights, weights.folder))
+    click.echo(f"{readme} is written.")
+
+
+@click.command("push")
+@click.argument("name", metavar="[NAME_OR_DIR]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Push every published model to its repository.")
+@click.option("--repo-id", metavar="ORG/NAME", help="Repository on the Hub.  [default: that of a published model]")
+@click.option("--revision", metavar="TAG", help="Tag the commit.  [default: that of a published model]")
+@PRIVATE
+@click.option("--create-pr", is_flag=True, help="Propose the commit as a pull request.")
+@LIST_ONLY
+def push_command(
+    name: str | None,
+    everything: bool,
+    repo_id: str | None,
+    revision: str | None,
+    private: bool,
+    create_pr: bool,
+    dry_run: bool,
+) -> None:
+    """Publish a model on the Hub: weights or adapter, processor, page and code in one commit, tagged.
+
+    NAME_OR_DIR is a published model, the folder of a finished run, or that of an adapter. Prints its
+    registry entry as JSON.
+    """
+    from emformer_hub.hub.push import contents, push
+    from emformer_hub.pretrained import check_sha256, registry
+
+    if (name is None) != everything or (everything and (repo_id or revision)):
+        raise click.UsageError("give NAME_OR_DIR, or --all, which takes no --repo-id and no --revision.")
+    known = registry()
+    records = []
+    for one in known if name is None else [name]:
+        weights = None if Path(one).is_dir() else _published(one)
+        target = repo_id or (weights.repo_id if weights else None)
+        if target is None:
+            raise click.UsageError(f"{one} is a folder; give --repo-id ORG/NAME.")
+        if weights:
+            check_sha256(weights)
+        folder = weights.folder if weights else Path(one)
+        if dry_run:
+            click.echo(f"{target}:")
+            for path, content in contents(folder).items():
+                size = len(content) if isinstance(content, bytes) else content.stat().st_size
+                click.echo(f"  {size:>12,} bytes  {path}")
+            continue
+        tag = revision or (weights.revision if weights and not create_pr else None)
+        records.append(push(folder, target, revision=tag, private=private, create_pr=create_pr))
+        click.echo(f"{records[-1].url}", err=True)
+    if records:
+        click.echo(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
+
+
+@click.command("download")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every published model.")
+@click.option("--to", "folder", metavar="DIR", type=PATH, required=True, help="Folder to put them in, each in its own.")
+@click.option("--revision", metavar="TAG", help="Branch, tag or commit on the Hub.")
+def download_command(names: tuple[str, ...], everything: bool, folder: Path, revision: str | None) -> None:
+    """Download whole models, for machines without a network. NAME is a bundled name or a Hub id."""
+    from emformer_hub.hub.download import download
+    from emformer_hub.pretrained import registry
+
+    if bool(names) == everything:
+        raise click.UsageError("give one NAME or more, or --all.")
+    for name in names or registry():
+        click.echo(f"{download(name, folder, revision)} is whole, and needs no network.")
+
+
+@click.command("export")
+@click.argument("model")
+@click.argument("output", metavar="OUT", type=PATH)
+@FACTOR_REQUIRED
+@THICKNESS
+@click.option(
+    "--tile", metavar="Z,Y,X", default="16,64,64", show_default=True, help="Sections, rows, columns of a tile."
+)
+def export_command(model: str, output: Path, factor: float, thickness: float, tile: str) -> None:
+    """Write a model for other programs, with a fixed factor and tile size.
+
+    OUT ends in .onnx, .pt2 (a torch.export program) or .zip (a bioimage.io package).
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from emformer_hub.hub.export import export
+
+    disable_progress_bar()
+    try:
+        z, y, x = map(int, tile.split(","))
+    except ValueError:
+        raise InputError(
+            f"tile {tile!r} is not three sizes; expected Z,Y,X in sections and pixels: 16,64,64."
+        ) from None
+    export(model, output, factor=factor, thickness=thickness, tile_zyx=(z, y, x))
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, factor {factor:g}, tiles of {z} x {y} x {x}")
+
+
+def _published(name: str) -> PretrainedWeights:
+    from emformer_hub.pretrained import registry
+
+    known = registry()
+    if name not in known:
+        raise InputError(f"model {name!r} is not published; expected one of {', '.join(known)}.")
+    return known[name]

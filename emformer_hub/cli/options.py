@@ -1,0 +1,92 @@
+"""The options of the commands, each declared once, and the checks of several options together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize
+
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+PATH = click.Path(path_type=Path)
+
+
+class Input(click.ParamType):
+    """A volume to read: a path, or an address, which stays text (``Path`` would turn ``//`` into ``/``)."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        from emformer_hub.volumes.remote import is_url
+
+        try:
+            return value if is_url(value) else Path(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+INPUT = Input()
+VOXEL_SIZE = click.option(
+    "--voxel-size",
+    metavar="Z,Y,X",
+    help="Voxel size of the input in nm, section spacing first. Takes precedence over the file's.",
+)
+TARGET_NM = click.option("--target-nm", type=float, help="Plane spacing of the output in nm.  [default: lateral size]")
+FACTOR = click.option(
+    "--factor", type=float, help="Instead of --target-nm: output planes per section, any number from 1 to 16."
+)
+FACTOR_REQUIRED = click.option(
+    "--factor", type=float, required=True, help="Output planes per section, any number from 1 to 16."
+)
+THICKNESS = click.option(
+    "--thickness",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Imaged fraction of the section spacing: 1 for ssTEM, 1/factor for block faces (FIB-SEM, SBF-SEM).",
+)
+MODEL = click.option(
+    "--model", default="emformer-small", show_default=True, help="Name of a bundled model, a folder, or a Hub id."
+)
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+OME_ZARR = click.option(
+    "--ome-zarr",
+    type=click.Choice(["0.4", "0.5"]),
+    default="0.5",
+    show_default=True,
+    help="OME-Zarr version to write: 0.5 (Zarr 3: Neuroglancer, napari) or 0.4 (Zarr 2: older viewers too).",
+)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output if it already exists.")
+PRIVATE = click.option("--private", is_flag=True, help="Make the repository private if this command creates it.")
+REPO_ID = click.option("--repo-id", metavar="ORG/NAME", required=True, help="Repository on the Hub.")
+LIST_ONLY = click.option("--dry-run", is_flag=True, help="Only list the files that would be pushed.")
+
+
+def roi(help: str) -> Option:
+    """The option for a part of a volume; ``help`` says what it does in this command."""
+    return click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help=help)
+
+
+def json_file(help: str) -> Option:
+    """The option for a file that takes the figures as JSON."""
+    return click.option("--json", "json_path", metavar="FILE", type=PATH, help=help)
+
+
+def check_one_target(target_nm: float | None, factor: float | None) -> None:
+    """Raise a usage error if plane spacing and factor are both given."""
+    if target_nm is not None and factor is not None:
+        raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
+
+
+def geometry_of(size: VoxelSize, target_nm: float | None, factor: float | None, thickness: float) -> SectionModel:
+    """How sections sample tissue, by the options; without target and factor, planes are as far apart as pixels.
+
+    Raises:
+        InputError: the factor or the thickness is out of range.
+    """
+    return SectionModel(size.factor_to(target_nm) if factor is None else factor, thickness)

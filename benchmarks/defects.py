@@ -20,7 +20,7 @@ from _defects import DEFECTS, plant
 from _report import Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.errors import InputError
-from emformer_hub.measurement.quality import inspect_stack
+from emformer_hub.inspection.sections import inspect_stack
 from emformer_hub.volumes import read_volume
 
 DATA = Path(os.environ.get("EMFORMER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from emformer_hub.configuration_emformer import EMformerConfig
     from emformer_hub.errors import InputError
     from emformer_hub.geometry import SectionModel, VoxelSize
-    from emformer_hub.measurement.quality import Inspection, inspect_stack
+    from emformer_hub.inspection import Inspection, inspect_stack
     from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput
     from emformer_hub.pretrained import resolve_pretrained
     from emformer_hub.processing_emformer import EMformerProcessor
@@ -29,13 +29,13 @@ _HOMES = {
     "EMformerOutput": "modeling_emformer",
     "EMformerProcessor": "processing_emformer",
     "InputError": "errors",
-    "Inspection": "measurement.quality",
+    "Inspection": "inspection",
     "Reconstruction": "reconstruction",
     "SectionModel": "geometry",
     "Volume": "volumes",
     "VoxelSize": "geometry",
     "create_volume": "volumes",
-    "inspect_stack": "measurement.quality",
+    "inspect_stack": "inspection",
     "open_volume": "volumes",
     "read_volume": "volumes",
     "reconstruct": "reconstruction",

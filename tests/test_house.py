@@ -27,7 +27,7 @@ LAYERS = [
     {"volumes", "interpolation", "phantom", "devices"}
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
     | {"adapter_folder", "adapters", "model_folder"},
-    {"reconstruction", "measurement", "hub"},
+    {"reconstruction", "inspection", "measurement", "hub"},
     {"training", "audit"},
     {"cli", "app", "dataset", "doctor", "public_volumes", "__main__"},
 ]

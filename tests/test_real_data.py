@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from emformer_hub.cli import main
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.inspection import alignment_note, section_shifts
 from emformer_hub.interpolation import interpolate
-from emformer_hub.measurement import alignment_note, evaluate, psnr, section_shifts
+from emformer_hub.measurement import evaluate, psnr
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import read_volume, write_volume
 

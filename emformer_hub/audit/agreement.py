@@ -12,8 +12,8 @@ import numpy as np
 
 from emformer_hub.audit.held_back import plan_of
 from emformer_hub.geometry import FACTOR_MAX, SectionModel, VoxelSize
+from emformer_hub.inspection.alignment import LARGE_SHIFT, section_shifts, told_lengths
 from emformer_hub.interpolation import interpolate
-from emformer_hub.measurement.alignment import LARGE_SHIFT, section_shifts, told_lengths
 from emformer_hub.measurement.fsc import SHORTEST_SIDE, Direction, FSCCurve, fsc, resolution
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan

@@ -20,9 +20,9 @@ from emformer_hub.audit.verdicts import Verdict, judge
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import Region, SectionModel, VoxelSize
+from emformer_hub.inspection.sections import inspect_stack
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement.consistency import consistency_residual
-from emformer_hub.measurement.quality import inspect_stack
 from emformer_hub.model_folder import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emformer_hub.measurement.alignment import LARGE_SHIFT, MANY
+from emformer_hub.inspection.alignment import LARGE_SHIFT, MANY
 
 VERDICTS = ("good", "take care", "do not use")
 FLAGGED = 0.25

@@ -136,7 +136,7 @@ def choose_repair(stack: Any, chosen: str | Sequence[int], name: str) -> Repair:
         return Repair(dict.fromkeys(chosen, "named"))
     if chosen != "auto":
         return choose_repair(stack, parse_sections(chosen), name)
-    from emformer_hub.measurement.quality import inspect_stack
+    from emformer_hub.inspection.sections import inspect_stack
 
     inspection = inspect_stack(stack)
     for remark in inspection.stack.remarks:

@@ -24,7 +24,7 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision, peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.measurement import alignment_note
+from emformer_hub.inspection import alignment_note
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint

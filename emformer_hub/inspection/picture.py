@@ -1,76 +1,20 @@
-"""What an inspection says: as JSON, as a table, as a picture."""
+"""A picture of an inspection: the scores of all sections, and the flagged sections themselves."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.inspection.quality import LIMITS
+from emformer_hub.inspection.report import SHOWN
+from emformer_hub.inspection.sections import Inspection
+from emformer_hub.volumes import StoredArray
 
-if TYPE_CHECKING:
-    from emformer_hub.measurement.quality import Inspection
-    from emformer_hub.volumes import StoredArray
-
-SHOWN = ("brightness", "contrast", "blur", "duplicate", "shift", "unlike", "damage")
 PICTURES, COLUMNS, LONGEST = 24, 6, 320
 LIMIT_COLOUR, FLAG_COLOUR = "#b03030", "#d95f02"
-
-
-def report(inspection: Inspection) -> dict[str, Any]:
-    """``{"shape_zyx", "sections": [{"section", "flags", "scores", "shift_yx", "detail_lost"}], "flagged", "stack"}``;
-    fit for JSON."""
-    return {
-        "shape_zyx": list(inspection.shape_zyx),
-        "sections": [
-            {
-                "section": quality.section,
-                "flags": list(quality.flags),
-                "scores": quality.scores,
-                "shift_yx": None if quality.shift_yx is None else list(quality.shift_yx),
-                "detail_lost": quality.detail_lost,
-            }
-            for quality in inspection.sections
-        ],
-        "flagged": inspection.flagged,
-        "stack": inspection.stack.to_dict(),
-    }
-
-
-def report_lines(inspection: Inspection) -> list[str]:
-    """The sections with flags, one a line, with their scores; then what holds for the stack."""
-    bad = [quality for quality in inspection.sections if quality.flags]
-    lines = []
-    if bad:
-        lines.append("section  " + "  ".join(f"{name:>10}" for name in SHOWN) + "  flags")
-    for quality in bad:
-        cells = [f"{quality.scores[name]:>10.1f}" if name in quality.scores else f"{'-':>10}" for name in SHOWN]
-        off = "" if quality.shift_yx is None else " by {:.0f},{:.0f} voxels (y,x)".format(*quality.shift_yx)
-        lines.append(f"{quality.section:>7}  " + "  ".join(cells) + "  " + ", ".join(quality.flags) + off)
-    count = len(inspection.sections)
-    lines.append(
-        f"{len(bad)} of {count} sections are flagged"
-        + (f"; replace whole: {_numbers(inspection.flagged)}" if inspection.flagged else "")
-    )
-    stack = inspection.stack
-    if "median_shift" in stack.alignment:
-        shifts = stack.alignment
-        lines.append(
-            f"alignment  neighbours are shifted by {shifts['median_shift']:.1f} voxels (median), "
-            f"{shifts['largest_shift']:.0f} at most"
-        )
-    if stack.noise is not None:
-        lines.append(
-            f"noise      {stack.noise['grey_levels']:.3g} grey levels, {stack.noise['share']:.0%} of the variance"
-        )
-    if stack.factor is None:
-        lines.append("factor     cannot be told")
-    else:
-        lines.append(f"factor     {stack.factor:g} (from the {stack.factor_source})")
-    lines.append(f"thickness  {'cannot be told' if stack.thickness is None else f'{stack.thickness:g}'}")
-    return [*lines, *(f"- {remark}" for remark in stack.remarks)]
 
 
 def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack: np.ndarray | StoredArray) -> None:
@@ -85,8 +29,6 @@ def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack:
     Raises:
         InputError: the name does not end in ``.png``, the folder does not exist, or matplotlib is not installed.
     """
-    from emformer_hub.measurement.quality import LIMITS
-
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
@@ -146,7 +88,3 @@ def _grey(inspection: Inspection, stack: np.ndarray | StoredArray) -> tuple[floa
     sample = sample[np.isfinite(sample)]
     black, white = np.percentile(sample, [1, 99]) if sample.size else (0.0, 1.0)
     return float(black), float(max(white, black + 1e-6))
-
-
-def _numbers(sections: list[int]) -> str:
-    return ", ".join(map(str, sections))

@@ -20,14 +20,16 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.measurement import section_measures as measures
-from emformer_hub.measurement.section_measures import SCALES
-from emformer_hub.measurement.stack_quality import StackQuality, stack_quality
+from emformer_hub.inspection import measures
+from emformer_hub.inspection.measures import SCALES
+from emformer_hub.inspection.quality import LIMITS, SectionQuality
+from emformer_hub.inspection.report import as_json, as_lines
+from emformer_hub.inspection.stack import StackQuality, stack_quality
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.checks import check_dtype
 
 if TYPE_CHECKING:
-    from emformer_hub.measurement.section_measures import Displacement
+    from emformer_hub.inspection.measures import Displacement
 
 LONGEST_SIDE = 2048
 BLANK = 0.98
@@ -45,16 +47,6 @@ FLOORS = {
 }
 """The least standard deviation of each measure: spreads, natural logarithms of spread, power and difference, voxels,
 natural logarithm of correlation. Less than that, times the limit, is no defect even in a stack that does not vary."""
-LIMITS = {
-    "brightness": 4.0,
-    "contrast": 4.0,
-    "blur": 4.0,
-    "duplicate": 5.0,
-    "shift": 2.8,
-    "unlike": 3.0,
-    "damage": 3.5,
-}
-"""Scores from which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
 FLAGS = {
     "brightness": "brightness",
     "contrast": "contrast",
@@ -77,30 +69,6 @@ LEAST = 0.1
 """Departure below which differences do not matter: it is added before a logarithm is taken."""
 BESIDE = 8
 """Inner sections that are also looked at as if they were the last, to know what is usual there."""
-
-
-@dataclass(frozen=True)
-class SectionQuality:
-    """What is wrong with a section.
-
-    Attributes:
-        section: its number, from 0.
-        flags: any of ``missing`` (blank, or never imaged), ``duplicate`` (a copy of a neighbour, or the mean of both),
-            ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of
-            either), ``shifted`` (against both neighbours, which agree), ``unlike`` (it does not show what they show).
-            The first and the last section have one neighbour only: neither of the last two is said of them.
-        scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``
-            and ``damage``; ``constant``, the share of voxels that have one value, 0 to 1; ``torn``, by how many voxels
-            parts are displaced against each other. A measure that could not be taken is left out.
-        shift_yx: how far it lies off its neighbours, voxels; ``None`` if not flagged ``shifted``.
-        detail_lost: share of the power of fine detail that its neighbours have and it lacks, 0 to 1.
-    """
-
-    section: int
-    flags: tuple[str, ...]
-    scores: dict[str, float]
-    shift_yx: tuple[float, float] | None = None
-    detail_lost: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,16 +128,13 @@ class Inspection:
         return mask
 
     def report(self) -> dict[str, Any]:
-        """All of it, fit for JSON: ``{"sections": [{"section", "flags", "scores", ...}], "flagged", "stack"}``."""
-        from emformer_hub.measurement.quality_report import report
-
-        return report(self)
+        """The whole inspection, ready for JSON: ``{"shape_zyx", "sections": [{"section", "flags", "scores", "shift_yx",
+        "detail_lost"}], "flagged", "stack"}``."""
+        return as_json(self.shape_zyx, self.sections, self.flagged, self.stack)
 
     def report_lines(self) -> list[str]:
-        """The table that the command line prints: the sections with flags, then the stack."""
-        from emformer_hub.measurement.quality_report import report_lines
-
-        return report_lines(self)
+        """The table that the command line prints: the flagged sections, then the stack."""
+        return as_lines(self.sections, self.flagged, self.stack)
 
 
 def inspect_stack(

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from emformer_hub import InputError, VoxelSize, inspect_stack
 from emformer_hub.cli import main
-from emformer_hub.measurement.quality import LIMITS, Inspection
-from emformer_hub.measurement.section_measures import displaced_parts, standardise
+from emformer_hub.inspection.measures import displaced_parts, standardise
+from emformer_hub.inspection.sections import LIMITS, Inspection
 from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
 

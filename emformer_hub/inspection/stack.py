@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.geometry import FACTOR_MAX, VoxelSize
-from emformer_hub.measurement import section_measures as measures
-from emformer_hub.measurement.alignment import LARGE_SHIFT, alignment_note, section_shifts
+from emformer_hub.inspection import measures
+from emformer_hub.inspection.alignment import LARGE_SHIFT, alignment_note, section_shifts
 from emformer_hub.volumes import StoredArray
 
 LAGS = 40

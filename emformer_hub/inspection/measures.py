@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.measurement.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
+from emformer_hub.inspection.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
 
 QUANTILES = (0.25, 0.75)
 NORMAL_IQR = 1.349

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.measurement import alignment_note, section_shifts
+from emformer_hub.inspection import alignment_note, section_shifts
 from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
 

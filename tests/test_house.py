@@ -23,13 +23,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 
 LAYERS = [
-    {"errors", "geometry"},
+    {"errors", "geometry", "records"},
     {"volumes", "interpolation", "phantom", "devices"}
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
     | {"adapter_folder", "adapters", "model_folder"},
-    {"reconstruction", "inspection", "measurement", "hub"},
+    {"reconstruction", "inspection", "measurement", "hub", "datasets"},
     {"training", "audit"},
-    {"cli", "app", "dataset", "doctor", "public_volumes", "__main__"},
+    {"cli", "app", "doctor", "__main__"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # The facade re-exports every layer, so it has none; the modules inside import from where a name is defined.

@@ -23,7 +23,7 @@ def dataset_group() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything known about each as JSON.")
 def list_command(as_json: bool) -> None:
     """List public electron-microscopy volumes: specimen, address, licence, voxel size."""
-    from emformer_hub.public_volumes import public_volumes
+    from emformer_hub.datasets.public import public_volumes
 
     known = public_volumes()
     if as_json:
@@ -42,7 +42,7 @@ def list_command(as_json: bool) -> None:
 @OVERWRITE
 def fetch_command(name: str, output: Path, roi: str | None, overwrite: bool) -> None:
     """Fetch a public volume, or a part of one, into OUT (.ome.tif, .tif or .zarr) with its voxel size."""
-    from emformer_hub.public_volumes import fetch, public_volumes
+    from emformer_hub.datasets.public import fetch, public_volumes
     from emformer_hub.volumes import check_output, write_volume
 
     known = public_volumes()
@@ -69,7 +69,7 @@ def build_command(table: Path, folder: Path) -> None:
     TABLE is CSV, JSON or Parquet with columns path, voxel_size, split, modality, licence, weight; every row needs
     a licence.
     """
-    from emformer_hub.dataset import build
+    from emformer_hub.datasets.build import build
 
     for row in build(table, folder):
         click.echo(f"{folder / row['path']}: {row['shape']} {row['dtype']}, {row['split']}, {row['licence']}")
@@ -82,6 +82,6 @@ def build_command(table: Path, folder: Path) -> None:
 @PRIVATE
 def push_command(folder: Path, repo_id: str, revision: str | None, private: bool) -> None:
     """Publish a data set in one commit; `accelerate launch finetune --volume hf://datasets/ORG/NAME` trains on it."""
-    from emformer_hub.dataset import push
+    from emformer_hub.datasets.build import push
 
     click.echo(push(folder, repo_id, revision=revision, private=private))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from emformer_hub.configuration_emformer import EMformerConfig
+from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.devices import choose_device, choose_precision, peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
@@ -31,10 +32,9 @@ from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
 from emformer_hub.training.losses import reconstruction_loss
 from emformer_hub.training.methods import Average, Trainee, put_weights, trained_weights
 from emformer_hub.training.optimizer import Muon
-from emformer_hub.training.recipe import Recipe, VolumeEntry
+from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.report import write_report
 from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, TrainingVolume
-from emformer_hub.training.tables import with_tables_read
 from emformer_hub.training.validation import error_quantiles, validate
 from emformer_hub.volumes import open_volume
 from emformer_hub.volumes.remote import is_url
@@ -206,7 +206,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         raise InputError(f"{output} holds another run; add --resume to go on with it, or choose another folder.")
     dtype = choose_precision(recipe.precision, choose_device())
     accelerator = make_accelerator(dtype, log_with=recipe.report_to, project_dir=output)
-    recipe = with_tables_read(recipe, data_root)
+    recipe = recipe.with_tables_read(data_root)
     set_seed(recipe.seed)
     processor = EMformerProcessor.from_pretrained(recipe.base) if recipe.base else EMformerProcessor()
     volumes = load_volumes(recipe, data_root, processor, check_alignment=accelerator.is_main_process)
@@ -333,7 +333,7 @@ def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
     """
     dtype = choose_precision(recipe.precision, choose_device())
     accelerator = make_accelerator(dtype)
-    recipe = with_tables_read(recipe, data_root)
+    recipe = recipe.with_tables_read(data_root)
     set_seed(recipe.seed)
     volumes = load_volumes(recipe, data_root, EMformerProcessor())
     model = Trainee(recipe).model

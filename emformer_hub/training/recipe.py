@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from emformer_hub.datasets.entry import VolumeEntry
+from emformer_hub.datasets.tables import with_tables_read
 from emformer_hub.devices import check_precision
 from emformer_hub.errors import InputError
+from emformer_hub.records import from_plain, to_plain
 from emformer_hub.training.sampling import SamplingRanges
 
 METHODS = ("full", "head", "lora", "dora")
-
-
-@dataclass(frozen=True)
-class VolumeEntry:
-    """One training volume, or a table of them (:mod:`emformer_hub.training.tables`).
-
-    Args:
-        path: relative to the data root.
-        voxel_size: Z,Y,X in nm, if not in the file.
-        weight, holdout, aligned: as of :class:`~emformer_hub.training.sampling.TrainingVolume`.
-        sections: A:B, the first section that is used and the one after the last; all of them by default.
-        modality, licence: for the model page: SBF-SEM, ssTEM, FIB-SEM …; what whoever made the data allows.
-    """
-
-    path: str
-    voxel_size: str | None = None
-    weight: float = 1.0
-    holdout: float = 0.125
-    aligned: bool = True
-    sections: str | None = None
-    modality: str | None = None
-    licence: str | None = None
-
-    @classmethod
-    def from_content(cls, content: dict[str, Any], where: str) -> VolumeEntry:
-        """Build from plain values; raises ``InputError``, naming ``where``, for an unknown field or a wrong type."""
-        return _build(cls, content, where)
 
 
 @dataclass(frozen=True)
@@ -161,10 +135,14 @@ class Recipe:
     @classmethod
     def from_content(cls, content: dict[str, Any], where: str) -> Recipe:
         """Build from what YAML holds; raises ``InputError`` as ``load`` does, naming ``where`` it stands."""
-        return _build(cls, content, where)
+        return from_plain(cls, content, where)
+
+    def with_tables_read(self, data_root: Path) -> Recipe:
+        """The recipe with each table among its volumes replaced by the rows of that table."""
+        return dataclasses.replace(self, volumes=with_tables_read(self.volumes, data_root))
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(to_plain(dataclasses.asdict(self)), sort_keys=False)
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -179,47 +157,3 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) not in known:
         raise InputError(f"recipe {str(name)!r} is not known; expected one of {', '.join(known)}, or a YAML file.")
     return known[str(name)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _build(cls: type, content: Any, where: str) -> Any:
-    """Turn plain YAML into a dataclass, strictly."""
-    if not isinstance(content, dict):
-        raise InputError(f"{where}: expected a mapping, found {content!r}.")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(content) - set(hints))
-    if unknown:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; valid keys are {', '.join(hints)}.")
-    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
-    for name in required:
-        if name not in content:
-            raise InputError(f"{where}: the key {name!r} is missing.")
-    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in content.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{where}: expected a list, found {value!r}.")
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    if hint is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError):
-            pass
-    expected = origin or hint
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise InputError(f"{where}: expected {expected.__name__}, found {value!r}.")
-    return value

@@ -71,8 +71,8 @@ class Remote:
         return self.url.rsplit("/", 1)[-1]
 
     def exists(self) -> bool:
-        """Whether there is a file; folders are none."""
-        return self.read(slice(0, 1)) is not None
+        """Whether there is a file; folders are none. It is read whole: not every server knows parts of files."""
+        return self.read() is not None
 
     is_file = exists
 

@@ -16,12 +16,12 @@ from ome_zarr_models.v05 import Image
 from server import HubServer, User
 
 from emformer_hub.cli import main
-from emformer_hub.dataset import build, push
+from emformer_hub.datasets.build import build, push
+from emformer_hub.datasets.entry import VolumeEntry
+from emformer_hub.datasets.tables import fetch, with_tables_read
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.phantom import neuropil
-from emformer_hub.training.recipe import Recipe, VolumeEntry
-from emformer_hub.training.tables import fetch, with_tables_read
 from emformer_hub.volumes import read_volume, write_volume
 
 HEADER = "path,voxel_size,split,modality,licence,weight"
@@ -58,8 +58,7 @@ def error_of(address: str) -> str:
 
 
 def learned_from(address: str) -> list[VolumeEntry]:
-    recipe = Recipe(volumes=(VolumeEntry(address, weight=3.0),), base="emformer-small", steps=1)
-    return list(with_tables_read(recipe, Path()).volumes)
+    return list(with_tables_read([VolumeEntry(address, weight=3.0)], Path()))
 
 
 def test_a_set_holds_the_same_voxels_with_their_size_split_and_licence(table: Path, tmp_path: Path) -> None:

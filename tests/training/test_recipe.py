@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.errors import InputError
-from emformer_hub.training.recipe import Recipe, VolumeEntry
+from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import SamplingRanges
 
 RECIPES = sorted((Path(__file__).parents[2] / "finetune" / "recipes").glob("*.yaml"))

@@ -6,11 +6,11 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+from emformer_hub.datasets.entry import VolumeEntry
+from emformer_hub.datasets.tables import TABLE, read_rows
 from emformer_hub.errors import InputError, reason
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.hub.push import check_publishable, commit_whole
-from emformer_hub.training.recipe import VolumeEntry
-from emformer_hub.training.tables import TABLE, read_rows
 from emformer_hub.volumes import open_volume, write_volume
 from emformer_hub.volumes.output import check_file, replacing
 
@@ -22,7 +22,7 @@ def build(table: Path, folder: Path) -> list[dict[str, str]]:
     """Copy the volumes of a table into a folder that can be pushed, moved, or learned from as it is.
 
     Args:
-        table: as :func:`~emformer_hub.training.tables.read_rows` reads it; every row states a licence.
+        table: as :func:`~emformer_hub.datasets.tables.read_rows` reads it; every row states a licence.
         folder: gets ``volumes/*.ome.zarr``, ``volumes.csv`` and ``README.md``; it appears when it is complete.
 
     Returns:

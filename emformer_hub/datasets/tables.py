@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.errors import InputError, reason
-from emformer_hub.training.recipe import Recipe, VolumeEntry
 from emformer_hub.volumes.remote import is_url
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -20,11 +21,11 @@ TABLE = "volumes.csv"
 ON_THE_HUB = re.compile(r"hf://datasets/(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
-def with_tables_read(recipe: Recipe, data_root: Path) -> Recipe:
-    """A recipe whose volumes are volumes: each table among them is replaced by its rows, weights multiplied.
+def with_tables_read(entries: Iterable[VolumeEntry], data_root: Path) -> tuple[VolumeEntry, ...]:
+    """Replace each table among the entries of a recipe by its rows, weights multiplied.
 
     Args:
-        recipe: an entry whose path ends in .csv, .json, .jsonl or .parquet is a table; hf://datasets/ORG/NAME, with
+        entries: one whose path ends in .csv, .json, .jsonl or .parquet is a table; hf://datasets/ORG/NAME, with
             @REVISION after it if need be, is that of a set of volumes on the Hub.
         data_root: what its path is relative to.
 
@@ -32,7 +33,7 @@ def with_tables_read(recipe: Recipe, data_root: Path) -> Recipe:
         InputError: a table cannot be read, has a column that no volume has, or holds nothing to learn from.
     """
     volumes: list[VolumeEntry] = []
-    for entry in recipe.volumes:
+    for entry in entries:
         hub = entry.path.startswith("hf://")
         if not hub and Path(entry.path).suffix.lower() not in FORMATS:
             volumes.append(entry)
@@ -41,7 +42,7 @@ def with_tables_read(recipe: Recipe, data_root: Path) -> Recipe:
             raise InputError(f"{entry.path} is a table of volumes; say voxel sizes and sections in its rows.")
         rows = read_table(fetch(entry.path) / TABLE if hub else data_root / entry.path)
         volumes += [dataclasses.replace(row, weight=entry.weight * row.weight) for row in rows]
-    return dataclasses.replace(recipe, volumes=tuple(volumes))
+    return tuple(volumes)
 
 
 def fetch(address: str) -> Path:
@@ -82,7 +83,7 @@ def read_table(path: Path) -> list[VolumeEntry]:
 def read_rows(path: Path) -> list[tuple[str, VolumeEntry]]:
     """Split and volume of each row of a table.
 
-    Columns are the fields of :class:`~emformer_hub.training.recipe.VolumeEntry`, of which ``path``, relative to the
+    Columns are the fields of :class:`~emformer_hub.datasets.entry.VolumeEntry`, of which ``path``, relative to the
     table, is the one that is needed, and ``split``, which is train if nothing is said; an empty cell is a default.
 
     Raises:

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import tifffile
 
+from emformer_hub.datasets.public import FILES, PublicVolume, fetch, public_volumes
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import parse_region
 from emformer_hub.phantom import neuropil
-from emformer_hub.public_volumes import FILES, PublicVolume, fetch, public_volumes
 
 tensorstore = pytest.importorskip("tensorstore", reason="parts of volumes need the extra [remote]")
 
@@ -95,7 +95,7 @@ def test_a_region_outside_says_what_there_is(server: str, kind: str) -> None:
 
 
 def test_more_than_fits_asks_for_a_region(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emformer_hub.public_volumes.MAX_VOXELS", 1000)
+    monkeypatch.setattr("emformer_hub.datasets.public.MAX_VOXELS", 1000)
     with pytest.raises(InputError, match=r"Give --roi Z0:Z1,Y0:Y1,X0:X1"):
         fetch(record("zarr", server))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from emformer_hub.datasets.entry import VolumeEntry
+from emformer_hub.datasets.tables import read_table, with_tables_read
 from emformer_hub.errors import InputError
-from emformer_hub.training.recipe import Recipe, VolumeEntry
-from emformer_hub.training.tables import read_table, with_tables_read
 
 HEADER = "path,voxel_size,split,modality,licence,weight,aligned"
 ROWS = ['a.tif,"40,4,4",train,ssTEM,CC BY 4.0,2,true', 'b.tif,"8,8,8",test,FIB-SEM,,,', "sub/c.h5:/raw,,train,,,,false"]
@@ -20,10 +20,6 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "volumes.csv"
     path.write_text("\n".join([HEADER, *ROWS]) + "\n")
     return path
-
-
-def recipe(*volumes: VolumeEntry) -> Recipe:
-    return Recipe(volumes=volumes, base="emformer-small", steps=1)
 
 
 def test_rows_are_volumes_beside_the_table_and_empty_cells_defaults(table: Path) -> None:
@@ -51,8 +47,8 @@ def test_a_table_without_splits_is_learned_from_as_a_whole(tmp_path: Path) -> No
 
 def test_a_recipe_may_mix_volumes_and_tables_and_weigh_both(table: Path) -> None:
     stack = VolumeEntry("stack.tif", weight=3.0)
-    mixed = with_tables_read(recipe(stack, VolumeEntry(table.name, weight=10.0)), table.parent)
-    named = [(entry.path.removeprefix(f"{table.parent}/"), entry.weight) for entry in mixed.volumes]
+    mixed = with_tables_read([stack, VolumeEntry(table.name, weight=10.0)], table.parent)
+    named = [(entry.path.removeprefix(f"{table.parent}/"), entry.weight) for entry in mixed]
     assert named == [("stack.tif", 3.0), ("a.tif", 20.0), ("sub/c.h5:/raw", 10.0)]
     assert with_tables_read(mixed, table.parent) == mixed
 
@@ -90,4 +86,4 @@ def test_a_table_that_is_not_there_is_said_so(tmp_path: Path) -> None:
 
 def test_voxel_sizes_and_sections_stand_in_the_rows(table: Path) -> None:
     with pytest.raises(InputError, match="say voxel sizes and sections in its rows"):
-        with_tables_read(recipe(VolumeEntry(table.name, voxel_size="40,4,4")), table.parent)
+        with_tables_read([VolumeEntry(table.name, voxel_size="40,4,4")], table.parent)

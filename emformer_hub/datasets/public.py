@@ -1,6 +1,6 @@
 """Public volumes of electron microscopy: what there is, where, of which voxel size, and reading a part of one.
 
-The records are data, ``public_volumes.json``. Each says where its facts were read (``source``); a licence that was not
+The records are data, ``public.json``. Each says where its facts were read (``source``); a licence that was not
 found stated is ``null``, never guessed.
 """
 
@@ -9,24 +9,28 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import Region, VoxelSize
-from emformer_hub.volumes import read_volume
+from emformer_hub.volumes import boxes, open_volume
 from emformer_hub.volumes.checks import check_dtype
 
 MAX_VOXELS = 2**30
 """The most that is fetched at once: a gigabyte of 8-bit voxels."""
-DRIVERS = {"precomputed": "neuroglancer_precomputed", "n5": "n5", "zarr": "zarr"}
-"""Formats that are read in parts, and TensorStore's names for them."""
+IN_PARTS = ("precomputed", "n5", "zarr")
+"""Formats that are read in parts."""
 FILES = {"hdf5": ".h5", "tiff": ".tif"}
 """Formats that are downloaded whole, and the suffixes of their files."""
 TIMEOUT_S = 60
+PART_SIDE = 256
+"""Voxels along each side of what is requested at a time: a slow network then shows in the number of requests, and not
+in one that takes too long."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class PublicVolume:
     source: str
 
     def __post_init__(self) -> None:
-        if self.format not in {**DRIVERS, **FILES}:
-            raise ValueError(f"{self.name}: format is {self.format!r}; expected {', '.join({**DRIVERS, **FILES})}.")
+        if self.format not in (*IN_PARTS, *FILES):
+            raise ValueError(f"{self.name}: format is {self.format!r}; expected {', '.join((*IN_PARTS, *FILES))}.")
         object.__setattr__(self, "voxel_size", VoxelSize(*self.voxel_size).zyx)
 
 
@@ -87,57 +91,63 @@ def fetch(volume: PublicVolume, region: Region | None = None) -> np.ndarray:
     if is_offline_mode():
         raise InputError(f"{volume.title} is not on this machine, and it is offline. {by_hand}")
     try:
-        data = _downloaded(volume, region) if volume.format in FILES else _read(volume, region)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{volume.title} cannot be read from {volume.url}: {str(error).splitlines()[0][:300]}. Is there a network? "
-            f"{by_hand}"
-        ) from error
+        with tempfile.TemporaryDirectory() as folder:
+            data = _read(volume, _downloaded(volume, Path(folder)) if volume.format in FILES else volume.url, region)
+    except _Unreachable as error:
+        raise InputError(f"{volume.title} cannot be read from {volume.url}: {error} {by_hand}") from error
     check_dtype(data.dtype, volume.title)
     return data
 
 
-def _read(volume: PublicVolume, region: Region | None) -> np.ndarray:
+class _Unreachable(Exception):
+    """The volume, or a part of it, cannot be had; the message says why."""
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
     try:
-        import tensorstore
-    except ImportError as error:
-        raise InputError(f"{volume.title} needs TensorStore; run: pip install 'emformer-hub[remote]'") from error
-    spec: dict[str, Any] = {
-        "driver": DRIVERS[volume.format],
-        "kvstore": volume.url,
-        "context": {
-            "aws_credentials": {"type": "anonymous"},
-            "http_request_retries": {"max_retries": 4},
-            "s3_request_retries": {"max_retries": 4},
-            "gcs_request_retries": {"max_retries": 4},
-        },
-    }
-    store = tensorstore.open(spec, open=True, read=True).result(TIMEOUT_S)
-    if volume.format == "precomputed":
-        store = store[..., 0]
-    if volume.format != "zarr":  # both number their axes x, y, z
-        store = store.T
-    first, last = store.domain.inclusive_min, store.domain.exclusive_max
-    chosen = _within(volume, region, list(zip(first, last, strict=True)))
-    return np.ascontiguousarray(store[chosen].read().result())
+        yield
+    except (OSError, ValueError) as error:  # InputError is a ValueError
+        raise _Unreachable(str(error).splitlines()[0][:300]) from error
 
 
-def _downloaded(volume: PublicVolume, region: Region | None) -> np.ndarray:
+def _read(volume: PublicVolume, place: str, region: Region | None) -> np.ndarray:
+    """A part of a volume that lies at an address, or in a file of this machine."""
+    with _reaching():
+        stack = open_volume(place)
+    first = (0, 0, 0)
+    if volume.format == "precomputed" and stack.voxel_size is not None and stack.translation_nm is not None:
+        z, y, x = (
+            round(at / length - 0.5) for at, length in zip(stack.translation_nm, stack.voxel_size.zyx, strict=True)
+        )
+        first = (z, y, x)
+    chosen = _within(volume, region, [(at, at + length) for at, length in zip(first, stack.data.shape, strict=True)])
+    starts = [part.start - at for part, at in zip(chosen, first, strict=True)]
+    voxels = np.empty([part.stop - part.start for part in chosen], stack.data.dtype)
+    for box in boxes(voxels.shape, (PART_SIDE,) * 3):
+        where = tuple(slice(start + part.start, start + part.stop) for start, part in zip(starts, box, strict=True))
+        with _reaching():
+            voxels[box] = stack.data[where]
+    return voxels
+
+
+def _downloaded(volume: PublicVolume, folder: Path) -> str:
+    """Download a file whole; returns what to open."""
     import httpx
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{volume.name}{FILES[volume.format]}"
-        try:
-            with httpx.stream("GET", volume.url, follow_redirects=True, timeout=TIMEOUT_S) as response:
-                response.raise_for_status()
-                with path.open("wb") as file:
-                    for piece in response.iter_bytes():
-                        file.write(piece)
-        except httpx.HTTPError as error:
-            raise OSError(str(error) or type(error).__name__) from error
-        data = read_volume(f"{path}:/{volume.dataset}" if volume.dataset else path).data
-        chosen = _within(volume, region, [(0, length) for length in data.shape])
-        return np.array(data[chosen])  # the file goes
+    path = folder / f"{volume.name}{FILES[volume.format]}"
+    try:
+        with (
+            httpx.stream("GET", volume.url, follow_redirects=True, timeout=TIMEOUT_S) as response,
+            path.open("wb") as file,
+        ):
+            response.raise_for_status()
+            for piece in response.iter_bytes():
+                file.write(piece)
+    except (httpx.HTTPError, OSError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise _Unreachable(f"{said}. Is there a network?") from error
+    return f"{path}:/{volume.dataset}" if volume.dataset else str(path)
 
 
 def _within(volume: PublicVolume, region: Region | None, bounds: list[tuple[int, int]]) -> Region:

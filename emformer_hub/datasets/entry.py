@@ -1,0 +1,35 @@
+"""One volume of a data set: where it is, how its sections were imaged, and what may be done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from emformer_hub.records import from_plain
+
+
+@dataclass(frozen=True)
+class VolumeEntry:
+    """One training volume, or a table of them (:mod:`emformer_hub.datasets.tables`).
+
+    Args:
+        path: relative to the data root.
+        voxel_size: Z,Y,X in nm, if not in the file.
+        weight, holdout, aligned: as of :class:`~emformer_hub.training.sampling.TrainingVolume`.
+        sections: A:B, the first section that is used and the one after the last; all of them by default.
+        modality, licence: for the model page: SBF-SEM, ssTEM, FIB-SEM …; what whoever made the data allows.
+    """
+
+    path: str
+    voxel_size: str | None = None
+    weight: float = 1.0
+    holdout: float = 0.125
+    aligned: bool = True
+    sections: str | None = None
+    modality: str | None = None
+    licence: str | None = None
+
+    @classmethod
+    def from_content(cls, content: dict[str, Any], where: str) -> VolumeEntry:
+        """Build from plain values; raises ``InputError``, naming ``where``, for an unknown field or a wrong type."""
+        return from_plain(cls, content, where)

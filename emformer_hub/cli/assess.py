@@ -51,8 +51,8 @@ def inspect_command(
     """
     from tqdm import tqdm
 
-    from emformer_hub.inspection.sections import inspect_stack
     from emformer_hub.inspection.picture import quality_picture
+    from emformer_hub.inspection.sections import inspect_stack
     from emformer_hub.volumes import open_volume
     from emformer_hub.volumes.output import check_file, replacing
 

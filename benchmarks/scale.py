@@ -30,7 +30,6 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import stream
 from emformer_hub.reconstruction.blocks import make_plan
@@ -38,6 +37,7 @@ from emformer_hub.reconstruction.cluster import on_dask
 from emformer_hub.reconstruction.cluster import run as give_out
 from emformer_hub.reconstruction.stream import Job, Parts, part_sides, reconstruct_file
 from emformer_hub.volumes import boxes, open_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 FACTOR = 8.0
 SIZES = {"0.06": (32, 512, 512), "0.25": (32, 1024, 1024), "1": (64, 1448, 1448)}

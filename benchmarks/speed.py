@@ -32,7 +32,6 @@ from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import default_tile
@@ -42,6 +41,7 @@ from emformer_hub.training.losses import reconstruction_loss
 from emformer_hub.training.methods import Average, build_config
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
+from emformer_hub.volumes.phantom import neuropil
 
 Sizes = tuple[int, int, int]
 """Of a volume or a tile: sections and lateral voxels, along z, y and x."""

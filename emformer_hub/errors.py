@@ -1,6 +1,10 @@
 """The one exception that means "the input or the request is at fault, not the program"."""
 
+from __future__ import annotations
+
+import importlib
 import re
+from types import ModuleType
 
 
 class InputError(ValueError):
@@ -23,3 +27,22 @@ def reason(error: BaseException) -> str:
     elif error.__cause__ is not None:
         said.append(reason(error.__cause__))
     return said[0] if said[-1].lower() in said[0].lower() else ": ".join(said)
+
+
+def import_extra(module: str, extra: str, what: str) -> ModuleType:
+    """Import a library that an extra of this package installs.
+
+    Args:
+        module: its dotted name.
+        extra: the extra that brings it.
+        what: the beginning of a sentence about what needs it, as in "stack.h5 is HDF5".
+
+    Raises:
+        InputError: it is not installed; the message says what to run.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"{what}, which needs the extra [{extra}]: run `pip install 'emformer-hub[{extra}]'`."
+        ) from error

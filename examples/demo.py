@@ -8,8 +8,8 @@ from pathlib import Path
 from emformer_hub import SectionModel, VoxelSize, reconstruct, write_volume
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import comparison_picture, evaluate
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import to_dtype
+from emformer_hub.volumes.phantom import neuropil
 
 FACTOR = 5
 VOXEL_SIZE = VoxelSize(8, 8, 8)  # nm, of the isotropic truth

@@ -31,10 +31,10 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import psnr
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 from finetune import beside_zero_shot, spoil
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

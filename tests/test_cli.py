@@ -25,11 +25,11 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.volumes import read_volume, write_volume
 from emformer_hub.volumes.contiguous import ContiguousWriter
+from emformer_hub.volumes.phantom import neuropil
 
 ISOTROPIC, SECTIONS = VoxelSize(8, 8, 8), VoxelSize(32, 8, 8)
 COMMAND = [sys.executable, "-m", "emformer_hub.cli"]

@@ -23,8 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 
 LAYERS = [
-    {"errors", "geometry", "records"},
-    {"volumes", "interpolation", "phantom", "devices"}
+    {"errors", "files", "geometry", "records"},
+    {"volumes", "interpolation", "devices"}
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
     | {"adapter_folder", "adapters", "model_folder"},
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},

@@ -22,10 +22,10 @@ from emformer_hub.errors import InputError
 from emformer_hub.hub.page import headline_figures, training_stages
 from emformer_hub.hub.tensors import TOLERANCE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import PretrainedWeights, registry, resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import reconstruct
+from emformer_hub.volumes.phantom import neuropil
 
 EVERY_WEIGHT = pytest.mark.parametrize("weights", registry().values(), ids=registry())
 MODEL_PAGE = {

@@ -20,12 +20,12 @@ from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.reconstruction.sections import left_out_gain
 from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 THROUGH, FACE = "seen through (ssTEM, array tomography)", "block faces (SBF-SEM, FIB-SEM)"
 HIDDEN_SECTIONS, HIDDEN_SIDE = 6, 128

@@ -15,9 +15,8 @@ import numpy as np
 
 from emformer_hub.audit.held_back import MAP_BLOCK
 from emformer_hub.audit.stack import Audit
-from emformer_hub.errors import InputError
-from emformer_hub.volumes.checks import import_extra
-from emformer_hub.volumes.output import check_file, replacing
+from emformer_hub.errors import InputError, import_extra
+from emformer_hub.files import check_file, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

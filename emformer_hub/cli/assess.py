@@ -51,10 +51,10 @@ def inspect_command(
     """
     from tqdm import tqdm
 
+    from emformer_hub.files import check_file, replacing
     from emformer_hub.inspection.picture import quality_picture
     from emformer_hub.inspection.sections import inspect_stack
     from emformer_hub.volumes import open_volume
-    from emformer_hub.volumes.output import check_file, replacing
 
     outputs = [path for path in (json_path, picture) if path is not None]
     check_different(stack, *outputs)
@@ -170,9 +170,9 @@ def evaluate_command(
 
     The voxel size is read from the truth, or from the reconstruction if the file of the truth states none.
     """
+    from emformer_hub.files import check_file, replacing
     from emformer_hub.measurement import evaluate
     from emformer_hub.volumes import read_volume
-    from emformer_hub.volumes.output import check_file, replacing
 
     if json_path is not None:
         check_different(reconstruction, json_path)

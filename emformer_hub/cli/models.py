@@ -42,8 +42,8 @@ def merge_command(adapter: str, output: Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from emformer_hub.adapters import load_adapter
+    from emformer_hub.files import check_file, replacing
     from emformer_hub.processing_emformer import EMformerProcessor
-    from emformer_hub.volumes.output import check_file, replacing
 
     disable_progress_bar()
     check_different(Path(adapter), output)
@@ -60,8 +60,8 @@ def merge_command(adapter: str, output: Path) -> None:
 @click.argument("name")
 def card_command(name: str) -> None:
     """Write the page of a published model from its registry entry, training record and benchmark."""
+    from emformer_hub.files import replacing
     from emformer_hub.hub.card import render
-    from emformer_hub.volumes.output import replacing
 
     weights = _published(name)
     readme = weights.folder / "README.md"

@@ -22,8 +22,8 @@ def view_command(images: tuple[Path, ...], address: str) -> None:
     """
     import numpy as np
 
+    from emformer_hub.app.neuroglancer import neuroglancer_link, neuroglancer_state
     from emformer_hub.volumes import open_volume
-    from emformer_hub.volumes.neuroglancer import neuroglancer_link, neuroglancer_state
 
     layers, ranges, sizes, centres = {}, {}, [], []
     for path in images:

@@ -9,10 +9,10 @@ from pathlib import Path
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.datasets.tables import TABLE, read_rows
 from emformer_hub.errors import InputError, reason
+from emformer_hub.files import check_file, replacing
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.hub.push import check_publishable, commit_whole
 from emformer_hub.volumes import open_volume, write_volume
-from emformer_hub.volumes.output import check_file, replacing
 
 COLUMNS = ("path", "voxel_size", "split", "modality", "licence", "weight")
 PAGE = "README.md"

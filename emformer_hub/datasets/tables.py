@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emformer_hub.datasets.entry import VolumeEntry
-from emformer_hub.errors import InputError, reason
+from emformer_hub.errors import InputError, import_extra, reason
 from emformer_hub.volumes.remote import is_url
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -89,16 +89,13 @@ def read_rows(path: Path) -> list[tuple[str, VolumeEntry]]:
     Raises:
         InputError: the table is not there or cannot be read, or a row has a column that no volume has.
     """
-    try:
-        from datasets import disable_progress_bars, load_dataset
-    except ImportError as error:
-        raise InputError(f"{path} is a table of volumes: pip install emformer-hub[data] to read it.") from error
+    datasets = import_extra("datasets", "data", f"{path} is a table of volumes")
     if not path.is_file():
         raise InputError(f"{path} does not exist. Is the path right?")
-    disable_progress_bars()
+    datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as cache:
         try:
-            table = load_dataset(
+            table = datasets.load_dataset(
                 FORMATS[path.suffix.lower()],
                 data_files=str(path),
                 split="train",

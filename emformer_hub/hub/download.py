@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from emformer_hub.errors import InputError
+from emformer_hub.files import replacing
 from emformer_hub.hub.push import contents
 from emformer_hub.model_folder import check_blob, commit_of, model_folder
 from emformer_hub.pretrained import loading, registry, resolve_pretrained
-from emformer_hub.volumes.output import replacing
 
 
 def download(name: str, folder: Path, revision: str | None = None) -> Path:

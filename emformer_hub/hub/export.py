@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, import_extra
+from emformer_hub.files import check_file, replacing
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
-from emformer_hub.volumes.output import check_file, replacing
+from emformer_hub.volumes.phantom import neuropil
 
 LEAST_TILE = (4, 16, 16)
 ONNX_OPSET = 18
@@ -126,10 +126,7 @@ def _write_torch(path: Path, tile: nn.Module, example: np.ndarray, facts: dict[s
 
 
 def _write_onnx(path: Path, tile: nn.Module, example: np.ndarray, facts: dict[str, Any]) -> None:
-    try:
-        import onnxscript  # noqa: F401  # torch exports by it
-    except ImportError as error:
-        raise InputError("ONNX needs onnxscript; run: pip install 'emformer-hub[zoo]'") from error
+    import_extra("onnxscript", "zoo", f"{path} is ONNX")
     program = torch.onnx.export(
         _exported(tile, example),
         dynamo=True,
@@ -145,11 +142,9 @@ def _write_onnx(path: Path, tile: nn.Module, example: np.ndarray, facts: dict[st
 
 def _write_bioimageio(path: Path, tile: EMformerTile, example: np.ndarray, facts: dict[str, Any]) -> None:
     """A package of the bioimage.io model zoo, specification 0.5: ONNX weights, grey levels in and out, test tensors."""
-    try:
-        from bioimageio.spec import save_bioimageio_package
-        from bioimageio.spec.model import v0_5 as spec
-    except ImportError as error:
-        raise InputError("bioimage.io needs its packages; run: pip install 'emformer-hub[zoo]'") from error
+    import_extra("bioimageio.spec", "zoo", f"{path} is a package of bioimage.io")
+    from bioimageio.spec import save_bioimageio_package
+    from bioimageio.spec.model import v0_5 as spec
 
     grey = GreyTile(tile)
     volume, uncertainty = grey(torch.from_numpy(example)[None, None])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
+from emformer_hub.volumes.phantom import neuropil
 
 FILE = "test_tensors.safetensors"
 TOLERANCE = 1e-4

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emformer_hub.errors import InputError
+from emformer_hub.errors import import_extra
 from emformer_hub.inspection.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
 
 QUANTILES = (0.25, 0.75)
@@ -268,8 +268,5 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
-    try:
-        from scipy import ndimage
-    except ImportError as error:
-        raise InputError("inspecting a stack needs scipy; run: pip install 'emformer-hub[evaluate]'") from error
+    ndimage = import_extra("scipy.ndimage", "evaluate", "defects are found with scipy")
     return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, import_extra
 from emformer_hub.inspection.quality import LIMITS
 from emformer_hub.inspection.report import SHOWN
 from emformer_hub.inspection.sections import Inspection
@@ -34,11 +34,9 @@ def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack:
         raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"folder {str(path.parent)!r} of the picture does not exist; create it first.")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("pictures need matplotlib; run: pip install 'emformer-hub[evaluate]'") from error
+    import_extra("matplotlib", "evaluate", f"{path} is drawn with matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     bad = [quality for quality in inspection.sections if quality.flags]
     shown = bad[:PICTURES]

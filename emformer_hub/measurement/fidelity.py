@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.measurement.fsc import check_pair, directional_resolution
 
@@ -125,12 +125,9 @@ def _ssim_volume(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> 
 
 
 def _ssim(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> float:
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise InputError("SSIM needs scikit-image; run: pip install 'emformer-hub[evaluate]'") from error
+    metrics = import_extra("skimage.metrics", "evaluate", "SSIM is computed with scikit-image")
     return float(
-        structural_similarity(
+        metrics.structural_similarity(
             truth.astype(np.float64),
             estimate.astype(np.float64),
             data_range=data_range,

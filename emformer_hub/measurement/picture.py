@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import SectionModel, VoxelSize
 
 if TYPE_CHECKING:
@@ -77,11 +77,9 @@ def comparison_picture(
     path = Path(path)
     others = {"interpolated": interpolated, "before": before, "truth": truth, "uncertainty": uncertainty}
     _check(path, sections, reconstruction, others, factor)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("pictures need matplotlib; run: pip install 'emformer-hub[evaluate]'") from error
+    import_extra("matplotlib", "evaluate", f"{path} is drawn with matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     z, y, x = (_middle(side) for side in reconstruction.shape)
     as_thick = np.minimum((np.arange(z.start, z.stop) + 0.5) // factor, len(sections) - 1).astype(int)

@@ -27,6 +27,7 @@ import numpy as np
 
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
+from emformer_hub.files import put_in_place
 from emformer_hub.geometry import Region, SectionModel, VoxelSize
 from emformer_hub.model_folder import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
@@ -38,7 +39,7 @@ from emformer_hub.volumes import boxes, check_output, check_volume, open_volume,
 from emformer_hub.volumes.checks import check_mask, check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
-from emformer_hub.volumes.output import ZARR_SUFFIXES, put_in_place
+from emformer_hub.volumes.output import ZARR_SUFFIXES
 from emformer_hub.volumes.remote import absolute, is_url
 from emformer_hub.volumes.stored import Box
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.files import replacing
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import hdf5, mrc, slices, tensors, tiff
+from emformer_hub.volumes import hdf5, mrc, n5_precomputed, slices, tiff
 from emformer_hub.volumes import ome_zarr as zarr_format
 from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
 from emformer_hub.volumes.output import (
@@ -29,7 +30,6 @@ from emformer_hub.volumes.output import (
     TIFF_SUFFIXES,
     ZARR_SUFFIXES,
     check_output,
-    replacing,
 )
 from emformer_hub.volumes.remote import Remote, is_url
 from emformer_hub.volumes.stored import StoredArray
@@ -112,8 +112,8 @@ def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray
 def _open_folder(place: Path | Remote) -> Volume[StoredArray]:
     if zarr_format.is_zarr(place):
         return zarr_format.open_volume(place)
-    if tensors.is_tensors(place):
-        return tensors.open_volume(place)
+    if n5_precomputed.is_n5_or_precomputed(place):
+        return n5_precomputed.open_volume(place)
     if isinstance(place, Remote):
         raise InputError(
             f"{place} is no OME-Zarr, Zarr array, N5 or precomputed image, or is not there. Is the address right? "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from types import ModuleType
 
 import numpy as np
 
@@ -162,11 +160,3 @@ def not_read(path: object, error: Exception, otherwise: str) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
     return InputError(otherwise)
-
-
-def import_extra(module: str, extra: str, what: str) -> ModuleType:
-    """A library of an extra; raises ``InputError`` if it is not installed. ``what`` says what needs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise InputError(f"{what}, which needs the extra [{extra}]: run `pip install emformer-hub[{extra}]`.") from None

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.checks import check_dtype, import_extra, not_read
+from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.stored import Box, StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from emformer_hub.errors import InputError
-from emformer_hub.volumes.checks import import_extra
+from emformer_hub.errors import InputError, import_extra
 
 if TYPE_CHECKING:
     from tensorstore import KvStore

@@ -15,9 +15,9 @@ pytest.importorskip("gradio", reason="the page needs the extra [app]")
 from emformer_hub.app.page import FACE, THROUGH, Limits, Stopped, make_sample, read_upload, run
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 
 @pytest.fixture

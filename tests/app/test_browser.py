@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 pytest.importorskip("gradio", reason="the page needs the extra [app]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

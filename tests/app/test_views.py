@@ -8,9 +8,9 @@ import pytest
 from emformer_hub.app.views import ACROSS, Views
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import Reconstruction
+from emformer_hub.volumes.phantom import neuropil
 
 FACTOR = 4
 

@@ -19,9 +19,9 @@ from emformer_hub.audit.verdicts import VERDICTS
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 pytest.importorskip("matplotlib", reason="the report's pictures need the extra [evaluate]")
 SIZE = VoxelSize(32, 8, 8)

@@ -21,8 +21,8 @@ from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.datasets.tables import fetch, with_tables_read
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 HEADER = "path,voxel_size,split,modality,licence,weight"
 

@@ -19,9 +19,9 @@ from emformer_hub.adapters import add_adapter
 from emformer_hub.cli import main
 from emformer_hub.hub.push import contents
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import registry
 from emformer_hub.training.__main__ import command as finetune
+from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "finetune/README.md", "benchmarks/README.md")]

@@ -19,9 +19,9 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.hub.export import export
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import reconstruct
+from emformer_hub.volumes.phantom import neuropil
 
 NAME, FACTOR, THICKNESS, TILE = "emformer-tiny", 3.4, 0.5, (8, 32, 48)
 

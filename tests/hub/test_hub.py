@@ -35,9 +35,9 @@ from emformer_hub.hub.download import download as fetch
 from emformer_hub.hub.push import Published, check_publishable, contents, push
 from emformer_hub.hub.tensors import TOLERANCE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.pretrained import Superseded, registry
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
 NAME = "emformer-small"

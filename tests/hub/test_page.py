@@ -14,10 +14,10 @@ from emformer_hub.errors import InputError
 from emformer_hub.hub.page import assemble, headline_figures, main, training_stages
 from emformer_hub.hub.tensors import FILE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.loop import train
 from emformer_hub.training.recipe import Recipe
+from emformer_hub.volumes.phantom import neuropil
 
 SOURCE = {"command": "python finetune", "commit": "abc1234", "device": "a laptop"}
 TINY = {

@@ -9,8 +9,8 @@ import pytest
 
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import alignment_note, section_shifts
-from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 MARGIN = 40  # how far sections may be shifted without leaving the phantom
 

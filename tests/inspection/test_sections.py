@@ -14,8 +14,8 @@ from emformer_hub import InputError, VoxelSize, inspect_stack
 from emformer_hub.cli import main
 from emformer_hub.inspection.measures import displaced_parts, standardise
 from emformer_hub.inspection.sections import LIMITS, Inspection
-from emformer_hub.phantom import neuropil
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 SPOILT = 7
 

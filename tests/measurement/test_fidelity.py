@@ -10,7 +10,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import evaluate, psnr, ssim
-from emformer_hub.phantom import neuropil
+from emformer_hub.volumes.phantom import neuropil
 
 VOXEL = VoxelSize(8, 8, 8)
 

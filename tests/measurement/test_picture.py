@@ -7,7 +7,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import comparison_picture
-from emformer_hub.phantom import neuropil
+from emformer_hub.volumes.phantom import neuropil
 
 pytest.importorskip("matplotlib")
 image_module = pytest.importorskip("PIL.Image")

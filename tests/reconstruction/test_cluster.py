@@ -15,11 +15,11 @@ import zarr
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import stream
 from emformer_hub.reconstruction.cluster import gpu_of, on_dask, run
 from emformer_hub.reconstruction.stream import Job, Made, reconstruct_file
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 distributed = pytest.importorskip("distributed", reason="Dask is the extra [cluster]")
 SETTINGS: dict[str, Any] = {"voxel_size": VoxelSize(24, 8, 8), "factor": 3.0, "model": "emformer-tiny", "ensemble": 1}

@@ -18,11 +18,11 @@ from click.testing import CliRunner
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.reconstruction.follow import follow, sections_landing
 from emformer_hub.reconstruction.stream import reconstruct_file
 from emformer_hub.volumes import read_volume
+from emformer_hub.volumes.phantom import neuropil
 
 SIZE = VoxelSize(24, 8, 8)
 

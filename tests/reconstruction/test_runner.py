@@ -17,11 +17,11 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import Reconstruction, blocks, reconstruct
 from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
 from emformer_hub.volumes import read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 FACTORS = [1, 1.5, 4, 6.7, 8.333, 10, 12, 16]
 

@@ -18,10 +18,10 @@ import zarr
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize, parse_region
-from emformer_hub.phantom import neuropil
 from emformer_hub.reconstruction import Reconstruction, reconstruct, stream
 from emformer_hub.reconstruction.stream import Job, forecast, make_job, reconstruct_file, state_folder
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 SIZE = VoxelSize(24, 8, 8)
 SETTINGS: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}

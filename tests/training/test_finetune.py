@@ -21,13 +21,13 @@ from safetensors import safe_open
 
 from emformer_hub.adapter_folder import is_adapter
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training import loop
 from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import train
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.report import IN_PLANE, LEFT_OUT, Comparison, verdict
+from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {

@@ -28,7 +28,6 @@ from safetensors.torch import load_file
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training import checkpoint, loop
 from emformer_hub.training.__main__ import command
@@ -37,6 +36,7 @@ from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume
 from emformer_hub.training.validation import error_quantiles, validation_clips
 from emformer_hub.volumes import StoredArray, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
 STEPS, CHECKPOINT_EVERY = 16, 4

@@ -11,10 +11,10 @@ import torch
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.phantom import neuropil
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.training.validation import FULL_THICKNESS, SINGLE_PLANE, error_quantiles, restore
+from emformer_hub.volumes.phantom import neuropil
 
 CPU = torch.device("cpu")
 

@@ -196,7 +196,7 @@ def test_a_missing_file_is_missing_with_or_without_a_dataset(tmp_path: Path) -> 
 def test_without_h5py_the_extra_is_named(tmp_path: Path, volume: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.h5", raw=volume)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(InputError, match=r"a\.h5 is HDF5, which needs .*pip install emformer-hub\[hdf5\]"):
+    with pytest.raises(InputError, match=r"a\.h5 is HDF5, which needs .*pip install 'emformer-hub\[hdf5\]'"):
         read_volume(path)
 
 

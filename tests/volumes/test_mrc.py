@@ -195,5 +195,5 @@ def test_without_mrcfile_the_extra_is_named(
     path = write(tmp_path / "a.mrc", volume)
     monkeypatch.setitem(sys.modules, "mrcfile", None)
     for act in (lambda: read_volume(path), lambda: write_volume(tmp_path / "b.mrc", volume, ANISOTROPIC)):
-        with pytest.raises(InputError, match=r"[ab]\.mrc is MRC, which needs .*pip install emformer-hub\[mrc\]"):
+        with pytest.raises(InputError, match=r"[ab]\.mrc is MRC, which needs .*pip install 'emformer-hub\[mrc\]'"):
             act()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from emformer_hub.errors import InputError
-from emformer_hub.phantom import neuropil
+from emformer_hub.volumes.phantom import neuropil
 
 SHAPE = (72, 80, 64)
 

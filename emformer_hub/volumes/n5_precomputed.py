@@ -21,7 +21,7 @@ FINEST = "s0"
 """Name of the finest level in a folder of levels of N5."""
 
 
-def is_tensors(place: Path | Remote) -> bool:
+def is_n5_or_precomputed(place: Path | Remote) -> bool:
     """Whether a folder is N5 or precomputed."""
     return (place / N5).is_file() or (place / PRECOMPUTED).is_file()
 

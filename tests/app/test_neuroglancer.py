@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from urllib.parse import unquote, urlsplit
 
+from emformer_hub.app.neuroglancer import neuroglancer_link, neuroglancer_state
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.neuroglancer import neuroglancer_link, neuroglancer_state
 
 IMAGES = {"input": "https://em.org/stack.ome.zarr", "uncertainty": "http://localhost:9000/sd of stack.zarr/"}
 

@@ -1,0 +1,93 @@
+"""Outputs appear whole or not at all: written under a temporary name beside their place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emformer_hub.errors import InputError
+
+
+def check_file(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Raise, before a long computation, what would keep its result from being written to the file ``path``.
+
+    Raises:
+        InputError: the folder is missing or not writable, the file exists and ``overwrite`` is false, or there is a
+            folder of that name, which is never replaced.
+    """
+    path = Path(path)
+    check_folder(path)
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; it is never replaced. Give the name of a file.")
+    check_overwrite(path, overwrite)
+
+
+def check_folder(path: Path) -> None:
+    """Raise ``InputError`` unless the folder that ``path`` is to appear in exists and is writable."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"output {path} cannot be written: the folder {folder} does not exist. Create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"output {path} cannot be written: no permission to write to the folder {folder}. Choose another folder."
+        )
+
+
+def check_overwrite(path: Path, overwrite: bool) -> None:
+    """Raise ``InputError`` if the output exists already and must not be replaced."""
+    if path.exists() and not overwrite:
+        raise InputError(f"output {path} exists. Choose another name, or give --overwrite to replace it.")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the same suffix; when the block ends well, that becomes ``path``.
+
+    If the block raises anything, ``KeyboardInterrupt`` included, what it wrote is removed and ``path`` is untouched.
+    A file is replaced in one step; a folder is moved aside first and deleted when the new one is in place.
+
+    Raises:
+        InputError: the operating system refused (disk full, no permission).
+    """
+    target = path.resolve()  # write through a symbolic link, not over it
+    partial = target.with_name(f".{target.stem}.partial-{os.getpid()}{target.suffix}")
+    _remove(partial)
+    try:
+        yield partial
+        put_in_place(partial, target)
+    except OSError as error:
+        raise InputError(
+            f"output {path} could not be written: {error.strerror or error}. Free some space or choose another folder."
+        ) from error
+    finally:
+        _remove(partial)
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Give a complete output its name; what was there is replaced."""
+    if target.is_dir():
+        _swap(new, target)
+    else:
+        os.replace(new, target)
+
+
+def _swap(new: Path, target: Path) -> None:
+    old = target.with_name(f".{target.stem}.old-{os.getpid()}{target.suffix}")
+    try:
+        os.rename(target, old)
+        os.rename(new, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

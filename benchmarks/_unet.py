@@ -32,9 +32,9 @@ from emformer_hub.interpolation import interpolation_matrix
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.loop import learning_rate_share, load_volumes
 from emformer_hub.training.losses import charbonnier
-from emformer_hub.training.methods import Average
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches
+from emformer_hub.training.trainee import Average
 
 LEARNING_RATE = 4e-4
 """As in CSBDeep, the implementation of IsotropicCARE."""

@@ -26,8 +26,8 @@ from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.training.loop import train
-from emformer_hub.training.methods import build_config
 from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.trainee import build_config
 from emformer_hub.training.validation import VALIDATION_GEOMETRIES
 
 FACTOR, CLIP = 8.0, (1, 64, 16, 128)

@@ -23,15 +23,15 @@ from _methods import EMformer, Interpolation
 from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 from quality import centre_crop
 
-from emformer_hub.adapter_folder import is_adapter
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import grey_range, psnr
+from emformer_hub.model_files import is_adapter
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.training.loop import train
-from emformer_hub.training.methods import trained_weights
 from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.trainee import trained_weights
 from emformer_hub.volumes import read_volume, write_volume
 
 BASE = "emformer-small"

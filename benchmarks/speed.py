@@ -38,9 +38,9 @@ from emformer_hub.reconstruction.blocks import default_tile
 from emformer_hub.reconstruction.runner import reconstruct
 from emformer_hub.training.loop import make_trainable
 from emformer_hub.training.losses import reconstruction_loss
-from emformer_hub.training.methods import Average, build_config
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
+from emformer_hub.training.trainee import Average, build_config
 from emformer_hub.volumes.phantom import neuropil
 
 Sizes = tuple[int, int, int]

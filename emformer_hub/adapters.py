@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emformer_hub.adapter_folder import attach
-from emformer_hub.model_folder import model_folder
+from emformer_hub.model_files import attach, model_folder
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 

@@ -24,12 +24,11 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .adapter_folder import attach, is_adapter
 from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
 from .interpolation import interpolation_matrix
-from .model_folder import HUB_OPTIONS, commit_of, model_folder
+from .model_files import HUB_OPTIONS, attach, commit_of, is_adapter, model_folder
 from .pretrained import loading
 
 CACHED_TOKENS = 2**14  # that a layer works on at a time on a CPU; benchmarks/architecture.md has others

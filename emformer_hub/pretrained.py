@@ -67,7 +67,7 @@ class PretrainedWeights:
         data: what it was trained on.
         factor: lowest and highest.
         voxel_nm: lateral voxel sizes that it has seen, lowest and highest.
-        figures: gains in dB by evaluation volume and task, those of :func:`emformer_hub.hub.page.headline_figures`.
+        figures: gains in dB by evaluation volume and task, those of :func:`emformer_hub.hub.assemble.headline_figures`.
         replaces: earlier weights of this name, newest first.
         summary: one line.
     """

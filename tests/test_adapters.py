@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emformer_hub.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from emformer_hub.adapters import add_adapter, load_adapter
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
+from emformer_hub.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor

@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "files", "geometry", "records"},
     {"volumes", "interpolation", "devices"}
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
-    | {"adapter_folder", "adapters", "model_folder"},
+    | {"adapters", "loading", "model_files"},
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},
     {"training", "audit"},
     {"cli", "app", "doctor", "__main__"},

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from emformer_hub import pretrained
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
-from emformer_hub.hub.page import headline_figures, training_stages
-from emformer_hub.hub.tensors import TOLERANCE, largest_difference
+from emformer_hub.hub.assemble import headline_figures, training_stages
+from emformer_hub.hub.stored_outputs import TOLERANCE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import PretrainedWeights, registry, resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor

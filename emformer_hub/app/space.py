@@ -13,7 +13,7 @@ from emformer_hub.pretrained import check_sha256, registry
 
 EXTRAS = ("", "app", "hdf5", "images")
 APP = """\
-from emformer_hub.app.page import LAUNCH, Limits, build
+from emformer_hub.app.ui import LAUNCH, Limits, build
 
 build(Limits(mvoxels=32, minutes=10)).launch(**LAUNCH)
 """

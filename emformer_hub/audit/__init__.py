@@ -1,7 +1,7 @@
 """What a reconstruction is worth on a stack without a ground truth: measures, verdicts, and a page."""
 
-from emformer_hub.audit.page import check_report, write_report
-from emformer_hub.audit.stack import Audit, audit_stack, check_auditable
+from emformer_hub.audit.audit import Audit, audit_stack, check_auditable
+from emformer_hub.audit.report import check_report, write_report
 from emformer_hub.audit.verdicts import Verdict
 
 __all__ = ["Audit", "Verdict", "audit_stack", "check_auditable", "check_report", "write_report"]

@@ -60,7 +60,7 @@ def app_command(host: str, port: int, max_mvoxels: float, max_minutes: float, de
     choose_device(device)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
     try:
-        from emformer_hub.app.page import Limits, serve
+        from emformer_hub.app.ui import Limits, serve
     except ModuleNotFoundError as error:
         raise InputError(f"the page needs {error.name}; run: pip install 'emformer-hub[app]'") from error
     serve(host, port, Limits(max_mvoxels, max_minutes), device)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from emformer_hub.errors import InputError
-from emformer_hub.hub.page import QUALITY, training_stages
+from emformer_hub.hub.assemble import QUALITY, training_stages
 from emformer_hub.pretrained import PretrainedWeights
 
 ABOUT = "about.yaml"

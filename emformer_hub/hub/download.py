@@ -7,7 +7,7 @@ from pathlib import Path
 from emformer_hub.errors import InputError
 from emformer_hub.files import replacing
 from emformer_hub.hub.push import contents
-from emformer_hub.model_folder import check_blob, commit_of, model_folder
+from emformer_hub.model_files import check_blob, commit_of, model_folder
 from emformer_hub.pretrained import loading, registry, resolve_pretrained
 
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from emformer_hub.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
 from emformer_hub.errors import InputError, reason
 from emformer_hub.hub.remote_code import AUTO_MAPS, remote_code, with_auto_map
-from emformer_hub.model_folder import WEIGHTS
+from emformer_hub.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, is_adapter
 from emformer_hub.pretrained import HUB_ID
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.files import put_in_place
 from emformer_hub.geometry import Region, SectionModel, VoxelSize
-from emformer_hub.model_folder import fingerprint
+from emformer_hub.model_files import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, Plan, make_plan

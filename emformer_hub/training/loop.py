@@ -30,11 +30,11 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
 from emformer_hub.training.losses import reconstruction_loss
-from emformer_hub.training.methods import Average, Trainee, put_weights, trained_weights
 from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.report import write_report
 from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, TrainingVolume
+from emformer_hub.training.trainee import Average, Trainee, put_weights, trained_weights
 from emformer_hub.training.validation import error_quantiles, validate
 from emformer_hub.volumes import open_volume
 from emformer_hub.volumes.remote import is_url

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from emformer_hub.audit import Audit, audit_stack, write_report
-from emformer_hub.audit.page import html
-from emformer_hub.audit.stack import _middle
+from emformer_hub.audit.audit import _middle
+from emformer_hub.audit.report import html
 from emformer_hub.audit.verdicts import VERDICTS
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError

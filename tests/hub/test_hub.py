@@ -25,15 +25,15 @@ from click.testing import CliRunner
 from client import Client, client_process, environment, waits
 from server import HubServer, User
 
-from emformer_hub import model_folder, pretrained
-from emformer_hub.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from emformer_hub import model_files, pretrained
 from emformer_hub.adapters import add_adapter, load_adapter
 from emformer_hub.cli import main
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.hub.download import download as fetch
 from emformer_hub.hub.push import Published, check_publishable, contents, push
-from emformer_hub.hub.tensors import TOLERANCE, largest_difference
+from emformer_hub.hub.stored_outputs import TOLERANCE, largest_difference
+from emformer_hub.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import Superseded, registry
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -945,7 +945,7 @@ def with_registry(sha256: str, function: Callable[..., Any], *args: Any, **optio
     far = dataclasses.replace(bundled, name="emformer-far", repo_id="lab/emformer-far", revision="v1", sha256=sha256)
     known = {weights.name: weights for weights in (bundled, far)}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrained, model_folder):
+        for module in (pretrained, model_files):
             patch.setattr(module, "registry", lambda: known)
         return function(*args, **options)
 

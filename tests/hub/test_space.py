@@ -23,7 +23,7 @@ def test_a_space_runs_with_its_own_package_and_weights(tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(content.encode() if isinstance(content, str) else content.read_bytes())
     code = (
-        "import emformer_hub, emformer_hub.app.page as page; from emformer_hub import EMformerModel\n"
+        "import emformer_hub, emformer_hub.app.ui as page; from emformer_hub import EMformerModel\n"
         "print(emformer_hub.__file__, EMformerModel.from_pretrained('emformer-small').num_parameters())\n"
         "page.gr.Blocks.launch = lambda *args, **settings: print('launched', settings['ssr_mode'])\n"
         "exec(open('app.py').read())"

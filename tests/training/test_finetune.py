@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors import safe_open
 
-from emformer_hub.adapter_folder import is_adapter
+from emformer_hub.model_files import is_adapter
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training import loop

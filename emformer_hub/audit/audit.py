@@ -22,10 +22,9 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import Region, SectionModel, VoxelSize
 from emformer_hub.inspection.sections import inspect_stack
 from emformer_hub.interpolation import interpolate
+from emformer_hub.loading import load_model
 from emformer_hub.measurement.consistency import consistency_residual
-from emformer_hub.model_folder import fingerprint
-from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.model_files import fingerprint
 from emformer_hub.reconstruction.runner import Restorer, within
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.checks import check_region, check_volume
@@ -97,7 +96,7 @@ def audit_stack(
     core = _middle(box, CORE)
     crop = wide[within(core, box)]
     check_volume(crop, f"the middle of {name}")
-    network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
+    network, processor = load_model(model)
     where = choose_device(device)
     restorer = Restorer(network, processor, sections, processor.measure(stack), ENSEMBLE, where)
     grey = restorer.statistics.std

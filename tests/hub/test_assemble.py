@@ -11,8 +11,8 @@ import tifffile
 from click.testing import CliRunner
 
 from emformer_hub.errors import InputError
-from emformer_hub.hub.page import assemble, headline_figures, main, training_stages
-from emformer_hub.hub.tensors import FILE, largest_difference
+from emformer_hub.hub.assemble import assemble, headline_figures, main, training_stages
+from emformer_hub.hub.stored_outputs import FILE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.loop import train

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import jinja2
 import numpy as np
 
+from emformer_hub.audit.audit import Audit
 from emformer_hub.audit.held_back import MAP_BLOCK
-from emformer_hub.audit.stack import Audit
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.files import check_file, replacing
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 COLUMNS = ("input", "interpolation", "reconstruction", "uncertainty")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from emformer_hub.adapters import add_adapter
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
-from emformer_hub.model_folder import fingerprint
+from emformer_hub.model_files import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.training.recipe import Recipe
 

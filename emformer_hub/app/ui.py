@@ -19,6 +19,7 @@ from emformer_hub.app.views import ACROSS, Plane, Views
 from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.loading import load_model
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
@@ -155,7 +156,7 @@ def run(
     planes = sections.num_planes(len(stack))
     limits.check_size((planes, *stack.shape[1:]), command)
     progress(0, "Reconstructing the first block")
-    network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
+    network, processor = load_model(model)
     begin = time.monotonic()
 
     def told(done: int, count: int) -> None:
@@ -175,7 +176,7 @@ def run(
 
     progress(1, "Hiding sections, to see whether the model helps")
     views = Views(stack, result, planes_size)
-    network.to(device=choose_device(device))
+    network.to(device=choose_device(device))  # type: ignore[call-arg]  # transformers hides the signature
     gain = _gain_where_sections_are_hidden(network, processor, stack, sections)
     within = float(np.median(result.half_width(0.95)[:: max(1, planes // 32)]))
     return views, _figures(result.volume.shape, planes_size, seconds, gain, within), files

@@ -11,7 +11,7 @@ import click
 import yaml
 
 from emformer_hub.errors import InputError
-from emformer_hub.hub.tensors import write_test_tensors
+from emformer_hub.hub.stored_outputs import write_test_tensors
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor

@@ -1,0 +1,20 @@
+"""A network and the processor that belongs to its weights, loaded together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.processing_emformer import EMformerProcessor
+
+
+def load_model(name: str | Path) -> tuple[EMformerModel, EMformerProcessor]:
+    """Load a network, and the processor that was saved and calibrated with it.
+
+    Args:
+        name: a published name, the folder of a model or an adapter, or a Hub id.
+
+    Raises:
+        InputError: the name is not known, or its files are missing, damaged, or do not belong together.
+    """
+    return EMformerModel.from_pretrained(name), EMformerProcessor.from_pretrained(name)

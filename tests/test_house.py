@@ -48,19 +48,38 @@ def part_of(module: Path) -> str:
 
 def imported_parts(module: Path) -> Iterator[str]:
     """The parts that a file imports, wherever in the file it does so."""
+    for name in imported_names(module):
+        top, _, below = name.partition(".")
+        if top == "emformer_hub":
+            yield below.split(".")[0]
+
+
+def imported_files(module: Path) -> set[Path]:
+    """The other files of the package that a file imports, wherever in the file it does so."""
+    found = {file_of(name) for name in imported_names(module) if name.startswith("emformer_hub.")}
+    return {path for path in found if path is not None} - {module}
+
+
+def file_of(name: str) -> Path | None:
+    """The file that defines what is imported by a dotted name: that of a module, or of what lies in it."""
+    parts = name.split(".")[1:]
+    for end in range(len(parts), 0, -1):
+        place = PACKAGE.joinpath(*parts[:end])
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+def imported_names(module: Path) -> Iterator[str]:
+    """Dotted names that a file imports, relative ones resolved."""
     package = ["emformer_hub", *module.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             anchor = package[: len(package) - node.level + 1] if node.level else []
-            names = [".".join([*anchor, *filter(None, [node.module]), alias.name]) for alias in node.names]
-        else:
-            continue
-        for name in names:
-            top, _, below = name.partition(".")
-            if top == "emformer_hub":
-                yield below.split(".")[0]
+            yield from (".".join([*anchor, *filter(None, [node.module]), alias.name]) for alias in node.names)
 
 
 def texts() -> list[Path]:
@@ -111,6 +130,11 @@ def test_parts_do_not_import_each_other_in_a_circle() -> None:
     for module in MODULES:
         graph.setdefault(part_of(module), set()).update(set(imported_parts(module)) - {part_of(module)})
     TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_files_do_not_import_each_other_in_a_circle() -> None:
+    graph = {module: imported_files(module) for module in MODULES}
+    TopologicalSorter(graph).prepare()
 
 
 def test_no_module_is_a_drawer_for_everything() -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from emformer_hub.volumes.remote import Remote, not_reached, open_kvstore
+from emformer_hub.volumes.kvstore import not_reached, open_kvstore
 
 
 class RemoteStore(Store):
@@ -46,7 +46,11 @@ class RemoteStore(Store):
         return [await self.get(key, prototype, part) for key, part in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        return Remote(f"{self.url}/{key}").exists()
+        try:
+            result = await open_kvstore(self.url).read(key)
+        except ValueError as error:
+            raise not_reached(f"{self.url}/{key}", error) from error
+        return result.state != "missing"
 
     _names: tuple[str, ...] = ()
     """Of what is there: web servers do not say."""

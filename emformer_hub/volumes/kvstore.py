@@ -1,0 +1,90 @@
+"""Folders elsewhere as key-value stores of TensorStore (extra ``remote``): what all readers of addresses fetch with."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from emformer_hub.errors import InputError, import_extra
+
+if TYPE_CHECKING:
+    from tensorstore import KvStore
+
+TIMEOUT_S = 60.0
+RETRIES = {"max_retries": 4, "initial_delay": "100ms", "max_delay": "2s"}
+CONTEXT: dict[str, Any] = {f"{kind}_request_retries": RETRIES for kind in ("http", "s3", "gcs")}
+
+
+def not_reached(url: str, error: BaseException) -> InputError:
+    """The error for an address that does not answer as it should."""
+    said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+    return InputError(
+        f"{url} cannot be read: {said}. Is the address right, is there a network, and may you read there "
+        f"(AWS_* variables for s3://, a login for hf://)?"
+    )
+
+
+def import_tensorstore(what: object) -> Any:
+    return import_extra("tensorstore", "remote", f"{what} is read by TensorStore")
+
+
+def kvstore_spec(url: str) -> dict[str, Any]:
+    """TensorStore's description of a folder.
+
+    Raises:
+        InputError: no address of a folder.
+    """
+    scheme, _, rest = url.partition("://")
+    first, _, path = rest.partition("/")
+    folder = f"{path.rstrip('/')}/" if path else ""
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        known = any(name in os.environ for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN"))
+        known = known or Path("~/.aws/credentials").expanduser().exists()
+        spec: dict[str, Any] = {"driver": "s3", "bucket": first, "path": folder}
+        spec["aws_credentials"] = {"type": "default" if known else "anonymous"}
+        if endpoint:
+            spec |= {"endpoint": endpoint.rstrip("/"), "aws_region": region or "us-east-1"}
+        elif region:
+            spec["aws_region"] = region
+        return spec
+    if scheme == "gs":
+        return {"driver": "gcs", "bucket": first, "path": folder}
+    headers: list[str] = []
+    if scheme == "hf":
+        url, headers = _on_hub(url)
+    parts = urlsplit(url)
+    path = f"{parts.path.rstrip('/')}/"
+    return {"driver": "http", "base_url": f"{parts.scheme}://{parts.netloc}", "path": path, "headers": headers}
+
+
+def _on_hub(url: str) -> tuple[str, list[str]]:
+    """Where the Hub serves a folder, and what it asks for."""
+    from huggingface_hub import constants, get_token
+
+    kind, *names = url.removeprefix("hf://").split("/")
+    if kind not in ("datasets", "models") or len(names) < 3:
+        raise InputError(f"{url} names no folder on the Hub; expected hf://datasets/ORG/NAME/PATH or hf://models/...")
+    org, name, *path = names
+    name, _, revision = name.partition("@")
+    token = get_token()
+    prefix = "datasets/" if kind == "datasets" else ""
+    where = f"{constants.ENDPOINT}/{prefix}{org}/{name}/resolve/{revision or 'main'}/{'/'.join(path)}"
+    return where, [f"Authorization: Bearer {token}"] if token else []
+
+
+@lru_cache(maxsize=64)
+def _opened(spec: str) -> KvStore:
+    tensorstore = import_tensorstore(spec)
+    return tensorstore.KvStore.open({**json.loads(spec), "context": CONTEXT}).result(TIMEOUT_S)
+
+
+def open_kvstore(folder: str) -> KvStore:
+    """A folder elsewhere, opened once in a process."""
+    import_tensorstore(folder)
+    return _opened(json.dumps(kvstore_spec(folder)))

@@ -36,7 +36,7 @@ from emformer_hub.measurement import comparison_picture, evaluate, grey_range
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction import Reconstruction
-from emformer_hub.reconstruction.runner import ENSEMBLES
+from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]

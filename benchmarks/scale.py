@@ -31,11 +31,11 @@ from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction import stream
+from emformer_hub.reconstruction import parts as stream
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.cluster import on_dask
 from emformer_hub.reconstruction.cluster import run as give_out
-from emformer_hub.reconstruction.stream import Job, Parts, part_sides, reconstruct_file
+from emformer_hub.reconstruction.parts import Job, Parts, part_sides, reconstruct_file
 from emformer_hub.volumes import boxes, open_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 

@@ -29,7 +29,7 @@ from skimage.segmentation import find_boundaries
 from emformer_hub.errors import InputError
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.reconstruction.runner import ENSEMBLES
+from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import read_volume
 
 TRUTH, NEURONS = "fibsem_fib25_b.tif", "fibsem_fib25_b_neurons.tif"

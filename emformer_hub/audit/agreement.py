@@ -17,7 +17,7 @@ from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement.fsc import SHORTEST_SIDE, Direction, FSCCurve, fsc, resolution
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
-from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes.checks import MIN_SECTIONS
 
 LEAST_FIELD = 192

@@ -25,7 +25,7 @@ from emformer_hub.interpolation import interpolate
 from emformer_hub.loading import load_model
 from emformer_hub.measurement.consistency import consistency_residual
 from emformer_hub.model_files import fingerprint
-from emformer_hub.reconstruction.runner import Restorer, within
+from emformer_hub.reconstruction.restorer import Restorer, within
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.checks import check_region, check_volume
 

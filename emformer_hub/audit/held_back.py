@@ -16,7 +16,7 @@ from emformer_hub.measurement import plane_ssim
 from emformer_hub.measurement.fidelity import SSIM_REACH
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
-from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.reconstruction.restorer import Restorer
 
 LEFT_OUT = 12
 """Sections that are held back, evenly spread."""

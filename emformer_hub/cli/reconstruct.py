@@ -31,7 +31,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import parse_region
 
 if TYPE_CHECKING:
-    from emformer_hub.reconstruction.stream import Forecast
+    from emformer_hub.reconstruction.parts import Forecast
 
 
 @click.command("reconstruct")
@@ -123,7 +123,7 @@ def reconstruct_command(
 
     from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.follow import sections_landing
-    from emformer_hub.reconstruction.stream import confident_path, forecast, make_job, reconstruct_file
+    from emformer_hub.reconstruction.parts import confident_path, forecast, make_job, reconstruct_file
     from emformer_hub.volumes import check_output, open_volume
 
     check_one_target(target_nm, factor)

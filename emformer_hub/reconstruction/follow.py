@@ -18,7 +18,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import HALO_ZYX, Block, Span, make_plan
-from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes import Volume, slices
 from emformer_hub.volumes.checks import MIN_SECTIONS
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, is_zarr

@@ -14,7 +14,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolate
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block
-from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.reconstruction.restorer import Restorer
 
 
 @dataclass

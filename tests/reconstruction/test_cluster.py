@@ -15,9 +15,9 @@ import zarr
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.reconstruction import stream
+from emformer_hub.reconstruction import parts as stream
 from emformer_hub.reconstruction.cluster import gpu_of, on_dask, run
-from emformer_hub.reconstruction.stream import Job, Made, reconstruct_file
+from emformer_hub.reconstruction.parts import Job, Made, reconstruct_file
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
@@ -46,7 +46,7 @@ def cluster() -> Iterator[Any]:
 
 class SmallParts(distributed.WorkerPlugin):
     def setup(self, worker: Any) -> None:
-        from emformer_hub.reconstruction import stream
+        from emformer_hub.reconstruction import parts as stream
         from emformer_hub.volumes import ome_zarr
 
         stream.PART_VOXELS = 1

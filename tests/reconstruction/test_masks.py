@@ -14,7 +14,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import Reconstruction, reconstruct
 from emformer_hub.reconstruction.blocks import make_plan
-from emformer_hub.reconstruction.runner import Restorer
+from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
 from emformer_hub.volumes.phantom import neuropil
 

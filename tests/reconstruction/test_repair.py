@@ -13,9 +13,10 @@ from emformer_hub import inspect_stack
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import consistency_residual
-from emformer_hub.reconstruction import reconstruct, stream
+from emformer_hub.reconstruction import parts as stream
+from emformer_hub.reconstruction import reconstruct
+from emformer_hub.reconstruction.parts import TOLERANCE, reconstruct_file
 from emformer_hub.reconstruction.repair import Repair, parse_sections
-from emformer_hub.reconstruction.stream import TOLERANCE, reconstruct_file
 from emformer_hub.volumes import read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 

@@ -18,8 +18,9 @@ import zarr
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize, parse_region
-from emformer_hub.reconstruction import Reconstruction, reconstruct, stream
-from emformer_hub.reconstruction.stream import Job, forecast, make_job, reconstruct_file, state_folder
+from emformer_hub.reconstruction import Reconstruction, reconstruct
+from emformer_hub.reconstruction import parts as stream
+from emformer_hub.reconstruction.parts import Job, forecast, make_job, reconstruct_file, state_folder
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
@@ -293,7 +294,7 @@ def test_voxels_that_are_no_numbers_are_named_by_place(stack: Path, tmp_path: Pa
 
 COMMAND = """
 import sys
-from emformer_hub.reconstruction import stream
+from emformer_hub.reconstruction import parts as stream
 from emformer_hub.volumes import ome_zarr
 from emformer_hub.cli import main
 stream.PART_VOXELS = 1

@@ -34,7 +34,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, Plan, make_plan
 from emformer_hub.reconstruction.repair import Repair, choose_repair
-from emformer_hub.reconstruction.runner import ENSEMBLES, Restorer, within
+from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer, within
 from emformer_hub.volumes import boxes, check_output, check_volume, open_volume, write_volume
 from emformer_hub.volumes.checks import check_mask, check_region, check_stack
 from emformer_hub.volumes.hdf5 import split_address

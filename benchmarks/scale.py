@@ -31,11 +31,12 @@ from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction import parts as stream
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.cluster import on_dask
 from emformer_hub.reconstruction.cluster import run as give_out
-from emformer_hub.reconstruction.parts import Job, Parts, part_sides, reconstruct_file
+from emformer_hub.reconstruction.from_file import reconstruct_file
+from emformer_hub.reconstruction.job import Job, make_job
+from emformer_hub.reconstruction.parts import Parts, here, part_sides, parts_of
 from emformer_hub.volumes import boxes, open_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
@@ -165,8 +166,8 @@ def overhead(folder: Path, model: str, shape: tuple[int, int, int]) -> Iterator[
 
     def alone(job: Job, numbers: list[int]) -> Iterator[int]:
         nonlocal parts
-        parts = stream.parts_of(job)
-        return stream.here(job, numbers)
+        parts = parts_of(job)
+        return here(job, numbers)
 
     begin = time.perf_counter()
     settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1, "overwrite": True}
@@ -219,7 +220,7 @@ def costs(folder: Path, model: str, shape: tuple[int, int, int]) -> dict[str, An
         ensemble=ensemble,
     )
     facts, voxels = json.loads(record.read_text()), open_volume(folder / "costs.zarr").data.size
-    parts = stream.Parts(stream.make_job(folder / "stack.zarr", folder / "no.zarr", **JOB, model=model))
+    parts = Parts(make_job(folder / "stack.zarr", folder / "no.zarr", **JOB, model=model))
     seen = sum(parts.read(number).nbytes for number in range(len(parts.boxes)))
     written = sum(file.stat().st_size for file in (folder / "costs.zarr").rglob("*") if file.is_file())
     per_gigavoxel = {name: seconds / voxels * 1e9 for name, seconds in facts["seconds"].items()}

@@ -35,7 +35,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import default_tile
-from emformer_hub.reconstruction.restorer import reconstruct
+from emformer_hub.reconstruction.in_memory import reconstruct
 from emformer_hub.training.loop import make_trainable
 from emformer_hub.training.losses import reconstruction_loss
 from emformer_hub.training.recipe import Recipe
@@ -63,7 +63,7 @@ ATTENTION = {"eager": "eager", "sdpa": "fused"}
 
 FRESH = multiprocessing.get_context("forkserver")
 """Processes to measure memory in. Not "spawn": across exec, Linux lets a process inherit the peak of its starter."""
-FRESH.set_forkserver_preload(["emformer_hub.reconstruction.restorer", "emformer_hub.training.loop"])  # torch: once
+FRESH.set_forkserver_preload(["emformer_hub.reconstruction.in_memory", "emformer_hub.training.loop"])  # torch: once
 
 FLOP_FORMULAE = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput
     from emformer_hub.pretrained import resolve_pretrained
     from emformer_hub.processing_emformer import EMformerProcessor
-    from emformer_hub.reconstruction import Reconstruction, reconstruct
+    from emformer_hub.reconstruction import Reconstruction, reconstruct, reconstruct_file
     from emformer_hub.volumes import Volume, create_volume, open_volume, read_volume, write_volume
 
 _HOMES = {
@@ -39,6 +39,7 @@ _HOMES = {
     "open_volume": "volumes",
     "read_volume": "volumes",
     "reconstruct": "reconstruction",
+    "reconstruct_file": "reconstruction",
     "resolve_pretrained": "pretrained",
     "write_volume": "volumes",
 }
@@ -59,6 +60,7 @@ __all__ = [
     "open_volume",
     "read_volume",
     "reconstruct",
+    "reconstruct_file",
     "resolve_pretrained",
     "write_volume",
 ]

@@ -31,7 +31,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import parse_region
 
 if TYPE_CHECKING:
-    from emformer_hub.reconstruction.parts import Forecast
+    from emformer_hub.reconstruction.forecast import Forecast
 
 
 @click.command("reconstruct")
@@ -123,7 +123,9 @@ def reconstruct_command(
 
     from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.follow import sections_landing
-    from emformer_hub.reconstruction.parts import confident_path, forecast, make_job, reconstruct_file
+    from emformer_hub.reconstruction.forecast import forecast
+    from emformer_hub.reconstruction.from_file import reconstruct_file
+    from emformer_hub.reconstruction.job import confident_path, make_job
     from emformer_hub.volumes import check_output, open_volume
 
     check_one_target(target_nm, factor)

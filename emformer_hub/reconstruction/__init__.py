@@ -1,5 +1,6 @@
-"""From an anisotropic volume to an isotropic one: blocks, the main job."""
+"""From an anisotropic volume to an isotropic one: in memory, or from file to file."""
 
-from emformer_hub.reconstruction.restorer import Reconstruction, reconstruct
+from emformer_hub.reconstruction.from_file import reconstruct_file
+from emformer_hub.reconstruction.in_memory import Reconstruction, reconstruct
 
-__all__ = ["Reconstruction", "reconstruct"]
+__all__ = ["Reconstruction", "reconstruct", "reconstruct_file"]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from emformer_hub.errors import InputError
-from emformer_hub.reconstruction.parts import Job, Made, Scheduler, parts_of
+from emformer_hub.reconstruction.job import Job
+from emformer_hub.reconstruction.parts import Made, Scheduler, parts_of
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -41,7 +42,7 @@ def gpu_of(worker: object, gpus: int) -> str | None:
 
 
 def on_dask(address: str, workers: int | None = None) -> Scheduler:
-    """A scheduler for :func:`~emformer_hub.reconstruction.parts.reconstruct_file`.
+    """A scheduler for :func:`~emformer_hub.reconstruct_file`.
 
     Args:
         address: ``processes`` or ``threads`` of this machine, or that of a running scheduler, ``tcp://HOST:PORT``.

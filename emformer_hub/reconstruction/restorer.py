@@ -1,4 +1,4 @@
-"""The main job: an anisotropic volume in, an isotropic volume and its uncertainty out."""
+"""The network at work on blocks: normalised voxels in, averaged passes out, in whatever memory there is."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.devices import choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
-from emformer_hub.reconstruction.blocks import Block, Plan, lateral_grid, make_plan
-from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
+from emformer_hub.reconstruction.blocks import Block, Plan, lateral_grid
 from emformer_hub.volumes.stored import Box
 
 log = logging.getLogger(__name__)
@@ -28,160 +26,6 @@ ENSEMBLES = (1, 2, 4, 8, 16)
 CONSISTENT_BEYOND = 3
 """Sections beyond a block that its planes are made consistent with, where sections share planes. The influence of a
 section falls at least five-fold from one to the next from factor 1.5 on."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What :func:`reconstruct` returns.
-
-    Attributes:
-        volume: ``(round(sections * factor), y, x)``, dtype of the input.
-        uncertainty: standard deviation of each voxel's error, as the network states it plus the spread of its passes;
-            same shape, float32, intensity units of the input.
-        sections: how the input samples tissue.
-        processor: of the weights; knows how their errors compare with the uncertainty that they state.
-        mask: which voxels of the input were filled, bool ``(sections, y, x)``, if some were.
-    """
-
-    volume: np.ndarray
-    uncertainty: np.ndarray
-    sections: SectionModel
-    processor: EMformerProcessor
-    mask: np.ndarray | None = None
-
-    @property
-    def factor(self) -> float:
-        """Output planes per section."""
-        return self.sections.factor
-
-    def half_width(self, probability: float) -> np.ndarray:
-        """How far from each voxel the truth lies at most, with this probability: intensity units, float32.
-
-        ``volume - half_width(0.95)`` to ``volume + half_width(0.95)`` holds 95 % of the true intensities, on tissue
-        like that of the weights' calibration.
-
-        Raises:
-            InputError: a probability outside 0 to 0.99.
-        """
-        multiple, masked = (
-            np.float32(self.processor.interval(probability, self.sections, masked)) for masked in (False, True)
-        )
-        width = self.uncertainty * multiple
-        if self.mask is not None:
-            for plane, section in enumerate(np.minimum(self.sections.sections_of(len(width)), len(self.mask) - 1)):
-                hidden = self.mask[section]
-                width[plane][hidden] = self.uncertainty[plane][hidden] * masked
-        return width
-
-    def confident(self, probability: float, tolerance: float) -> np.ndarray:
-        """Which voxels are right to within a tolerance, with at least this probability: bool, shape of the volume.
-
-        Args:
-            probability: from 0 to 0.99.
-            tolerance: grey levels of the volume.
-
-        Raises:
-            InputError: a probability outside that range, or a tolerance that is not a positive number.
-        """
-        if not (math.isfinite(tolerance) and tolerance > 0):
-            raise InputError(f"tolerance is {tolerance:g} grey levels; expected a positive number, as in 10.")
-        return self.half_width(probability) <= tolerance
-
-
-def reconstruct(
-    volume: np.ndarray,
-    *,
-    factor: float,
-    model: str | EMformerModel = "emformer-small",
-    thickness: float = 1.0,
-    offset: float | None = None,
-    ensemble: int = 2,
-    device: str | torch.device | None = None,
-    precision: str = "auto",
-    tile_zyx: tuple[int, int, int] | None = None,
-    mask: np.ndarray | None = None,
-    consistent: bool = False,
-    progress: bool | Callable[[int, int], None] = True,
-) -> Reconstruction:
-    """Turn an anisotropic volume into an isotropic one.
-
-    Args:
-        volume: ``(sections, y, x)``, 8-bit, 16-bit or float; may be memory-mapped. At least 4 sections.
-        factor: section spacing over output plane spacing, any real number from 1 to 16.
-        model: a bundled name, a folder, a Hub id, or a loaded model, which moves to the device and is used with the
-            processor that it was loaded beside, or the default one if it was not loaded.
-        thickness: imaged share of the section spacing, in (0, 1]: 1 for physical sections (ssTEM), 1/factor for block
-            faces (FIB-SEM, SBF-SEM).
-        offset: where the imaged part begins within a section's slab, in output planes; default: centred.
-        ensemble: passes to average: 1 (one orientation), 2 (both), 4, 8, 16 (and mirrored along z, columns, frames).
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device; default: a GPU if there is one.
-        precision: ``"auto"`` (bfloat16 products where the device computes in it), ``"float32"`` or ``"bfloat16"``.
-        tile_zyx: the most that the network sees at once, (sections, y, x); default: at most 0.8 million voxels, of at
-            most 48 sections, that become at most 10.5 million.
-        mask: bool, True where voxels are not to be believed: ``(sections,)`` for whole sections, or ``(sections, y,
-            x)`` for local damage. The network fills them from what is around; what they hold, NaN too, is never looked
-            at. At most 3 sections in a row, and 3 of 7 neighbours, at the ends too.
-        consistent: correct the planes, as little as can be, so that sections cut from them as ``thickness`` says are
-            those of the input, but for rounding (:meth:`~emformer_hub.geometry.SectionModel.project`). The uncertainty
-            stays that of before.
-        progress: show a progress bar on a terminal's stderr; or what is called after each block, with how many are
-            done and how many there are.
-
-    Returns:
-        :class:`Reconstruction`.
-
-    Raises:
-        InputError: the volume or an argument is unusable; the message says why and what to do.
-    """
-    volume = np.asanyarray(volume)
-    check_stack(volume.shape, volume.dtype, "the volume")
-    mask = None if mask is None else check_mask(mask, volume.shape)
-    check_volume(volume, "the volume", mask)
-    sections = SectionModel(factor, thickness, offset)
-    if ensemble not in ENSEMBLES:
-        raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
-    if isinstance(model, EMformerModel):
-        network, processor = model, _processor_beside(model)
-    else:
-        network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
-    z, y, x = volume.shape
-    plan = make_plan((z, y, x), sections, network.config, tile_zyx)
-    restorer = Restorer(
-        network,
-        processor,
-        sections,
-        processor.measure(volume, mask),
-        ensemble,
-        choose_device(device),
-        precision,
-        consistent,
-    )
-    bar = tqdm(
-        total=len(plan),
-        desc="reconstruct",
-        unit="block",
-        disable=None if progress is True else True,  # None: shown on a terminal only
-    )
-
-    def told(done: int) -> None:
-        bar.update()
-        if callable(progress):
-            progress(done, len(plan))
-
-    with bar:
-        result = restorer.restore_all(volume, plan, mask, told)
-    return Reconstruction(*result, sections, processor, mask)
-
-
-def _processor_beside(model: EMformerModel) -> EMformerProcessor:
-    """Of what the weights were loaded from, on this machine; the default one if they were not, or if that is gone."""
-    if not model.name_or_path:
-        return EMformerProcessor()
-    try:
-        return EMformerProcessor.from_pretrained(model.name_or_path, revision=model.hub_revision, local_files_only=True)
-    except InputError as error:
-        log.warning("intervals are those of the default processor: %s", error)
-        return EMformerProcessor()
 
 
 @dataclass

@@ -15,15 +15,16 @@ import zarr
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.reconstruction import parts as stream
+from emformer_hub.reconstruction import parts, reconstruct_file
 from emformer_hub.reconstruction.cluster import gpu_of, on_dask, run
-from emformer_hub.reconstruction.parts import Job, Made, reconstruct_file
+from emformer_hub.reconstruction.job import Job
+from emformer_hub.reconstruction.parts import Made
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
 distributed = pytest.importorskip("distributed", reason="Dask is the extra [cluster]")
 SETTINGS: dict[str, Any] = {"voxel_size": VoxelSize(24, 8, 8), "factor": 3.0, "model": "emformer-tiny", "ensemble": 1}
-SETTINGS |= {"tile_zyx": (22, 48, 64), "device": "cpu"}
+SETTINGS |= {"tile_zyx": (22, 64, 64), "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +47,16 @@ def cluster() -> Iterator[Any]:
 
 class SmallParts(distributed.WorkerPlugin):
     def setup(self, worker: Any) -> None:
-        from emformer_hub.reconstruction import parts as stream
+        from emformer_hub.reconstruction import parts
         from emformer_hub.volumes import ome_zarr
 
-        stream.PART_VOXELS = 1
+        parts.PART_VOXELS = 1
         ome_zarr.SMALLEST_LEVEL = 10
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PART_VOXELS", 1)
+    monkeypatch.setattr(parts, "PART_VOXELS", 1)
 
 
 @pytest.fixture(scope="module")

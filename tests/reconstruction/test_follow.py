@@ -20,7 +20,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.reconstruction.follow import follow, sections_landing
-from emformer_hub.reconstruction.parts import reconstruct_file
+from emformer_hub.reconstruction.from_file import reconstruct_file
 from emformer_hub.volumes import read_volume
 from emformer_hub.volumes.phantom import neuropil
 

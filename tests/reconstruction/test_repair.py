@@ -13,9 +13,9 @@ from emformer_hub import inspect_stack
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import consistency_residual
-from emformer_hub.reconstruction import parts as stream
-from emformer_hub.reconstruction import reconstruct
-from emformer_hub.reconstruction.parts import TOLERANCE, reconstruct_file
+from emformer_hub.reconstruction import parts, reconstruct, reconstruct_file
+from emformer_hub.reconstruction.job import Job
+from emformer_hub.reconstruction.parts import TOLERANCE
 from emformer_hub.reconstruction.repair import Repair, parse_sections
 from emformer_hub.volumes import read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
@@ -33,7 +33,7 @@ def sections() -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PART_VOXELS", 1)
+    monkeypatch.setattr(parts, "PART_VOXELS", 1)
 
 
 def run(stack: np.ndarray, folder: Path, name: str = "out.zarr", **changed: Any) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def test_a_repair_goes_on_where_it_stopped(sections: np.ndarray, tmp_path: Path)
     stack = sections.copy()
     stack[5, 20:40, 30:60] = 255
 
-    def interrupted(job: stream.Job, numbers: list[int]) -> Any:
-        yield from stream.here(job, numbers[:3], "cpu")
+    def interrupted(job: Job, numbers: list[int]) -> Any:
+        yield from parts.here(job, numbers[:3], "cpu")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.reconstruction.parts import reconstruct_file
+from emformer_hub.reconstruction.from_file import reconstruct_file
 from emformer_hub.volumes import check_output, open_volume, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 from emformer_hub.volumes.remote import absolute, is_url

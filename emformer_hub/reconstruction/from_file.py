@@ -1,0 +1,286 @@
+"""Reconstruction from file to file: of any size, a part at a time, and resumed where it stopped.
+
+Whatever the format of the output, an OME-Zarr is made first; another format is written from that. A part counts as done
+once it is on the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from emformer_hub.errors import InputError
+from emformer_hub.files import put_in_place
+from emformer_hub.geometry import Region, VoxelSize
+from emformer_hub.reconstruction.forecast import needs
+from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, make_job, partial_output
+from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, parts_of
+from emformer_hub.reconstruction.repair import Repair, choose_repair
+from emformer_hub.volumes import check_output, open_volume, write_volume
+from emformer_hub.volumes.ome_zarr import OMEZarrWriter
+
+Progress = Callable[[int, int], None]
+"""Is told how many blocks are made, and how many there are."""
+
+
+def reconstruct_file(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    voxel_size: VoxelSize,
+    factor: float,
+    model: str = "emformer-small",
+    thickness: float = 1.0,
+    offset: float | None = None,
+    ensemble: int = 2,
+    uncertainty: str | os.PathLike[str] | None = None,
+    confidence: float | None = None,
+    region: Region | None = None,
+    repair: str | Sequence[int] = "none",
+    consistent: bool = False,
+    device: str | None = None,
+    precision: str = "auto",
+    tile_zyx: tuple[int, int, int] | None = None,
+    ome_zarr: str = "0.5",
+    overwrite: bool = False,
+    resume: bool = False,
+    scheduler: Scheduler | None = None,
+    progress: Progress = lambda made, blocks: None,
+) -> Path:
+    """Reconstruct a stack that need not fit into memory.
+
+    The output, and the uncertainty beside it, appear under their names once they are complete. Until then they lie
+    beside their place under hidden names, with the list of what is done, and a run that was killed goes on with
+    ``resume``. Voxels are those of :func:`reconstruct`, to the bit.
+
+    Args:
+        path: a stack, in any format of ``open_volume``; Zarr, HDF5 and uncompressed TIFF are never loaded as a whole.
+        output: its suffix chooses the format, as for ``create_volume``. OME-Zarr is written as it is made; any other
+            format from an OME-Zarr under a hidden name, which takes its place on the disk too until the end. The record
+            of the run lies beside it as ``.json``.
+        voxel_size: of the stack, nm.
+        factor, model, thickness, offset, ensemble, device, precision, tile_zyx: as for :func:`reconstruct`; the model
+            by name.
+        uncertainty: also write it here, in any of these formats.
+        confidence: also write which voxels are right, with this probability (0 to 0.99), to within half a standard
+            deviation of the stack's intensities: 1 or 0, uint8, beside the output as ``.confident``.
+        repair: ``"none"``; ``"auto"``, sections that an inspection flags; or numbers of sections, from 0. They are
+            filled in the same pass (:class:`~emformer_hub.reconstruction.repair.Repair`); no other voxel of the input
+            is. The record lists them.
+        consistent: as for :func:`reconstruct`. Without it too, the record says how far sections cut from the output are
+            from those of the input.
+        region: only this part of the stack; intensities are measured on the whole stack, so that a trial looks as the
+            whole will.
+        ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
+        overwrite: replace outputs that exist, and forget a run that was not finished.
+        resume: go on with a run that was not finished.
+        scheduler: what makes the parts; default: this process.
+        progress: is told how many blocks are made, and how many there are: after each block in this process, after each
+            part elsewhere.
+
+    Returns:
+        The record of the run.
+
+    Raises:
+        InputError: the stack, an argument or an output is unusable; there is not enough disk; or what is to be resumed
+            is another run, or none, or is at work still.
+    """
+    begin = time.time()
+    repaired = Repair() if repair == "none" else choose_repair(open_volume(path).data, repair, str(path))
+    job = make_job(
+        path,
+        output,
+        voxel_size=voxel_size,
+        factor=factor,
+        model=model,
+        thickness=thickness,
+        offset=offset,
+        ensemble=ensemble,
+        uncertainty=uncertainty,
+        confidence=confidence,
+        region=region,
+        repair=repaired,
+        consistent=consistent,
+        device=device,
+        precision=precision,
+        tile_zyx=tile_zyx,
+        ome_zarr=ome_zarr,
+    )
+    for one in job.outputs:
+        check_output(one, overwrite or resume)
+    with _alone(job):
+        parts = parts_of(job, device)
+        _begin(job, parts, repaired, resume=resume, overwrite=overwrite)
+        done = _done(job)
+        numbers = [number for number in range(len(parts)) if number not in done]
+        made = sum(map(parts.num_blocks, done))
+
+        def tick(blocks: int = 1) -> None:
+            nonlocal made
+            made += blocks
+            progress(made, len(parts.plan))
+
+        tick(0)
+        _write_done(job, done)
+        at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers)
+        with (job.folder / "done").open("a") as file:
+            for part in at_work:
+                done[part.number] = part
+                file.write(_line(part))
+                file.flush()
+                os.fsync(file.fileno())
+                if scheduler is not None and (blocks := parts.num_blocks(part.number)):
+                    tick(blocks)
+        for writer, final in zip(parts.writers, job.outputs, strict=True):
+            if writer.path.exists():  # a run may have been killed between two outputs
+                _complete(job, writer, final)
+        record = Path(output).with_name(f"{Path(output).name}.json")
+        facts = {
+            **dataclasses.asdict(job),
+            "parts": len(parts.boxes),
+            "made_now": sum(number < len(parts.boxes) for number in numbers),
+            "seconds_now": time.time() - begin,
+            "seconds": _seconds(parts, done.values()),
+            "residual": _residual(done.values()),
+        }
+        record.write_text(json.dumps(facts, indent=2) + "\n")
+        shutil.rmtree(job.folder)
+    return record
+
+
+def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: bool) -> None:
+    """Make the outputs, or see that those that are there belong to this job."""
+    file = job.folder / "job.json"
+    if file.exists() and resume:
+        _check_same(Job.load(file), job)
+        return
+    if file.exists() and not overwrite and _done(job):
+        raise InputError(
+            f"{job.output} was begun by a run that did not finish ({len(_done(job))} of {len(parts)} parts are "
+            f"done); add --resume to go on with it, or --overwrite to begin again."
+        )
+    if resume and all(path.exists() for path in job.outputs):
+        raise InputError(f"{job.output} is complete; there is nothing to resume. Give --overwrite to make it again.")
+    if resume and not file.exists():
+        raise InputError(f"there is no unfinished run of {job.output} to resume; leave out --resume to begin one.")
+    for path in job.outputs:
+        shutil.rmtree(partial_output(path), ignore_errors=True)
+    (job.folder / "done").unlink(missing_ok=True)
+    shape = parts.plan.output_zyx
+    needs(job, parts.plan).check(job.output)
+    if repair.damage:
+        repair.save(job.folder / DAMAGE)
+    for path, dtype in zip(job.outputs, job.dtypes, strict=True):
+        OMEZarrWriter.create(
+            partial_output(path),
+            shape,
+            dtype,
+            VoxelSize(*job.voxel_size),
+            job.translation,
+            version=job.ome_zarr,
+            chunk_zyx=chunk_sides(parts.plan),
+            part_zyx=part_sides(parts.plan),
+        )
+    job.save(file)
+
+
+def _seconds(parts: Parts, done: Iterable[Made]) -> dict[str, float]:
+    """What all parts took, added up over runs and workers: reading, network, writing, and the pyramid."""
+    fine = [part for part in done if part.number < len(parts.boxes)]
+    pyramid = [part for part in done if part.number >= len(parts.boxes)]
+    return {
+        "reading": sum(part.read for part in fine),
+        "network": sum(part.compute for part in fine),
+        "writing": sum(part.write for part in fine),
+        "pyramid": sum(part.write for part in pyramid),
+    }
+
+
+def _residual(done: Iterable[Made]) -> dict[str, float] | None:
+    """How far sections cut from the output are from those measured, grey levels."""
+    parts = list(done)
+    compared = sum(part.compared for part in parts)
+    if not compared:
+        return None
+    rms = math.sqrt(sum(part.squares for part in parts) / compared)
+    return {"rms": rms, "maximum": max(part.furthest for part in parts)}
+
+
+def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
+    """Give what was made its format and its name."""
+    if is_zarr_path(final):
+        put_in_place(writer.path, final)
+        return
+    made = open_volume(writer.path).data
+    try:
+        write_volume(final, made, VoxelSize(*job.voxel_size), translation_nm=job.translation, overwrite=True)
+    except InputError as error:
+        raise InputError(f"{error} All is made: the same command with --resume writes it.") from error
+    shutil.rmtree(writer.path)
+
+
+def _check_same(begun: Job, job: Job) -> None:
+    different = [
+        f"{field.name} was {getattr(begun, field.name)!r}, is {getattr(job, field.name)!r}"
+        for field in dataclasses.fields(Job)
+        if getattr(begun, field.name) != getattr(job, field.name)
+    ]
+    if different:
+        raise InputError(
+            f"the unfinished run of {job.output} is another one: {'; '.join(different)}. Resume it as it was begun, or "
+            f"begin again with --overwrite."
+        )
+
+
+def _done(job: Job) -> dict[int, Made]:
+    """The parts that are on the disk, by number; a line that was cut when the run was killed does not count."""
+    file = job.folder / "done"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    parts = (Made(int(number), *map(float, seconds)) for number, *seconds in map(str.split, lines))
+    return {part.number: part for part in parts}
+
+
+def _line(part: Made) -> str:
+    number, *figures = part
+    return " ".join([str(number), *(f"{figure:.9g}" for figure in figures)]) + "\n"
+
+
+def _write_done(job: Job, done: dict[int, Made]) -> None:
+    """Write the list anew, without a line that was cut; whole, or not at all."""
+    partial = job.folder / "done.partial"
+    partial.write_text("".join(map(_line, done.values())))
+    os.replace(partial, job.folder / "done")
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """See to it that nobody else makes this output at the same time."""
+    from filelock import FileLock, Timeout
+
+    job.folder.mkdir(exist_ok=True)
+    lock = FileLock(job.folder / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{job.output} is being made by another run; wait for it, or choose another output."
+        ) from error
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{job.output} could not be written: {error.strerror or error}. What is done stays: free some disk, and go "
+            f"on with --resume."
+        ) from error
+    finally:
+        if not _done(job):  # or all is done, and in its place
+            for path in (*map(partial_output, job.outputs), job.folder):
+                shutil.rmtree(path, ignore_errors=True)
+        lock.release()

@@ -30,6 +30,7 @@ from .geometry import SectionModel
 from .interpolation import interpolation_matrix
 from .model_files import HUB_OPTIONS, attach, commit_of, is_adapter, model_folder
 from .pretrained import loading
+from .projection import Mode, check_mode, project
 
 CACHED_TOKENS = 2**14  # that a layer works on at a time on a CPU; benchmarks/architecture.md has others
 LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume
@@ -438,6 +439,7 @@ class EMformerModel(EMformerPreTrainedModel):
         thickness: float = 1.0,
         frame_spacing: float = 1.0,
         section_mask: Tensor | None = None,
+        mode: Mode = "clean",
         **kwargs: Any,
     ) -> EMformerOutput:
         """Reconstruct planes between and inside sections.
@@ -451,10 +453,16 @@ class EMformerModel(EMformerPreTrainedModel):
             thickness: imaged share of the section spacing, in (0, 1].
             frame_spacing: distance between frames over distance between columns.
             section_mask: bool, broadcastable to ``sections``; True where nothing was measured (missing, damaged).
+            mode: ``clean``, what is expected of the tissue, or ``faithful``, corrected so that sections cut from the
+                planes are those given, noise and all (:func:`~emformer_hub.projection.project`).
 
         Returns:
             :class:`EMformerOutput`, in the intensity units of ``sections``.
+
+        Raises:
+            InputError: another mode.
         """
+        check_mode(mode)
         sections = sections.float()
         if positions is None:
             geometry = SectionModel(factor, thickness)
@@ -475,7 +483,10 @@ class EMformerModel(EMformerPreTrainedModel):
         tokens = tokens[:, :frames, :rows]
         value, log_scale = self.decoder(tokens, condition, positions, factor)
         scale = log_scale[..., :columns].clamp(*LOG_SCALE_RANGE).exp()
-        return EMformerOutput(reconstruction=base + value[..., :columns], scale=scale)
+        planes = base + value[..., :columns]
+        if mode == "faithful":
+            planes = project(planes, sections, positions, factor, thickness, section_mask)
+        return EMformerOutput(reconstruction=planes, scale=scale)
 
     def _pad(self, sections: Tensor) -> Tensor:
         """Repeat the last frame, row and column up to whole windows."""

@@ -25,7 +25,7 @@ VERSION = PROJECT["version"]
 LAYERS = [
     {"errors", "files", "geometry", "records"},
     {"volumes", "interpolation", "devices"}
-    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "uncertainty"}
+    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "projection", "uncertainty"}
     | {"adapters", "loading", "model_files"},
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},
     {"training", "audit"},

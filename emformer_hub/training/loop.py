@@ -29,7 +29,7 @@ from emformer_hub.inspection import alignment_note
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
-from emformer_hub.training.losses import reconstruction_loss
+from emformer_hub.training.losses import judged_value, reconstruction_loss
 from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.report import write_report
@@ -41,7 +41,7 @@ from emformer_hub.volumes.remote import is_url
 
 logger = logging.getLogger(__name__)
 
-CLIPS = ("sections", "section_mask", "target")
+CLIPS = ("sections", "section_mask", "target", "independent")
 """What of a batch is stacked clip by clip."""
 BYTES_PER_TOKEN = 80
 """That a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded up."""
@@ -173,12 +173,13 @@ class Gradients:
         sums: dict[str, Tensor] = {}
         for number, piece in enumerate(pieces, start=1):
             piece = {name: tensor.to(self.accelerator.device) for name, tensor in piece.items()}
-            target = piece.pop("target")
+            target, independent = piece.pop("target"), piece.pop("independent")
             share = len(target) / len(batch["target"])
             waiting = self.accelerator.no_sync(self.network) if number < len(pieces) else nullcontext()
             with waiting:
                 out = self.network(**piece, **shared)
-                loss, parts = reconstruction_loss(out.reconstruction, out.scale, target)
+                value = judged_value(out.reconstruction, independent, {**piece, **shared})
+                loss, parts = reconstruction_loss(value, out.scale, target)
                 self.accelerator.backward(share * loss if share < 1 else loss)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + share * value

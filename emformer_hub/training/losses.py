@@ -1,7 +1,11 @@
 """What training minimises."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from emformer_hub.projection import project
 
 EXPECTED_ERROR_RANGE = (0.2, 2.0)  # standard deviations of the volume; below 0.1, factor 1 alone would steer AdamW
 VALUE_WEIGHT, SCALE_WEIGHT = 0.35, 0.05
@@ -15,6 +19,25 @@ def charbonnier(error: Tensor) -> Tensor:
 def laplace_nll(error: Tensor, scale: Tensor) -> Tensor:
     """Mean negative log-likelihood of errors under a Laplace distribution of that scale, less its constant log 2."""
     return (error.abs() / scale + scale.log()).mean()
+
+
+def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> Tensor:
+    """What of a reconstruction is compared with the target.
+
+    Where sections hold noise of the target, the clean value must not learn to keep it: there the faithful one is judged,
+    in which noise of the sections is as it was measured, so that only what they do not tell is learned. The clean value
+    is judged everywhere else, as in Noise2Noise (Lehtinen et al. 2018): planes that no section imaged, masked sections,
+    and sections whose own noise drowns what they share.
+
+    Args:
+        clean: the network's value, ``(batch, frames, planes, columns)``.
+        independent: bool, of the same shape (:func:`~emformer_hub.training.sampling.draw_clip`).
+        batch: what the network was given.
+    """
+    faithful = project(
+        clean, batch["sections"], batch["positions"], batch["factor"], batch["thickness"], batch["section_mask"]
+    )
+    return torch.where(independent, clean, faithful)
 
 
 def reconstruction_loss(reconstruction: Tensor, scale: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,7 +17,6 @@ from emformer_hub.measurement import comparison_picture
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 from emformer_hub.reconstruction.sections import left_out_gain
-from emformer_hub.training.losses import psnr_gain
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.training.validation import restore
@@ -68,7 +67,7 @@ def _compare(
             continue
         geometry = SectionModel(factor, _thickness(recipe, factor))
         restored = [restore(model, volume, geometry, model.device) for model in (before, after)]
-        gains = [psnr_gain(one.error, one.cubic_error) for one in restored if one is not None]
+        gains = [one.gain() for one in restored if one is not None]
         if gains:
             yield Comparison(volume.name, IN_PLANE, _words(geometry), "bicubic", *gains)
     if volume.aligned and volume.data.shape[0] >= 3:

@@ -6,6 +6,7 @@ on nothing else, so that a resumed run, or a run on more processes, sees the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,10 @@ from emformer_hub.volumes import StoredArray
 
 ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
 MIN_ROWS, MIN_COLUMNS, MIN_SECTIONS = 4, 16, 4
+DROWNED = 2.0
+"""A section's noise counts as its own, not the target's, where what was added is so many times what it had before."""
+HARDLY_NOISY = 0.03
+"""Standard deviations of the volume: what noise a section may share with the target and still teach what tissue is."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,16 @@ class SamplingRanges:
         frame_stride_one: share of clips from isotropic volumes whose frames are one voxel apart.
         frame_stride_max: the largest frame stride otherwise (log-uniform).
         frames, rows, columns: size of a clip; rows are sections.
+        rescale: share of clips with larger or smaller voxels, by a factor within ``rescale_range`` (log-uniform).
         blur: share of clips from a softer instrument: sections and target are smoothed, with a standard deviation
             of up to 0.7 voxels; along frames only where they are one voxel apart.
+        sharpen: share of the other clips that are sharpened in the same way, as some instruments do.
+        tone: share of clips with another curve of grey values: a gamma, or some of a histogram equalisation.
         contrast: share of clips with changed gain and brightness.
         invert: share of clips with inverted contrast.
-        noise: share of clips with added noise, up to ``noise_max`` standard deviations of the volume.
+        voxel_noise: share of clips with noise put on the voxels that sections are cut from, white or smooth along some
+            axes, and not on the target; up to ``noise_max`` standard deviations of the volume.
+        noise: share of clips with white noise put on the sections, up to ``noise_max`` standard deviations.
         jump: share of clips in which single sections change in brightness and contrast.
         charging: share of clips in which single sections carry a smooth gradient of brightness.
         jitter: share of clips in which single sections are shifted by one voxel along the columns.
@@ -115,9 +125,14 @@ class SamplingRanges:
     frames: int = 12
     rows: int = 12
     columns: int = 64
+    rescale: float = 0.0
+    rescale_range: tuple[float, ...] = (0.6, 1.6)
     blur: float = 0.05
+    sharpen: float = 0.0
+    tone: float = 0.0
     contrast: float = 0.5
     invert: float = 0.05
+    voxel_noise: float = 0.0
     noise: float = 0.1
     noise_max: float = 0.3
     jump: float = 0.1
@@ -130,25 +145,42 @@ class SamplingRanges:
         """Raise ``InputError`` for factors or a thickness that no section model has."""
         if len(self.factor) != 3:
             raise InputError(f"sampling: factor is {self.factor}; expected lowest, most frequent, highest.")
+        if len(self.rescale_range) != 2 or not 0 < self.rescale_range[0] <= self.rescale_range[1]:
+            raise InputError(f"sampling: rescale_range is {self.rescale_range}; expected smallest, largest factor.")
         for factor in (*self.factor, *self.factors):
             SectionModel(factor, 1.0 if self.thickness is None else self.thickness)
 
 
 @dataclass(frozen=True)
 class ClipGeometry:
-    """What the samples of one batch share."""
+    """What the samples of one batch share.
+
+    Attributes:
+        axes: of the volume, in the order frames, rows, columns.
+        stride: voxels of the volume from one frame to the next, where frames are not rescaled.
+        zoom: voxels of the volume along the edge of one of the clip.
+        frames, rows, columns: of the sections.
+    """
 
     volume: TrainingVolume
     sections: SectionModel
-    axes: tuple[int, int, int]  # of the volume, in the order frames, rows, columns
+    axes: tuple[int, int, int]
     stride: int
+    zoom: float
     frames: int
     rows: int
     columns: int
 
     @property
+    def cubes(self) -> bool:
+        """Whether frames are one voxel apart, and so rescaled as planes and columns are."""
+        return self.volume.isotropic and self.stride == 1
+
+    @property
     def frame_spacing(self) -> float:
-        return float(self.stride) if self.volume.isotropic else self.volume.anisotropy * self.stride
+        if self.cubes:
+            return 1.0
+        return self.stride * (1.0 if self.volume.isotropic else self.volume.anisotropy) / self.zoom
 
 
 def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np.random.Generator) -> ClipGeometry:
@@ -157,7 +189,18 @@ def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng
     volume = volumes[rng.choice(len(volumes), p=weights / weights.sum())]
     axes = rng.permutation(3) if volume.isotropic else np.array([0, *rng.permutation([1, 2])])
     shape = np.array(volume.data.shape) - np.array([0, 0, volume.holdout_columns])
-    frames_extent, rows_extent, columns_extent = shape[axes]
+    frames_extent, rows_extent, columns_extent = (int(extent) for extent in shape[axes])
+    stride = 1
+    if volume.isotropic and rng.random() >= ranges.frame_stride_one:
+        widest = max(1.0, min(ranges.frame_stride_max, frames_extent / ranges.frames))
+        stride = round(float(np.exp(rng.uniform(0, np.log(widest)))))
+    zoom = 1.0
+    if ranges.rescale and rng.random() < ranges.rescale:
+        least = min(rows_extent, columns_extent)
+        zoom = min(float(np.exp(rng.uniform(*np.log(ranges.rescale_range)))), max(1.0, least / MIN_COLUMNS))
+        rows_extent, columns_extent = int(rows_extent / zoom), int(columns_extent / zoom)
+        if volume.isotropic and stride == 1:
+            frames_extent = int(frames_extent / zoom)
 
     largest = rows_extent / (MIN_ROWS + 1)
     if ranges.factors:
@@ -176,18 +219,14 @@ def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng
         thickness = float(rng.uniform(1 / factor, 1))
     offset = float(rng.uniform(0, (1 - thickness) * factor)) if rng.random() < 0.5 else None
     sections = SectionModel(factor, thickness, offset)
-
-    stride = 1
-    if volume.isotropic and rng.random() >= ranges.frame_stride_one:
-        widest = max(1.0, min(ranges.frame_stride_max, frames_extent / ranges.frames))
-        stride = round(float(np.exp(rng.uniform(0, np.log(widest)))))
     return ClipGeometry(
         volume=volume,
         sections=sections,
         axes=(int(axes[0]), int(axes[1]), int(axes[2])),
         stride=stride,
+        zoom=zoom,
         frames=min(ranges.frames, frames_extent // stride) if volume.aligned else 1,
-        rows=min(ranges.rows, sections.num_sections(int(rows_extent))),
+        rows=min(ranges.rows, sections.num_sections(rows_extent)),
         columns=min(ranges.columns, columns_extent),
     )
 
@@ -196,43 +235,119 @@ def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Gen
     """Cut, degrade and damage one clip.
 
     Returns:
-        ``sections`` ``(frames, rows, columns)`` and ``target`` ``(frames, planes, columns)``, float32, and
-        ``section_mask``, bool, of the shape of ``sections``.
+        ``sections`` ``(frames, rows, columns)`` and ``target`` ``(frames, planes, columns)``, float32;
+        ``section_mask``, bool, of the shape of ``sections``; ``independent``, bool, of the shape of ``target``: where
+        the sections that were measured hold nothing of the target's noise.
     """
-    target = _cut(geometry, rng)
-    if rng.random() < ranges.blur:
-        target = _smoothed(target, rng.uniform(0, 0.25), axes=(0, 1, 2) if geometry.frame_spacing == 1 else (1, 2))
-    if rng.random() < ranges.contrast:
-        target = target * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))
-    if rng.random() < ranges.invert:
-        target = -target
+    target = _seen_by_another_instrument(_cut(geometry, rng), geometry, ranges, rng)
     matrix = geometry.sections.matrix(geometry.rows).astype(np.float32)
-    sections = _damaged(np.einsum("rp,fpc->frc", matrix, target, optimize=True), ranges, rng)
+    imaged = target
+    added = np.zeros(geometry.rows)  # variance of the noise that only the sections have
+    if ranges.voxel_noise and rng.random() < ranges.voxel_noise:
+        strength = rng.uniform(0, ranges.noise_max)
+        imaged = target + np.float32(strength) * _noise(target.shape, rng)
+        added += strength**2 * np.square(matrix).sum(axis=1)
+    sections = np.einsum("rp,fpc->frc", matrix, imaged, optimize=True)
+    sections, more = _damaged(sections, ranges, rng)
+    shared = noise_level(target) ** 2 * np.square(matrix).sum(axis=1)
+    own = (added + more >= DROWNED**2 * shared) | (shared <= HARDLY_NOISY**2)
+    mask = _draw_mask(sections.shape, ranges, rng)
+    telling = ~mask & ~own[:, None]
     return {
         "sections": np.ascontiguousarray(sections, np.float32),
         "target": np.ascontiguousarray(target, np.float32),
-        "section_mask": _draw_mask(sections.shape, ranges, rng),
+        "section_mask": mask,
+        "independent": np.einsum("rp,frc->fpc", (matrix > 0).astype(np.float32), telling.astype(np.float32)) == 0,
     }
 
 
+def noise_level(clip: np.ndarray) -> float:
+    """Standard deviation of the white noise of images ``(images, rows, columns)``, by what no smooth image holds.
+
+    J. Immerkaer, "Fast noise variance estimation", Computer Vision and Image Understanding 64(2), 1996; with a median
+    in place of the mean, which edges move less.
+    """
+    across = clip[:, :, :-2] - 2 * clip[:, :, 1:-1] + clip[:, :, 2:]
+    both = across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]
+    return float(np.median(np.abs(both))) / (6 * 0.6745)
+
+
 def _cut(geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
-    """A random place of the volume, randomly mirrored, normalised: ``(frames, planes, columns)``."""
+    """A random place of the volume, randomly mirrored, rescaled, normalised: ``(frames, planes, columns)``."""
     volume = geometry.volume
-    planes = geometry.sections.num_planes(geometry.rows)
     steps = (geometry.stride, 1, 1)
-    sizes = ((geometry.frames - 1) * geometry.stride + 1, planes, geometry.columns)
+    sizes = (geometry.frames, geometry.sections.num_planes(geometry.rows), geometry.columns)
+    zooms = (geometry.zoom if geometry.cubes else 1.0, geometry.zoom, geometry.zoom)
     shape = list(volume.data.shape)
     shape[2] -= volume.holdout_columns
     index: list[slice] = [slice(0)] * 3
-    for axis, size, step in zip(geometry.axes, sizes, steps, strict=True):
-        start = int(rng.integers(0, shape[axis] - size + 1))
-        index[axis] = slice(start, start + size, step)
+    for axis, size, step, zoom in zip(geometry.axes, sizes, steps, zooms, strict=True):
+        length = math.ceil(size * zoom - 1e-9) if zoom != 1 else (size - 1) * step + 1
+        start = int(rng.integers(0, shape[axis] - length + 1))
+        index[axis] = slice(start, start + length, step)
     flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
-    return volume.statistics.normalise(volume.data[tuple(index)].transpose(geometry.axes)[flips])
+    clip = volume.statistics.normalise(volume.data[tuple(index)].transpose(geometry.axes)[flips])
+    for axis, (size, zoom) in enumerate(zip(sizes, zooms, strict=True)):
+        if zoom != 1:
+            weights = _rescaling(clip.shape[axis], size, zoom)
+            clip = np.moveaxis(np.tensordot(weights, clip, axes=(1, axis)), 0, axis)
+    return clip
+
+
+def _rescaling(length: int, size: int, zoom: float) -> np.ndarray:
+    """Weights that make ``size`` voxels of ``length``, each ``zoom`` of them long: float32 ``(size, length)``.
+
+    Larger voxels are means over what they cover, as in a microscope; smaller ones are interpolated linearly.
+    """
+    if zoom > 1:
+        edges = np.arange(size)[:, None] * zoom
+        voxels = np.arange(length)
+        weights = np.clip(np.minimum(edges + zoom, voxels + 1) - np.maximum(edges, voxels), 0, None)
+    else:
+        centres = ((np.arange(size) + 0.5) * zoom - 0.5).clip(0, length - 1)
+        weights = np.clip(1 - np.abs(centres[:, None] - np.arange(length)), 0, None)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _seen_by_another_instrument(
+    clip: np.ndarray, geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Generator
+) -> np.ndarray:
+    """Another sharpness, curve of grey values, contrast and brightness; of sections and target alike."""
+    axes = (0, 1, 2) if geometry.frame_spacing == 1 else (1, 2)
+    if rng.random() < ranges.blur:
+        clip = _smoothed(clip, rng.uniform(0, 0.25), axes)
+    elif ranges.sharpen and rng.random() < ranges.sharpen:
+        clip = _smoothed(clip, rng.uniform(-0.15, 0), axes)
+    if ranges.tone and rng.random() < ranges.tone:
+        clip = _another_tone(clip, rng)
+    if rng.random() < ranges.contrast:
+        clip = clip * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))
+    if rng.random() < ranges.invert:
+        clip = -clip
+    return clip
+
+
+def _another_tone(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A monotone curve of normalised grey values: a gamma bends it, an equalisation spreads its middle."""
+    if rng.random() < 0.5:
+        bend = np.float32(rng.uniform(-0.4, 0.4))
+        return np.expm1(bend * clip.clip(-4, 4)) / bend if abs(bend) > 1e-3 else clip
+    share = np.float32(rng.uniform(0, 1))  # tanh(0.8 x) is within 2 % of the distribution function of a Gaussian
+    return (1 - share) * clip + share * np.float32(math.sqrt(3)) * np.tanh(np.float32(0.8) * clip)
+
+
+def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Unit noise, white in half of the cases, else smooth along some of the axes."""
+    noise = rng.standard_normal(shape, np.float32)
+    if rng.random() < 0.5:
+        along = tuple(axis for axis in range(3) if rng.random() < 0.5)
+        noise = _smoothed(noise, rng.uniform(0, 0.25), along)
+        noise /= noise.std()
+    return noise
 
 
 def _smoothed(clip: np.ndarray, share: float, axes: tuple[int, ...]) -> np.ndarray:
-    """Each voxel takes this share from either neighbour along these axes; borders repeat."""
+    """Each voxel takes this share from either neighbour along these axes (gives, below 0); borders repeat."""
     for axis in axes:
         padded = np.pad(clip, [(int(axis == a),) * 2 for a in range(clip.ndim)], mode="edge")
         before, after = (np.take(padded, range(k, k + clip.shape[axis]), axis) for k in (0, 2))
@@ -240,26 +355,36 @@ def _smoothed(clip: np.ndarray, share: float, axes: tuple[int, ...]) -> np.ndarr
     return clip.astype(np.float32)
 
 
-def _damaged(sections: np.ndarray, ranges: SamplingRanges, rng: np.random.Generator) -> np.ndarray:
-    """What the microscope adds to ``(frames, rows, columns)``; rows are sections, and each is hit on its own."""
+def _damaged(sections: np.ndarray, ranges: SamplingRanges, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """What the microscope adds to ``(frames, rows, columns)``; rows are sections, and each is hit on its own.
+
+    Returns:
+        The sections, and the variance of the noise in each; infinite where something else makes it another image.
+    """
     frames, rows, columns = sections.shape
+    added = np.zeros(rows)
     if rng.random() < ranges.noise:
-        sections = sections + rng.normal(0, rng.uniform(0, ranges.noise_max), sections.shape).astype(np.float32)
+        strength = rng.uniform(0, ranges.noise_max)
+        sections = sections + np.float32(strength) * rng.standard_normal(sections.shape, np.float32)
+        added += strength**2
     if rng.random() < ranges.jump:
         hit = rng.random((rows,)) < 0.2
+        added[hit] = np.inf
         gain = np.exp(hit * rng.normal(0, 0.15, hit.shape))[:, None]
         brightness = (hit * rng.normal(0, 0.2, hit.shape))[:, None]
         sections = (sections * gain + brightness).astype(np.float32)
     if rng.random() < ranges.charging:
         along_frames, along_columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in (frames, columns))
         for row in np.flatnonzero(rng.random(rows) < 0.2):
+            added[row] = np.inf
             slope, bend = rng.normal(0, 0.3, (2, 2)).astype(np.float32)
             across_frames = (slope[0] * along_frames + bend[0] * np.square(along_frames))[:, None]
             sections[:, row] += across_frames + slope[1] * along_columns + bend[1] * np.square(along_columns)
     if rng.random() < ranges.jitter:
         for row in np.flatnonzero(rng.random(rows) < 0.2):
+            added[row] = np.inf
             sections[:, row] = np.roll(sections[:, row], int(rng.choice([-1, 1])), axis=-1)
-    return sections
+    return sections, added
 
 
 def _draw_mask(shape: tuple[int, ...], ranges: SamplingRanges, rng: np.random.Generator) -> np.ndarray:

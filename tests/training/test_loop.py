@@ -34,7 +34,7 @@ from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import learning_rate_share, load_volumes, train
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume
-from emformer_hub.training.validation import error_quantiles, validation_clips
+from emformer_hub.training.validation import VALIDATION_GEOMETRIES, error_quantiles, validation_clips
 from emformer_hub.volumes import StoredArray, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
@@ -194,7 +194,7 @@ def test_the_log_holds_every_step_and_the_validation(finished: Path) -> None:
     assert np.diff([record["voxels"] for record in steps]).min() > 0
     validation = [record for record in records(finished) if "gain_db" in record]
     assert [(record["volume"], record["geometry"]) for record in validation] == [
-        ("neuropil.tif", geometry) for geometry in ("x4", "x8", "x8_single_plane")
+        ("neuropil.tif", geometry) for geometry in VALIDATION_GEOMETRIES
     ]
     assert all(np.isfinite(record["gain_db"]) and record["mean_scale"] > 0 for record in validation)
 

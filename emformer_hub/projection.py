@@ -1,0 +1,100 @@
+"""Measurement consistency: the planes nearest to given ones whose sections are those that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+Mode = Literal["faithful", "clean"]
+"""What a reconstruction does with the noise of its sections: keep it, so that sections cut from it are those that were
+measured, or leave it out."""
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+def check_mode(mode: str) -> None:
+    """Raise ``InputError`` for anything else than a mode."""
+    if mode not in MODES:
+        raise InputError(f"mode is {mode!r}; expected one of {', '.join(MODES)}.")
+
+
+def section_weights(positions: Sequence[float], num_sections: int, factor: float, thickness: float) -> Tensor:
+    """The part of the matrix A whose sections lie within these planes, float64 ``(sections, planes)``.
+
+    Rows sum to one (:meth:`~emformer_hub.geometry.SectionModel.matrix`); those of sections that lack more than half a
+    plane are zero, because the planes say too little of them.
+
+    Args:
+        positions: centres of planes ``1 / factor`` apart, in section coordinates: section ``i`` has its centre at ``i``.
+        num_sections: how many there are.
+        factor: planes per section.
+        thickness: imaged share of the section spacing, in (0, 1].
+    """
+    centres = torch.tensor(positions, dtype=torch.float64)
+    sections = torch.arange(num_sections, dtype=torch.float64)[:, None]
+    stop = torch.minimum(centres + 0.5 / factor, sections + thickness / 2)
+    start = torch.maximum(centres - 0.5 / factor, sections - thickness / 2)
+    overlap = factor * (stop - start).clamp(min=0)
+    overlap = torch.where(overlap < 1e-6, 0.0, overlap)
+    covered = overlap.sum(1, keepdim=True)
+    whole = covered > factor * thickness - 0.5 - 1e-6
+    return torch.where(whole, overlap / covered.clamp(min=1e-6), 0.0)
+
+
+def project(
+    planes: Tensor,
+    sections: Tensor,
+    positions: Sequence[float],
+    factor: float,
+    thickness: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The nearest planes ``x + A^+ (y - A x)`` whose degraded form equals the sections ``y``; differentiable.
+
+    ``A^+ = A^T (A A^T)^-1``. Two sections at most share a plane, so ``A A^T`` is tridiagonal, and each column is solved
+    by elimination without pivoting (the Thomas algorithm). Sections that the planes do not hold whole impose nothing.
+
+    Args:
+        planes: ``(batch, frames, planes, columns)``.
+        sections: ``(batch, frames, sections, columns)``, in the same units.
+        positions, factor, thickness: as for :func:`section_weights`.
+        mask: bool, broadcastable to ``sections``; True for voxels that impose nothing, whatever they hold.
+    """
+    exact = section_weights(positions, sections.shape[2], factor, thickness)
+    gram = exact @ exact.T
+    diagonal = gram.diagonal().tolist()
+    links = gram.diagonal(1).tolist()
+    with torch.autocast(planes.device.type, enabled=False):
+        weights = exact.to(device=planes.device, dtype=torch.float32)
+        residual = sections.float() - torch.matmul(weights, planes.float())
+        if mask is not None:
+            residual = torch.where(mask, 0.0, residual)
+        multipliers = _solve_tridiagonal(diagonal, links, residual, None if mask is None else mask.expand_as(sections))
+        return planes + torch.matmul(weights.T, multipliers)
+
+
+def _solve_tridiagonal(diagonal: list[float], links: list[float], values: Tensor, mask: Tensor | None) -> Tensor:
+    """Solve symmetric systems along axis 2; a masked entry, or one whose diagonal is 0, is none of the system."""
+    rows = [
+        value if pivot else torch.zeros_like(value) for pivot, value in zip(diagonal, values.unbind(2), strict=True)
+    ]
+    hidden = [None] * len(rows) if mask is None else mask.unbind(2)
+    pivots: list[Tensor | float] = [pivot or 1.0 for pivot in diagonal]
+    beside: list[Tensor | float] = list(links)
+    for i, link in enumerate(links):
+        if not link:
+            continue
+        above, below = hidden[i], hidden[i + 1]
+        if above is not None and below is not None:
+            beside[i] = torch.where(above | below, 0.0, link)
+        share = beside[i] / pivots[i]
+        pivots[i + 1] = pivots[i + 1] - share * beside[i]
+        rows[i + 1] = rows[i + 1] - share * rows[i]
+    rows[-1] = rows[-1] / pivots[-1]
+    for i in range(len(links) - 1, -1, -1):
+        rows[i] = (rows[i] - beside[i] * rows[i + 1] if links[i] else rows[i]) / pivots[i]
+    return torch.stack(rows, 2)

@@ -240,18 +240,3 @@ def _solve_tridiagonal(diagonal: np.ndarray, beside: tuple[np.ndarray, np.ndarra
     values[-1] /= pivots[-1]
     for i in range(len(links) - 1, -1, -1):
         values[i] = (values[i] - links[i] * values[i + 1]) / pivots[i]
-
-
-Region = tuple[slice, slice, slice]
-"""A part of a volume along z, y and x, in voxels."""
-
-
-def parse_region(text: str) -> Region:
-    """``Z0:Z1,Y0:Y1,X0:X1`` in voxels; raises ``InputError`` for anything else."""
-    try:
-        z, y, x = (slice(*map(int, part.split(":"))) for part in text.split(","))
-        if all(part.step is None and part.start < part.stop for part in (z, y, x)):
-            return (z, y, x)
-    except (TypeError, ValueError):
-        pass
-    raise InputError(f"region {text!r} is not Z0:Z1,Y0:Y1,X0:X1 in voxels, as in 0:64,1000:1512,2000:2512.")

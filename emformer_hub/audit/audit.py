@@ -19,15 +19,16 @@ from emformer_hub.audit.held_back import in_plane, left_out, plan_of
 from emformer_hub.audit.verdicts import Verdict, judge
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import Region, SectionModel, VoxelSize
+from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.inspection.sections import inspect_stack
 from emformer_hub.interpolation import interpolate
 from emformer_hub.loading import load_model
 from emformer_hub.measurement.consistency import consistency_residual
 from emformer_hub.model_files import fingerprint
-from emformer_hub.reconstruction.restorer import Restorer, within
+from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes import StoredArray
-from emformer_hub.volumes.checks import check_region, check_volume
+from emformer_hub.volumes.boxes import Box, check_region, within
+from emformer_hub.volumes.checks import check_volume
 
 SECTIONS, SIDE, CORE = 64, 512, 256
 """Sections are held back in the middle of a stack, of at most so many sections and so many rows and columns; all else
@@ -63,7 +64,7 @@ def audit_stack(
     voxel_size: VoxelSize,
     *,
     model: str = "emformer-small",
-    region: Region | None = None,
+    region: Box | None = None,
     name: str = "the stack",
     device: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -155,7 +156,7 @@ def audit_stack(
     return Audit(facts, figures, judge(figures, crop), pictures)
 
 
-def _middle(region: Region, side: int) -> Region:
+def _middle(region: Box, side: int) -> Box:
     z, y, x = (
         slice(
             part.start + (part.stop - part.start - min(part.stop - part.start, most)) // 2,

@@ -28,7 +28,8 @@ from emformer_hub.cli.options import (
     roi,
 )
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize, parse_region
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.volumes.boxes import parse_region
 
 if TYPE_CHECKING:
     from emformer_hub.volumes import Volume

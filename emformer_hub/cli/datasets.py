@@ -11,7 +11,8 @@ import click
 from emformer_hub.cli.inputs import shape_text
 from emformer_hub.cli.options import OVERWRITE, PATH, PRIVATE, REPO_ID, roi
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import VoxelSize, parse_region
+from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.boxes import parse_region
 
 
 @click.group("dataset")

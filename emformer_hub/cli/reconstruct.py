@@ -28,7 +28,7 @@ from emformer_hub.cli.options import (
     roi,
 )
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import parse_region
+from emformer_hub.volumes.boxes import parse_region
 
 if TYPE_CHECKING:
     from emformer_hub.reconstruction.forecast import Forecast

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import Region, VoxelSize
+from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import boxes, open_volume
+from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
 
 MAX_VOXELS = 2**30
@@ -75,7 +76,7 @@ def public_volumes() -> dict[str, PublicVolume]:
     return {record["name"]: PublicVolume(**record) for record in records}
 
 
-def fetch(volume: PublicVolume, region: Region | None = None) -> np.ndarray:
+def fetch(volume: PublicVolume, region: Box | None = None) -> np.ndarray:
     """Read a part of a public volume, ``(z, y, x)``, in its own dtype.
 
     Args:
@@ -111,7 +112,7 @@ def _reaching() -> Iterator[None]:
         raise _Unreachable(str(error).splitlines()[0][:300]) from error
 
 
-def _read(volume: PublicVolume, place: str, region: Region | None) -> np.ndarray:
+def _read(volume: PublicVolume, place: str, region: Box | None) -> np.ndarray:
     """A part of a volume that lies at an address, or in a file of this machine."""
     with _reaching():
         stack = open_volume(place)
@@ -150,7 +151,7 @@ def _downloaded(volume: PublicVolume, folder: Path) -> str:
     return f"{path}:/{volume.dataset}" if volume.dataset else str(path)
 
 
-def _within(volume: PublicVolume, region: Region | None, bounds: list[tuple[int, int]]) -> Region:
+def _within(volume: PublicVolume, region: Box | None, bounds: list[tuple[int, int]]) -> Box:
     z, y, x = (slice(first, last) for first, last in bounds)
     chosen = region or (z, y, x)
     there = ",".join(f"{first}:{last}" for first, last in bounds)

@@ -18,7 +18,7 @@ import numpy as np
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
-from emformer_hub.volumes.stored import Box
+from emformer_hub.volumes.boxes import Box
 
 HALO_ZYX = (6, 16, 16)
 """Sections, rows and columns seen beyond a block: leaves differences below one grey level to an undivided volume."""

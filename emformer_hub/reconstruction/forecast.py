@@ -11,7 +11,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.reconstruction.blocks import Plan
 from emformer_hub.reconstruction.job import Job, is_zarr_path
 from emformer_hub.reconstruction.parts import part_sides, parts_of, timed
-from emformer_hub.reconstruction.restorer import within
+from emformer_hub.volumes.boxes import within
 
 NETWORK_BYTES = 10**9
 """That the network takes at most for a block of the default tile, on a CPU."""

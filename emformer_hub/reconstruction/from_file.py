@@ -18,12 +18,13 @@ from pathlib import Path
 
 from emformer_hub.errors import InputError
 from emformer_hub.files import put_in_place
-from emformer_hub.geometry import Region, VoxelSize
+from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction.forecast import needs
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, make_job, partial_output
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, parts_of
 from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.volumes import check_output, open_volume, write_volume
+from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 
 Progress = Callable[[int, int], None]
@@ -42,7 +43,7 @@ def reconstruct_file(
     ensemble: int = 2,
     uncertainty: str | os.PathLike[str] | None = None,
     confidence: float | None = None,
-    region: Region | None = None,
+    region: Box | None = None,
     repair: str | Sequence[int] = "none",
     consistent: bool = False,
     device: str | None = None,

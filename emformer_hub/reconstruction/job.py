@@ -17,14 +17,15 @@ import numpy as np
 
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import Region, SectionModel, VoxelSize
+from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.model_files import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.repair import Repair
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import check_volume, open_volume
-from emformer_hub.volumes.checks import check_mask, check_region, check_stack
+from emformer_hub.volumes.boxes import Box, check_region
+from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES
 from emformer_hub.volumes.remote import absolute, is_url
@@ -149,7 +150,7 @@ def make_job(
     ensemble: int = 2,
     uncertainty: str | os.PathLike[str] | None = None,
     confidence: float | None = None,
-    region: Region | None = None,
+    region: Box | None = None,
     repair: Repair | None = None,
     consistent: bool = False,
     device: str | None = None,

@@ -21,10 +21,10 @@ from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatist
 from emformer_hub.reconstruction.blocks import Block, Plan, make_plan
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, partial_output
 from emformer_hub.reconstruction.repair import Repair
-from emformer_hub.reconstruction.restorer import Restorer, within
+from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes import boxes, open_volume
+from emformer_hub.volumes.boxes import Box, within
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
-from emformer_hub.volumes.stored import Box
 
 PART_VOXELS = 2**24
 """A part of the output holds about so many voxels at most: a minute or two on a CPU, lost at most when a run is killed,

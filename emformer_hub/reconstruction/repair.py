@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD, check_mask
-from emformer_hub.volumes.stored import Box
 
 log = logging.getLogger(__name__)
 

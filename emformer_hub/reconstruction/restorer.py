@@ -18,7 +18,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, Plan, lateral_grid
-from emformer_hub.volumes.stored import Box
+from emformer_hub.volumes.boxes import within
 
 log = logging.getLogger(__name__)
 
@@ -200,9 +200,3 @@ class Restorer:
         step = value.sub_(mean).div_(member + 1)
         mean += step
         variance.addcmul_(step, step, value=member * (member + 1)).addcmul_(scale, scale, value=2)  # Laplace: 2 scale²
-
-
-def within(box: Box, whole: Box) -> Box:
-    """A box, counted from the first voxel of another that holds it."""
-    z, y, x = (slice(part.start - begin.start, part.stop - begin.start) for part, begin in zip(box, whole, strict=True))
-    return (z, y, x)

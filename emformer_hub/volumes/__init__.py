@@ -22,6 +22,7 @@ from emformer_hub.files import replacing
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import hdf5, mrc, n5_precomputed, slices, tiff
 from emformer_hub.volumes import ome_zarr as zarr_format
+from emformer_hub.volumes.boxes import boxes
 from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
 from emformer_hub.volumes.output import (
     HDF5_SUFFIXES,
@@ -34,7 +35,7 @@ from emformer_hub.volumes.output import (
 from emformer_hub.volumes.remote import Remote, is_url
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume
-from emformer_hub.volumes.writer import VolumeWriter, boxes
+from emformer_hub.volumes.writer import VolumeWriter
 
 __all__ = [
     "StoredArray",

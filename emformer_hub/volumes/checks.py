@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import Region
 
 MIN_SECTIONS = 4
 MOST_MASKED, NEIGHBOURHOOD = 3, 7
@@ -77,14 +76,6 @@ def check_mask(mask: np.ndarray, shape_zyx: tuple[int, ...]) -> np.ndarray:
         )
     _check_gaps(columns)
     return np.broadcast_to(columns, shape_zyx)
-
-
-def check_region(region: Region, shape: tuple[int, ...], name: str) -> None:
-    """Raise ``InputError`` unless a volume of this shape holds all of a region."""
-    if any(not 0 <= part.start < part.stop <= length for part, length in zip(region, shape, strict=True)):
-        wanted = ",".join(f"{part.start}:{part.stop}" for part in region)
-        there = ",".join(f"0:{length}" for length in shape)
-        raise InputError(f"region {wanted} is not all there: {name} is {there} (z, y, x).")
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import not_read
-from emformer_hub.volumes.stored import Box, StoredArray
+from emformer_hub.volumes.stored import StoredArray
 
 _PART_BYTES = 2**26  # that are written at once, in whole sections
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype, not_read
-from emformer_hub.volumes.stored import Box, StoredArray
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size
 
 if TYPE_CHECKING:

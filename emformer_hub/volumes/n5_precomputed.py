@@ -11,10 +11,11 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
 from emformer_hub.volumes.kvstore import CONTEXT, TIMEOUT_S, import_tensorstore, kvstore_spec, not_reached
 from emformer_hub.volumes.remote import Remote
-from emformer_hub.volumes.stored import Box, StoredArray
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
 
 N5, PRECOMPUTED = "attributes.json", "info"

@@ -15,11 +15,11 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.boxes import Box, boxes
 from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.remote import Remote
-from emformer_hub.volumes.stored import Box, StoredArray
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
-from emformer_hub.volumes.writer import boxes
 
 if TYPE_CHECKING:
     import zarr

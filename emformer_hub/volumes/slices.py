@@ -16,8 +16,9 @@ import tifffile
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import tiff
+from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
-from emformer_hub.volumes.stored import Box, StoredArray
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.tiff import READ_ERRORS, check_intact, unreadable
 from emformer_hub.volumes.volume import Volume
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from emformer_hub.volumes.boxes import Box
+
 BOX_VOXELS = 2**21
 """Smaller chunks are read several at a time, because each time the file is opened anew."""
-
-Box = tuple[slice, slice, slice]
-"""A part of a volume along z, y and x; each slice has a start, a stop and a step of at least 1."""
 
 
 @dataclass(frozen=True, eq=False)

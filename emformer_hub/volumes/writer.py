@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
-from emformer_hub.volumes.stored import Box
+from emformer_hub.volumes.boxes import Box
 
 
 class VolumeWriter(Protocol):
@@ -37,38 +33,3 @@ class VolumeWriter(Protocol):
 
     def finish(self) -> None:
         """Complete the file, once all voxels are written; may be repeated."""
-
-
-@dataclass(frozen=True)
-class boxes(Sequence[Box]):  # called as the function that it is
-    """Boxes of these sides that fill a volume, along x, then y, then z; the last ones may be smaller.
-
-    None is kept in memory: a volume of a hundred terabytes has millions.
-    """
-
-    shape: Sequence[int]
-    sides: Sequence[int]
-
-    @cached_property
-    def _counts(self) -> tuple[int, ...]:
-        return tuple(math.ceil(length / side) for length, side in zip(self.shape, self.sides, strict=True))
-
-    def __len__(self) -> int:
-        return math.prod(self._counts)
-
-    @overload
-    def __getitem__(self, number: int) -> Box: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Box]: ...
-    def __getitem__(self, number: int | slice) -> Box | list[Box]:
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        _, rows, columns = self._counts
-        places = (number // (rows * columns), number // columns % rows, number % columns)
-        z, y, x = (
-            slice(place * side, min((place + 1) * side, length), 1)
-            for place, side, length in zip(places, self.sides, self.shape, strict=True)
-        )
-        return (z, y, x)

@@ -18,7 +18,7 @@ import tifffile
 
 from emformer_hub.datasets.public import FILES, PublicVolume, fetch, public_volumes
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import parse_region
+from emformer_hub.volumes.boxes import parse_region
 from emformer_hub.volumes.phantom import neuropil
 
 tensorstore = pytest.importorskip("tensorstore", reason="parts of volumes need the extra [remote]")

@@ -18,11 +18,12 @@ import pytest
 import zarr
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import VoxelSize, parse_region
+from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction import Reconstruction, from_file, parts, reconstruct, reconstruct_file
 from emformer_hub.reconstruction.forecast import forecast
 from emformer_hub.reconstruction.job import Job, make_job, state_folder
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
+from emformer_hub.volumes.boxes import parse_region
 from emformer_hub.volumes.phantom import neuropil
 
 SIZE = VoxelSize(24, 8, 8)

@@ -20,10 +20,11 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.files import replacing
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import hdf5, mrc, n5_precomputed, slices, tiff
-from emformer_hub.volumes import ome_zarr as zarr_format
+from emformer_hub.volumes import hdf5, mrc, n5_precomputed, slices, tiff, zarr_reading
+from emformer_hub.volumes.axes import Choice
 from emformer_hub.volumes.boxes import boxes
 from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
+from emformer_hub.volumes.ome_zarr import OMEZarrWriter, is_zarr
 from emformer_hub.volumes.output import (
     HDF5_SUFFIXES,
     MRC_SUFFIXES,
@@ -58,24 +59,38 @@ _CREATE: dict[str, Callable[..., VolumeWriter]] = {
         (HDF5_SUFFIXES, hdf5.create),
         (MRC_SUFFIXES, mrc.create),
         (SLICES_SUFFIXES, slices.create),
-        (ZARR_SUFFIXES, zarr_format.OMEZarrWriter.create),
+        (ZARR_SUFFIXES, OMEZarrWriter.create),
     )
     for suffix in suffixes
 }
 """What makes an empty volume, by the suffix of its name."""
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
+def read_volume(
+    path: str | os.PathLike[str],
+    *,
+    axes: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    series: str | None = None,
+    pattern: str | None = None,
+) -> Volume[np.ndarray]:
     """Read a volume and the voxel size that its file states.
 
     The format is told by content, not by suffix. Voxels keep their dtype: uint8, uint16, int16, float16, float32 or
     float64, in native byte order; signed bytes of MRC become int16. A TIFF that is uncompressed, contiguous and in
-    native byte order is memory-mapped read-only; anything else is loaded.
+    native byte order is memory-mapped read-only; anything else is loaded. Axes are those that the file states, else
+    z, y, x; axes of length 1 are dropped wherever they stand.
 
     Args:
         path: a TIFF stack, a folder of TIFF or PNG sections (natural order), an OME-Zarr image, a Zarr array, N5,
             Neuroglancer precomputed, MRC, or HDF5; ``stack.h5:/path/in/file`` names the dataset if the file holds
             several volumes. Zarr, N5 and precomputed also as ``s3://``, ``https://``, ``gs://`` or ``hf://datasets/...``.
+        axes: names of the stored axes, the slowest first, such as ``"xyz"`` or ``"tczyx"``; they win over the file's.
+        channel: which channel, from 0, of a file that has several.
+        time: which time point, from 0.
+        series: which image, dataset or array of a file or folder that holds several, by number or name.
+        pattern: which files of a folder are sections, such as ``"s_*.tif"``.
 
     Returns:
         The volume, data ``(z, y, x)``; ``voxel_size`` is ``None`` if z, y or x is missing or in an unknown unit.
@@ -83,44 +98,55 @@ def read_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray]:
     Raises:
         InputError: the path is missing, unreadable, truncated, or does not hold one grey-value stack.
     """
-    volume = open_volume(path)
+    volume = open_volume(path, axes=axes, channel=channel, time=time, series=series, pattern=pattern)
     data = volume.data[:] if isinstance(volume.data, StoredArray) else volume.data
-    return Volume(data, volume.voxel_size, volume.source, volume.translation_nm)
+    return Volume(data, volume.voxel_size, volume.source, volume.translation_nm, volume.lateral_nm, volume.hint)
 
 
-def open_volume(path: str | os.PathLike[str]) -> Volume[np.ndarray | StoredArray]:
+def open_volume(
+    path: str | os.PathLike[str],
+    *,
+    axes: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    series: str | None = None,
+    pattern: str | None = None,
+) -> Volume[np.ndarray | StoredArray]:
     """As ``read_volume``, for volumes that may be larger than memory: voxels stay on disk until ``data`` is sliced.
 
     That holds for Zarr, HDF5, MRC, folders of sections, and TIFF that is uncompressed and contiguous. Other TIFF cannot
     be sliced on disk and is loaded. Voxels that turn out to be damaged raise ``InputError`` when they are sliced.
     """
+    choice = Choice(axes, channel, time, series, pattern)
     if is_url(path):
-        return _open_folder(Remote(os.fspath(path)))
+        return _open_folder(Remote(os.fspath(path)), choice)
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, choice)
     file, dataset = hdf5.split_address(path)
     if not file.exists():
         raise InputError(
             f"{path} does not exist; expected a TIFF stack, a folder of sections, an OME-Zarr, HDF5, or MRC. "
             f"Is the path right?"
         )
+    if pattern is not None:
+        raise InputError(f"{path} is a file; --pattern chooses files of a folder. Leave it out.")
     if dataset is not None or hdf5.is_hdf5(file):
-        return hdf5.open_volume(file, dataset)
-    return mrc.open_volume(file) if mrc.is_mrc(file) else tiff.open_volume(file)
+        return hdf5.open_volume(file, dataset, choice)
+    return mrc.open_volume(file, choice) if mrc.is_mrc(file) else tiff.open_volume(file, choice)
 
 
-def _open_folder(place: Path | Remote) -> Volume[StoredArray]:
-    if zarr_format.is_zarr(place):
-        return zarr_format.open_volume(place)
+def _open_folder(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
+    if is_zarr(place):
+        return zarr_reading.open_volume(place, choice)
     if n5_precomputed.is_n5_or_precomputed(place):
-        return n5_precomputed.open_volume(place)
+        return n5_precomputed.open_volume(place, choice)
     if isinstance(place, Remote):
         raise InputError(
             f"{place} is no OME-Zarr, Zarr array, N5 or precomputed image, or is not there. Is the address right? "
             f"Other formats are read from this machine only: download the file first."
         )
-    return slices.open_volume(place)
+    return slices.open_volume(place, choice)
 
 
 @contextmanager

@@ -151,3 +151,11 @@ def not_read(path: object, error: Exception, otherwise: str) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
     return InputError(otherwise)
+
+
+def segmentation(name: str) -> InputError:
+    """The error for voxels that are names of objects: between two names there is no third one to restore."""
+    return InputError(
+        f"{name} is declared to be a segmentation, whose voxels are labels; expected grey values. Give the image that "
+        f"it was made from."
+    )

@@ -6,8 +6,10 @@ What is written can be read by each of them: ``/volumes/raw`` with ``resolution`
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +20,20 @@ import numpy as np
 
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.attributes import is_segmentation, stated_by
+from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
 from emformer_hub.volumes.boxes import Box
-from emformer_hub.volumes.checks import check_dtype, not_read
+from emformer_hub.volumes.checks import check_dtype, not_read, segmentation
 from emformer_hub.volumes.stored import StoredArray
-from emformer_hub.volumes.volume import Volume, stated_voxel_size
+from emformer_hub.volumes.volume import Volume
 
 if TYPE_CHECKING:
     import h5py
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCK = 512  # bytes, or a power of two times as many, that another program may put before the signature
-# Attributes of a dataset that state the size of a voxel along z, y, x, and their unit
-_ATTRIBUTES = (("element_size_um", "um"), ("resolution", "nm"))
-_CONTIGUOUS_BOX = (64, 256, 256)  # stands in for the chunks of a dataset that has none
+_BIGDATAVIEWER = re.compile(r"/t\d+/s\d+/\d+/cells")
+_CONTIGUOUS_SIDE = 128  # stands in for the chunks of a dataset that has none
 _OFFSET = "offset"  # attribute: position of the first voxel along z, y, x, nm
 _DATASET = "volumes/raw"  # that is written
 _CHUNKS = (64, 128, 128)  # as OME-Zarr
@@ -63,24 +66,27 @@ def is_hdf5(path: Path) -> bool:
     return False
 
 
-def open_volume(path: Path, dataset: str | None = None) -> Volume[StoredArray]:
+def open_volume(path: Path, dataset: str | None = None, choice: Choice = NOTHING_CHOSEN) -> Volume[StoredArray]:
     """Open a dataset of an HDF5 file; voxels stay on disk.
 
-    Axes before z must have length 1 and are dropped. The voxel size is that of the attribute ``element_size_um`` (µm)
-    or ``resolution`` (nm), each z, y, x; if both are there and differ, none is stated. The position of the first voxel
-    is that of the attribute ``offset`` (nm), beside ``resolution``.
+    Axes are those of ilastik's ``axistags`` or of dimension labels, else z, y, x. The voxel size is that of the
+    attribute ``element_size_um`` (µm) or ``resolution`` (nm, or the ``units`` beside it); if both are there and differ,
+    none is stated. The position of the first voxel is that of the attribute ``offset``, beside ``resolution``. The
+    int16 of BigDataViewer are the uint16 that they stand for.
 
     Args:
         path: the file.
         dataset: name in the file; default: the only 3-D dataset that there is.
+        choice: of axes, channel, time point, and dataset.
 
     Raises:
-        InputError: not HDF5, unreadable, no such dataset, several without a choice, not (z, y, x), a bad dtype, or
+        InputError: not HDF5, unreadable, no such dataset, several without a choice, not one stack, a bad dtype, or
             h5py is not installed.
     """
     if not is_hdf5(path):
         raise InputError(f"{path} is no HDF5, so nothing inside it can be named; leave out ':{dataset}'.")
     h5py = import_extra("h5py", "hdf5", f"{path} is HDF5")
+    dataset = choice.series if dataset is None else dataset
     try:
         with h5py.File(path, "r") as file:
             found = _only_volume(file, path) if dataset is None else file.get(dataset)
@@ -88,7 +94,7 @@ def open_volume(path: Path, dataset: str | None = None) -> Volume[StoredArray]:
                 raise InputError(
                     f"{path} has no dataset {dataset!r}; name one of the 3-D datasets in it: {_listed(_volumes(file))}."
                 )
-            return Volume(_stored(found, path), *_voxel_size(found), _translation(found))
+            return _opened(found, path, choice)
     except InputError:
         raise
     except _READ_ERRORS as error:
@@ -154,21 +160,17 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _volumes(file: h5py.File) -> list[h5py.Dataset]:
-    """All datasets that are 3-D apart from leading axes of length 1."""
+    """All datasets that may hold a stack."""
     import h5py
 
     found: list[h5py.Dataset] = []
 
     def visit(_: str, node: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(node, h5py.Dataset) and _is_volume(node):
+        if isinstance(node, h5py.Dataset) and node.ndim >= 3:
             found.append(node)
 
     file.visititems(visit)
     return found
-
-
-def _is_volume(dataset: h5py.Dataset) -> bool:
-    return len(dataset.shape or ()) >= 3 and set(dataset.shape[:-3]) <= {1}
 
 
 def _only_volume(file: h5py.File, path: Path) -> h5py.Dataset:
@@ -187,63 +189,53 @@ def _listed(volumes: list[h5py.Dataset]) -> str:
     return ", ".join(named or ["none"]) + (f" and {left_out} more" if left_out else "")
 
 
-def _stored(dataset: h5py.Dataset, path: Path) -> StoredArray:
+def _opened(dataset: h5py.Dataset, path: Path, choice: Choice) -> Volume[StoredArray]:
     name = f"{path}:{dataset.name}"
-    if not _is_volume(dataset):
-        raise InputError(
-            f"{name} has shape {dataset.shape}; expected one grey-value stack (z, y, x), where axes before z have "
-            f"length 1. Save one channel and time point."
-        )
-    check_dtype(dataset.dtype, name)
-    z, y, x = dataset.shape[-3:]
-    depth, height, width = dataset.chunks[-3:] if dataset.chunks else _CONTIGUOUS_BOX
-    return StoredArray(
-        (z, y, x), dataset.dtype.newbyteorder("="), (depth, height, width), partial(_read, path, dataset.name)
-    )
+    layout = lay_out(dataset.shape, _axes(dataset), name, choice)
+    stored = np.dtype(np.uint16) if _is_bigdataviewer(dataset) else dataset.dtype
+    check_dtype(stored, name)
+    chunks = dataset.chunks or [_CONTIGUOUS_SIDE] * len(layout.shape)
+    dtype = stored.newbyteorder("=")
+    attributes = dict(dataset.attrs)
+    if is_segmentation(attributes):
+        raise segmentation(name)
+    read = partial(_read, path, dataset.name, dtype)
+    return Volume(layout.stored(dtype, chunks, read), *stated_by(attributes, layout))
 
 
-def _read(path: Path, name: str, box: Box) -> np.ndarray:
+def _axes(dataset: h5py.Dataset) -> list[str] | None:
+    """Names of the axes: those of ilastik, else the labels of the dimensions."""
+    tags = dataset.attrs.get("axistags")
+    if tags is not None:
+        try:
+            return [str(axis["key"]) for axis in json.loads(tags)["axes"]]
+        except (ValueError, LookupError, TypeError):
+            pass
+    for name in ("axes", "axis_names", "dimension_names", "DIMENSION_NAMES"):
+        stated = dataset.attrs.get(name)
+        if stated is not None:
+            found = [one.decode() if isinstance(one, bytes) else str(one) for one in np.atleast_1d(stated)]
+            return list(found[0]) if len(found) == 1 and len(found[0]) == dataset.ndim else found
+    labels = [dimension.label for dimension in dataset.dims]
+    return labels if any(labels) else None
+
+
+def _is_bigdataviewer(dataset: h5py.Dataset) -> bool:
+    """Whether int16 stands for uint16, for which HDF5 of Java had no name."""
+    return dataset.dtype.kind == "i" and dataset.dtype.itemsize == 2 and bool(_BIGDATAVIEWER.fullmatch(dataset.name))
+
+
+def _read(path: Path, name: str, dtype: np.dtype, index: tuple[slice | int, ...]) -> np.ndarray:
     """The file is opened for each box, in a quarter of a millisecond: an open one must not be used after a fork."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            dataset = file[name]
-            data = dataset[(0,) * (dataset.ndim - 3) + box]
+            data = file[name][index]
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    return data.astype(data.dtype.newbyteorder("="), copy=False)
-
-
-def _voxel_size(dataset: h5py.Dataset) -> tuple[VoxelSize | None, str]:
-    """The size that the attributes state, and which attribute that was."""
-    sizes: dict[str, VoxelSize] = {}
-    for attribute, unit in _ATTRIBUTES:
-        size = stated_voxel_size(_zyx(dataset, attribute), [unit] * 3)
-        if size is not None:
-            sizes[attribute] = size
-    if not sizes or not all(
-        math.isclose(one, other, rel_tol=1e-9)  # a length in µm and the same in nm may differ by rounding
-        for size in sizes.values()
-        for one, other in zip(size.zyx, next(iter(sizes.values())).zyx, strict=True)
-    ):
-        return None, ""
-    source, size = next(iter(sizes.items()))
-    return size, source
-
-
-def _translation(dataset: h5py.Dataset) -> tuple[float, float, float] | None:
-    """CREMI's ``offset``; without its ``resolution`` in nm, the unit is not known."""
-    z, y, x = _zyx(dataset, _OFFSET)
-    return (z, y, x) if "resolution" in dataset.attrs and np.isfinite((z, y, x)).all() else None
-
-
-def _zyx(dataset: h5py.Dataset, attribute: str) -> list[float]:
-    """The three lengths of an attribute, NaN if it has no three."""
-    lengths = np.atleast_1d(dataset.attrs.get(attribute, ()))
-    if lengths.shape != (3,) or lengths.dtype.kind not in "iuf":
-        return [math.nan] * 3
-    return [float(str(length)) for length in lengths]  # digits of a float32: 0.004, not 0.004000000189989805
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    return data if data.dtype == dtype else data.view(dtype)
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

@@ -17,6 +17,7 @@ import numpy as np
 
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
 from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.contiguous import ContiguousWriter, open_contiguous
 from emformer_hub.volumes.stored import StoredArray
@@ -27,7 +28,9 @@ _MAP_AT, _MAP = 208, b"MAP"
 _STAMP_AT, _STAMP = 152, 1146047817  # imodStamp and, behind it, imodFlags: IMOD's mrc_format.txt
 _SIGNED = 1  # flag: bytes are signed
 _BYTES = 0  # mode
-_SUFFIXES = (".mrc", ".rec", ".st", ".map")
+_SUFFIXES = (".mrc", ".mrcs", ".rec", ".st", ".ali", ".preali", ".map", ".ccp4")
+_LONGEST = 2**24  # no side, and no extended header in bytes, is longer
+_HIGHEST_MODE = 101
 _MODES = {"uint8": 0, "int16": 1, "uint16": 6, "float16": 12, "float32": 2}
 _UNSET = (0.1, 0.1, 0.1)  # nm; what programs put when they were given no voxel size
 _READ_ERRORS = (ValueError, OSError)  # what mrcfile raises on damaged data
@@ -40,19 +43,20 @@ def is_mrc(path: Path) -> bool:
         return file.read(len(_MAP)) == _MAP or path.suffix.lower() in _SUFFIXES
 
 
-def open_volume(path: Path) -> Volume[StoredArray]:
+def open_volume(path: Path, choice: Choice = NOTHING_CHOSEN) -> Volume[StoredArray]:
     """Open an MRC volume of either byte order; voxels stay on disk. Signed bytes are read as int16.
 
-    The voxel size is that of the header, unless it is 1 Å, which stands for none; the position is its origin.
+    The byte order is the one that makes sense of the header: machine stamps are wrong in files of SerialEM and missing
+    in old ones. The voxel size is that of the header, unless it is 1 Å, which stands for none; the position is its
+    origin. Axes are those of ``mapc``, ``mapr`` and ``maps``.
 
     Raises:
-        InputError: not MRC, truncated, several volumes, axes in another order, a bad dtype, bytes of which nothing
-            says whether they are signed, or mrcfile is not installed.
+        InputError: not MRC, truncated, several volumes, a bad dtype, bytes of which nothing says whether they are
+            signed, or mrcfile is not installed.
     """
-    mrcfile = import_extra("mrcfile", "mrc", f"{path} is MRC")
+    import_extra("mrcfile", "mrc", f"{path} is MRC")
     try:
-        with mrcfile.mrcfile.MrcFile(path, header_only=True) as mrc:
-            header = mrc.header
+        header = _header(path)
         stored = _stored_dtype(header, path)
     except InputError:
         raise
@@ -63,19 +67,53 @@ def open_volume(path: Path) -> Volume[StoredArray]:
     dtype = np.dtype(np.int16) if stored == np.int8 else stored.newbyteorder("=")
     check_dtype(dtype, str(path))
     shape = (int(header.nz), int(header.ny), int(header.nx))
-    if (int(header.mapc), int(header.mapr), int(header.maps)) not in ((1, 2, 3), (0, 0, 0)):
-        raise InputError(
-            f"{path} stores axes in the order {header.mapc}, {header.mapr}, {header.maps} (columns, rows, sections; "
-            f"1 is x); expected 1, 2, 3. Save it again, for example with IMOD's `newstack`."
-        )
     offset = _HEADER + int(header.nsymbt)
     needed, size = offset + math.prod(shape) * stored.itemsize, path.stat().st_size
     if min(shape) < 1 or size < needed:
         raise InputError(
             f"{path} is truncated or damaged: it has {size} bytes, and {needed} are needed. Copy it again."
         )
+    layout = lay_out(shape, _axes(header), str(path), choice)
     data = open_contiguous(path, offset, shape, stored, dtype)
+    if not layout.is_plain:
+        data = layout.stored(dtype, data.chunks, data.__getitem__)
     return Volume(data, *_voxel_size(header), _origin(header))
+
+
+def _header(path: Path) -> Any:
+    """The header in the byte order that makes sense of it.
+
+    Raises:
+        ValueError: neither does.
+    """
+    from mrcfile.dtypes import HEADER_DTYPE
+
+    with path.open("rb") as file:
+        raw = file.read(_HEADER)
+    if len(raw) < _HEADER:
+        raise ValueError(f"it has {len(raw)} bytes; a header has {_HEADER}")
+    for order in "<>":
+        header = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order)).reshape(()).view(np.recarray)
+        if _is_plausible(header):
+            return header
+    raise ValueError("neither byte order makes sense of its header")
+
+
+def _is_plausible(header: Any) -> bool:
+    sides = [int(header[name]) for name in ("nx", "ny", "nz")]
+    order = [int(header[name]) for name in ("mapc", "mapr", "maps")]
+    return (
+        all(0 < side < _LONGEST for side in sides)
+        and 0 <= int(header.mode) <= _HIGHEST_MODE
+        and (sorted(order) == [1, 2, 3] or order == [0, 0, 0])
+        and 0 <= int(header.nsymbt) < _LONGEST
+    )
+
+
+def _axes(header: Any) -> list[str]:
+    """Which axis sections, rows and columns lie along."""
+    order = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+    return ["xyz"[axis - 1] for axis in order] if all(order) else ["z", "y", "x"]
 
 
 def _stored_dtype(header: Any, path: Path) -> np.dtype:

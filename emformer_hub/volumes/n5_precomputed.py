@@ -11,14 +11,17 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.boxes import Box
-from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.attributes import is_segmentation, stated_by
+from emformer_hub.volumes.axes import NOTHING_CHOSEN, SPACE, Choice, Layout, axis_of, lay_out
+from emformer_hub.volumes.checks import check_dtype, segmentation
 from emformer_hub.volumes.kvstore import CONTEXT, TIMEOUT_S, import_tensorstore, kvstore_spec, not_reached
 from emformer_hub.volumes.remote import Remote
 from emformer_hub.volumes.stored import StoredArray
-from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
+from emformer_hub.volumes.volume import Volume
 
 N5, PRECOMPUTED = "attributes.json", "info"
+_LAYOUT = dict.fromkeys(("dimensions", "blockSize", "dataType", "compression"))
+"""Attributes of an N5 array that say how it lies on the disk."""
 FINEST = "s0"
 """Name of the finest level in a folder of levels of N5."""
 
@@ -28,57 +31,86 @@ def is_n5_or_precomputed(place: Path | Remote) -> bool:
     return (place / N5).is_file() or (place / PRECOMPUTED).is_file()
 
 
-def open_volume(place: Path | Remote) -> Volume[StoredArray]:
+def open_volume(place: Path | Remote, choice: Choice = NOTHING_CHOSEN) -> Volume[StoredArray]:
     """Open an N5 array, the finest level of a folder of them, or the first scale of a precomputed image.
 
-    Voxels stay where they are. Voxel sizes of N5 are those of ``transform``, ``pixelResolution``, or ``resolution``
-    with ``units``; those of precomputed are always stated, in nm.
+    Voxels stay where they are. N5 lists its axes from the fastest on: x, y, z unless ``axes`` or ``transform`` say
+    otherwise. Its voxel size is that of ``transform``, ``pixelResolution``, ``resolution`` or ``voxel_size``; that of
+    precomputed is always stated, in nm.
+
+    Args:
+        place: of the array.
+        choice: of axes, channel, time point, and array (or level) in a folder of them.
 
     Raises:
-        InputError: no such array, several channels, no grey values, damaged, or not to be reached.
+        InputError: no such array, several channels without a choice, a segmentation, no grey values, damaged, or not
+            to be reached.
     """
     described = _json(place / PRECOMPUTED)
-    return _precomputed(place, described) if described is not None else _n5(place)
+    return _precomputed(place, described, choice) if described is not None else _n5(place, choice)
 
 
-def _precomputed(place: Path | Remote, info: dict[str, Any]) -> Volume[StoredArray]:
+def _precomputed(place: Path | Remote, info: dict[str, Any], choice: Choice) -> Volume[StoredArray]:
     try:
-        scale, channels = info["scales"][0], info["num_channels"]
+        scale, kind = info["scales"][0], info.get("type", "image")
         x, y, z = (float(length) for length in scale["resolution"])
         first = [float(begin) for begin in reversed(scale.get("voxel_offset", [0, 0, 0]))]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{place}/{PRECOMPUTED} describes no precomputed image ({error!r}).") from error
-    if channels != 1:
-        raise InputError(f"{place} has {channels} channels; expected one grey-value stack.")
-    data = _stored(place, {"driver": "neuroglancer_precomputed", "scale_index": 0})
+    if kind == "segmentation":
+        raise segmentation(str(place))
+    data, _ = _stored(place, {"driver": "neuroglancer_precomputed", "scale_index": 0}, ["c", "z", "y", "x"], choice)
     size = VoxelSize(z, y, x)
     at_z, at_y, at_x = ((begin + 0.5) * length for begin, length in zip(first, size.zyx, strict=True))
     return Volume(data, size, PRECOMPUTED, (at_z, at_y, at_x))
 
 
-def _n5(place: Path | Remote) -> Volume[StoredArray]:
+def _n5(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
     attributes = _json(place / N5) or {}
     if "dimensions" not in attributes:
-        inside = _json(place / FINEST / N5)
+        level = choice.series or FINEST
+        inside = _json(place / level / N5)
         if inside is None or "dimensions" not in inside:
-            raise InputError(f"{place} is N5 without an array or a level {FINEST}; give the path of an array in it.")
-        place, attributes = place / FINEST, {**attributes, **inside}
-    transform, pixel = attributes.get("transform"), attributes.get("pixelResolution")
-    translation = None
-    lengths: list[float] | None = None
-    units: list[str | None] = [None] * 3
-    source = ""
-    if isinstance(transform, dict) and {"axes", "scale", "units"} <= transform.keys():
-        order = [transform["axes"].index(axis) for axis in "zyx"]
-        lengths, units = ([transform[name][at] for at in order] for name in ("scale", "units"))
-        translation = zyx_nanometres([transform.get("translate", [0, 0, 0])[at] for at in order], units)
-        source = "transform"
-    elif isinstance(pixel, dict) and "dimensions" in pixel:
-        lengths, units, source = pixel["dimensions"][::-1], [pixel.get("unit")] * 3, "pixelResolution"
-    elif "resolution" in attributes and "units" in attributes:
-        lengths, units, source = attributes["resolution"][::-1], attributes["units"][::-1], "resolution"
-    size = None if lengths is None else stated_voxel_size(lengths, units)
-    return Volume(_stored(place, {"driver": "n5"}), size, source if size else "", translation)
+            raise InputError(f"{place} is N5 without an array or a level {level}; give the path of an array in it.")
+        place, attributes = place / level, {**attributes, **inside}
+    if is_segmentation(attributes):
+        raise segmentation(str(place))
+    names = None if choice.axes else _axes(attributes, str(place))
+    spec: dict[str, Any] = {"driver": "n5"}
+    if _LAYOUT.keys() <= attributes.keys():  # what other programs put beside it is not TensorStore's to judge
+        spec |= {"assume_metadata": True, "metadata": {name: attributes[name] for name in _LAYOUT}}
+    data, layout = _stored(place, spec, names, choice)
+    return Volume(data, *stated_by(attributes, layout, reverse=True))
+
+
+def _axes(attributes: dict[str, Any], name: str) -> list[str] | None:
+    """Names of the axes from the slowest on, as numpy orders them; ``None`` if none are stated.
+
+    ``axes`` are in the order of N5, the fastest first. Those of ``transform`` and ``axis_names`` are in that of N5 or
+    of C; z, y, x and x, y, z mean the same array then, and of any other order ``ordering`` must say which it is.
+
+    Raises:
+        InputError: an order of ``transform`` or ``axis_names`` that may be either.
+    """
+    stated = attributes.get("axes")
+    if isinstance(stated, list) and stated:
+        return [str(axis.get("name") if isinstance(axis, dict) else axis) for axis in reversed(stated)]
+    transform = attributes.get("transform")
+    of_transform = transform if isinstance(transform, dict) else {}
+    names = of_transform.get("axes", attributes.get("axis_names"))
+    if not isinstance(names, list) or len(names) != len(attributes["dimensions"]):
+        return None
+    known = [axis_of(str(axis)) for axis in names]
+    ordering = of_transform.get("ordering")
+    if ordering in ("C", "F"):
+        return known if ordering == "C" else known[::-1]
+    space = [axis for axis in known if axis in SPACE]
+    if space not in (list(SPACE), list(SPACE[::-1])):
+        raise InputError(
+            f"{name} states axes {', '.join(map(str, names))}, and not whether the first or the last of them is the "
+            f"fastest. Say which axis is which, the slowest first, as in --axes zyx."
+        )
+    return known if space == list(SPACE) else known[::-1]
 
 
 def _json(file: Path | Remote) -> dict[str, Any] | None:
@@ -90,24 +122,24 @@ def _json(file: Path | Remote) -> dict[str, Any] | None:
         raise InputError(f"{file} is no JSON ({error}). Was it copied completely?") from error
 
 
-def _stored(place: Path | Remote, spec: dict[str, Any]) -> StoredArray:
+def _stored(
+    place: Path | Remote, spec: dict[str, Any], names: list[str] | None, choice: Choice
+) -> tuple[StoredArray, Layout]:
     at = kvstore_spec(str(place)) if isinstance(place, Remote) else {"driver": "file", "path": f"{place.absolute()}/"}
     described = json.dumps({**spec, "kvstore": at})
     array = _array(described, str(place))
-    if len(array.shape) != 3:
-        raise InputError(f"{place} has shape {tuple(array.shape)[::-1]}; expected one grey-value stack.")
+    layout = lay_out(array.shape, names, str(place), choice)
     dtype = array.dtype.numpy_dtype
     check_dtype(dtype, str(place))
-    z, y, x = array.shape
-    depth, height, width = array.chunk_layout.read_chunk.shape
-    return StoredArray((z, y, x), dtype, (depth, height, width), partial(_read, described, str(place)))
+    chunks = array.chunk_layout.read_chunk.shape
+    return layout.stored(dtype, chunks, partial(_read, described, str(place))), layout
 
 
-def _read(described: str, name: str, box: Box) -> np.ndarray:
+def _read(described: str, name: str, index: tuple[slice | int, ...]) -> np.ndarray:
     array = _array(described, name)
     chosen = tuple(
-        slice(first + part.start, first + part.stop, part.step)
-        for first, part in zip(array.domain.inclusive_min, box, strict=True)
+        first + part if isinstance(part, int) else slice(first + part.start, first + part.stop, part.step)
+        for first, part in zip(array.domain.inclusive_min, index, strict=True)
     )
     try:
         return np.ascontiguousarray(array[chosen].read().result(TIMEOUT_S))
@@ -117,13 +149,11 @@ def _read(described: str, name: str, box: Box) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _array(described: str, name: str) -> Any:
-    """An array as z, y, x, opened once in a process."""
+    """An array, its slowest axis first, opened once in a process."""
     tensorstore = import_tensorstore(name)
     try:
-        spec = {**json.loads(described), "context": CONTEXT}
-        array = tensorstore.open(spec, open=True, read=True).result(TIMEOUT_S)
+        spec = {"open": True, **json.loads(described), "context": CONTEXT}
+        array = tensorstore.open(spec, read=True).result(TIMEOUT_S)
     except (ValueError, OSError, TimeoutError) as error:
         raise not_reached(name, error) from error
-    if len(array.shape) == 4:  # precomputed has channels
-        array = array[..., 0]
-    return array.T  # both number their axes x, y, z
+    return array.T  # both number their axes from the fastest on

@@ -1,4 +1,4 @@
-"""OME-Zarr 0.4 and 0.5 and plain Zarr arrays in; OME-Zarr of either version out, in parts, with a pyramid of levels."""
+"""OME-Zarr 0.4 and 0.5 as it is written: in parts, with a pyramid of levels. `zarr_reading.py` reads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -16,15 +16,11 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.boxes import Box, boxes
-from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.remote import Remote
-from emformer_hub.volumes.stored import StoredArray
-from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
 
 if TYPE_CHECKING:
     import zarr
 
-_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 CHUNK_ZYX = (64, 128, 128)
 """1 MB of 8-bit voxels: one request to a file server, and any plane shows without reading much."""
 SHARD_ZYX = (256, 512, 512)
@@ -36,37 +32,14 @@ VERSIONS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 """Of OME-Zarr, and the format of Zarr that each is written in."""
 _AXES = ("z", "y", "x")
 Number = TypeVar("Number", int, float)
-_ALL_STORED = "every_chunk_is_stored"
+ALL_STORED = "every_chunk_is_stored"
 """In the metadata of an image: a file that is missing is lost, where Zarr reads zeros."""
-# what zarr and its codecs raise on damaged or unsupported data
-_READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError)
+_METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
 def is_zarr(path: Path | Remote) -> bool:
     """Whether a folder is a Zarr group or array, of format 2 or 3."""
     return any((path / name).is_file() for name in _METADATA_FILES)
-
-
-def open_volume(path: Path | Remote) -> Volume[StoredArray]:
-    """Open level 0 of the first multiscale image, or a plain array; voxels stay on disk.
-
-    Axes before z (time, channel) must have length 1 and are dropped. The voxel size is the product of the scales of
-    level and image, in the units of the axes; a plain array has none.
-
-    Raises:
-        InputError: neither an OME-Zarr image nor an array, unreadable, axes that do not end in z, y, x, or a bad dtype.
-    """
-    import zarr
-
-    try:
-        node = zarr.open(path.store() if isinstance(path, Remote) else path, mode="r")
-        if isinstance(node, zarr.Array):
-            return Volume(_stored(node, None, path, all_stored=False), None, "")
-        return _open_image(node, path)
-    except InputError:
-        raise
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -129,7 +102,7 @@ class OMEZarrWriter:
             ],
             "name": path.name.strip(".").split(".")[0],  # a name in the making may begin with a dot
             "type": "mean",
-            "metadata": {_ALL_STORED: True},
+            "metadata": {ALL_STORED: True},
         }
         described: dict[str, Any] = {"ome": {"version": version, "multiscales": [multiscale]}}
         if version == "0.4":
@@ -266,12 +239,12 @@ def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
 
 def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:
     array[box] = voxels
-    for file, _ in _files(array, box):
+    for file, _ in files_of(array, box):
         with (root / file).open("rb") as written:
             os.fsync(written.fileno())
 
 
-def _files(array: zarr.Array[Any], box: tuple[slice, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
+def files_of(array: zarr.Array[Any], box: tuple[slice, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
     """The files that hold a box, as paths within the store, and the part of the box that each holds."""
     sides = array.shards or array.chunks
     for place in itertools.product(
@@ -282,91 +255,3 @@ def _files(array: zarr.Array[Any], box: tuple[slice, ...]) -> Iterator[tuple[str
             for part, number, side in zip(box, place, sides, strict=True)
         )
         yield "/".join(filter(None, (array.path, array.metadata.encode_chunk_key(place)))), tuple(held)
-
-
-def _open_image(group: zarr.Group, path: Path | Remote) -> Volume[StoredArray]:
-    import zarr
-
-    attributes: dict[str, Any] = group.attrs.asdict()
-    multiscales = attributes.get("ome", attributes).get("multiscales")
-    if not multiscales:
-        inside = ", ".join(f"{path}/{name}" for name in sorted(group.keys())) or "nothing"
-        raise InputError(
-            f"{path} is a Zarr group without OME-Zarr multiscales (0.4 or 0.5); it contains {inside}. "
-            f"Give the path of an image or an array inside it."
-        )
-    multiscale = multiscales[0]
-    level = multiscale["datasets"][0]
-    array = group[level["path"]]
-    axes = multiscale.get("axes", [])
-    if not isinstance(array, zarr.Array) or not all(isinstance(axis, dict) for axis in axes) or array.ndim != len(axes):
-        raise InputError(f"{path} is not OME-Zarr 0.4 or 0.5: its multiscales do not describe the axes of level 0.")
-    all_stored = (multiscale.get("metadata") or {}).get(_ALL_STORED) is True
-    data = _stored(array, [axis["name"] for axis in axes], path, all_stored)
-    units = [axis.get("unit") for axis in axes[-3:]]
-    scale, translation = np.ones(3), np.zeros(3)
-    for step in (*level.get("coordinateTransformations", []), *multiscale.get("coordinateTransformations", [])):
-        if step["type"] == "scale":
-            factors = np.array(step["scale"][-3:], float)
-            scale, translation = scale * factors, translation * factors
-        elif step["type"] == "translation":
-            translation = translation + np.array(step["translation"][-3:], float)
-    voxel_size = stated_voxel_size(scale.tolist(), units)
-    return Volume(data, voxel_size, "multiscales" if voxel_size else "", zyx_nanometres(translation.tolist(), units))
-
-
-def _stored(array: zarr.Array[Any], axes: list[str] | None, path: Path | Remote, all_stored: bool) -> StoredArray:
-    """The array as (z, y, x) in native byte order; ``axes`` are its names, if known."""
-    leading = array.shape[:-3]
-    if array.ndim < 3 or (axes and tuple(axes[-3:]) != _AXES) or any(size != 1 for size in leading):
-        raise InputError(
-            f"{path} has axes {', '.join(axes) if axes else '(unnamed)'} and shape {array.shape}; expected one "
-            f"grey-value stack z, y, x, where axes before z have length 1. Save one channel and time point."
-        )
-    check_dtype(array.dtype, str(path))
-    z, y, x = array.shape[-3:]
-    depth, height, width = array.chunks[-3:]
-    read = partial(_read, array, path, all_stored)
-    return StoredArray((z, y, x), array.dtype.newbyteorder("="), (depth, height, width), read)
-
-
-def _read(array: zarr.Array[Any], path: Path | Remote, all_stored: bool, box: Box) -> np.ndarray:
-    stored = (slice(0, 1),) * (array.ndim - 3) + box
-    if all_stored:
-        for file, held in _files(array, stored):
-            if not (path / file).exists():
-                raise InputError(f"{path / file} is missing; it held voxels {_listed(held)}. Copy {path} again.")
-    try:
-        data = np.asarray(array[stored]).reshape([len(range(part.start, part.stop, part.step)) for part in box])
-    except _READ_ERRORS as error:
-        raise _damaged(array, path, stored) or _unreadable(path, error) from error
-    return data.astype(data.dtype.newbyteorder("="), copy=False)
-
-
-def _damaged(array: zarr.Array[Any], path: Path | Remote, box: tuple[slice, ...]) -> InputError | None:
-    """The error for the first file that holds part of a box and cannot be decoded; ``None`` if each can alone."""
-    for file, held in _files(array, box):
-        try:
-            array[held]
-        except _READ_ERRORS as error:
-            return not_read(
-                path / file,
-                error,
-                f"{path / file} cannot be read as Zarr ({type(error).__name__}: {error}); it holds voxels "
-                f"{_listed(held)}. Copy it again, or leave this part out.",
-            )
-    return None
-
-
-def _listed(box: tuple[slice, ...]) -> str:
-    """``z 0:64, y 128:256, x 0:128``"""
-    return ", ".join(f"{axis} {part.start}:{part.stop}" for axis, part in zip(_AXES, box[-3:], strict=True))
-
-
-def _unreadable(path: Path | Remote, error: Exception) -> InputError:
-    return not_read(
-        path,
-        error,
-        f"{path} cannot be read as Zarr ({type(error).__name__}: {error}). Was it copied completely? "
-        f"Expected an OME-Zarr 0.4 or 0.5 image or a Zarr array.",
-    )

@@ -16,18 +16,20 @@ import tifffile
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import tiff
+from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.tiff import READ_ERRORS, check_intact, unreadable
-from emformer_hub.volumes.volume import Volume
+from emformer_hub.volumes.tiff_metadata import read_metadata
+from emformer_hub.volumes.volume import Stated, Volume
 
 _TIFF, _PNG = (".tif", ".tiff"), (".png",)
 _NAME = "section_{}.tif"  # of the files that are written
 _NAMED = 12  # missing sections that a message lists
 
 
-def open_volume(folder: Path, *, but_last: bool = False) -> Volume[StoredArray]:
+def open_volume(folder: Path, choice: Choice = NOTHING_CHOSEN, *, but_last: bool = False) -> Volume[StoredArray]:
     """Open a folder of sections; each stays on disk until it is sliced. Other files and hidden ones are left out.
 
     Voxel size and position are those that the first section states; few programs state how far sections are apart.
@@ -174,11 +176,11 @@ def _properties(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype.newbyteorder("=")
 
 
-def _metadata(path: Path) -> tuple[VoxelSize | None, str, tuple[float, float, float] | None]:
+def _metadata(path: Path) -> Stated:
     if path.suffix.lower() in _PNG:
-        return None, "", None
+        return Stated()
     with _naming(path), tifffile.TiffFile(path) as tif:
-        return tiff.read_metadata(tif)
+        return read_metadata(tif)
 
 
 def _read(paths: list[Path], dtype: np.dtype, box: Box) -> np.ndarray:

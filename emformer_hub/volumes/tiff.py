@@ -8,51 +8,55 @@ needs Bio-Formats. Planes are uncompressed and contiguous, so the file can be me
 
 from __future__ import annotations
 
+import logging
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
 from emformer_hub.volumes.checks import check_dtype, not_read
-from emformer_hub.volumes.contiguous import ContiguousWriter, open_contiguous
+from emformer_hub.volumes.contiguous import ContiguousWriter
+from emformer_hub.volumes.grey import GreyValues, one_of_equal
 from emformer_hub.volumes.stored import StoredArray
-from emformer_hub.volumes.volume import Volume, stated_voxel_size, zyx_nanometres
+from emformer_hub.volumes.tiff_metadata import read_metadata
+from emformer_hub.volumes.volume import Volume
+
+logger = logging.getLogger(__name__)
 
 # what tifffile and its decoders raise on damaged or unsupported data
 READ_ERRORS = (ValueError, RuntimeError, IndexError, KeyError, OSError, struct.error, zlib.error)
 _IMAGE_DESCRIPTION = 270  # TIFF 6.0 tag numbers and values
 _RESOLUTION_UNIT_NONE = 1
+_UNNAMED = "IQR"
+"""Axes that tifffile found, and no metadata name."""
+_NAMED = 12  # images that a message lists
 
 
-def open_volume(path: Path) -> Volume[np.ndarray | StoredArray]:
+def open_volume(path: Path, choice: Choice = NOTHING_CHOSEN) -> Volume[np.ndarray | StoredArray]:
     """Open a TIFF stack. If it is uncompressed and contiguous it stays on disk, as a read-only memory map if it is in
     native byte order too (ImageJ's 16-bit stacks are not); else it is loaded.
+
+    Axes are those that the file states. Voxels are the grey values that it shows: of MinIsWhite turned, of a grey
+    palette looked up, of equal red, green and blue one of them, each with a note.
 
     Raises:
         InputError: not a TIFF, truncated, not one grey-value stack, or an unsupported dtype or compression.
     """
     try:
         with tifffile.TiffFile(path) as tif:
-            return Volume(_read_stack(tif, path), *read_metadata(tif))
+            check_intact(tif, path)
+            return Volume(_read_stack(tif, path, choice), *read_metadata(tif))
     except InputError:
         raise
     except READ_ERRORS as error:
         raise unreadable(path, error) from error
-
-
-def read_metadata(tif: tifffile.TiffFile) -> tuple[VoxelSize | None, str, tuple[float, float, float] | None]:
-    """Voxel size, where it is stated, and translation in nm, as in :class:`Volume`."""
-    voxel_size, translation = _read_ome(tif.ome_metadata)
-    source = "OME-XML"
-    if voxel_size is None:
-        voxel_size, source = _read_imagej(tif), "ImageJ metadata"
-    return voxel_size, source if voxel_size else "", translation
 
 
 def create(
@@ -156,88 +160,87 @@ def _truncated(path: Path, size: int, reason: str) -> InputError:
     return InputError(f"{path} is truncated or damaged: it has {size} bytes, and {reason}. Copy or export it again.")
 
 
-def _read_stack(tif: tifffile.TiffFile, path: Path) -> np.ndarray | StoredArray:
-    check_intact(tif, path)
-    shapes = [_zyx(series, path) for series in tif.series]
-    dtypes = {series.dtype for series in tif.series}
-    if len(shapes) == 1:
-        return _load(tif, path, shapes[0])
-    if set(shapes) == {(1, *shapes[0][1:])} and len(dtypes) == 1:  # sections written one by one
-        return np.stack([series.asarray().reshape(shapes[0][1:]) for series in tif.series])
+def _read_stack(tif: tifffile.TiffFile, path: Path, choice: Choice) -> np.ndarray | StoredArray:
+    found = _chosen_series(tif, path, choice)
+    if len(found) == 1:
+        return _load(tif, found[0], path, choice)
+    grey = GreyValues.of(found[0].keyframe, str(path))
+    sections = np.stack([grey(series.asarray()).reshape(series.shape[-2:]) for series in found])
+    return lay_out(sections.shape, None, str(path), choice).take(sections)
+
+
+def _chosen_series(tif: tifffile.TiffFile, path: Path, choice: Choice) -> list[tifffile.TiffPageSeries]:
+    """The images that are the stack: one, or those that were written section by section."""
+    every = list(tif.series)
+    if choice.series is not None:
+        for number, series in enumerate(every):
+            if choice.series in (str(number), series.name):
+                return [series]
+        raise InputError(f"{path} has no image {choice.series!r}; it holds {_listed(every)}.")
+    full = [series for series in every if not series.keyframe.is_reduced]
+    if full and len(full) < len(every):
+        logger.warning("%s: %d reduced images beside the full ones are left out.", path, len(every) - len(full))
+        every = full
+    single = [series for series in every if series.size == series.keyframe.imagewidth * series.keyframe.imagelength]
+    alike = {(series.shape[-2:], series.dtype, series.keyframe.photometric) for series in every}
+    if len(every) == 1 or (len(single) == len(every) and len(alike) == 1 and not tif.is_ome):
+        return every
     raise InputError(
-        f"{path} holds {len(shapes)} images, of shapes {', '.join(map(str, sorted(set(shapes))))} (z, y, x); "
-        f"expected one stack of equal sections. Save the stack alone, for example with Fiji."
+        f"{path} holds {_listed(every)}; expected one stack of equal sections. Choose one, as in --series 0."
     )
 
 
-def _load(tif: tifffile.TiffFile, path: Path, shape: tuple[int, int, int]) -> np.ndarray | StoredArray:
-    series = tif.series[0]
+def _listed(found: list[tifffile.TiffPageSeries]) -> str:
+    """``2 images: 0 (overview, shape (20, 14)), 1 (shape (6, 20, 14))``"""
+    named = [
+        f"{number} ({series.name + ', ' if series.name else ''}axes {series.axes}, shape {series.shape})"
+        for number, series in enumerate(found[:_NAMED])
+    ]
+    left_out = len(found) - len(named)
+    return f"{len(found)} images: {', '.join(named)}" + (f" and {left_out} more" if left_out else "")
+
+
+def _load(
+    tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path, choice: Choice
+) -> np.ndarray | StoredArray:
+    grey = GreyValues.of(series.keyframe, str(path))
+    shape, names = [*series.shape], [axis if axis not in _UNNAMED else None for axis in series.axes]
+    colours = names.index("S") if "S" in names and choice.channel is None and choice.axes is None else None
+    if colours is not None and shape[colours] > 1:
+        return _equal_colours(series, path, colours, grey, choice)
+    if len(shape) == 2:  # a single section
+        shape, names = [1, *shape], ["Z", *names]
+    layout = lay_out(shape, names, str(path), choice)
     stored = np.dtype(tif.byteorder + np.dtype(series.dtype).char)
     native = stored.newbyteorder("=")
+    check_dtype(native, str(path))
     if series.dataoffset is None:
-        return series.asarray().astype(native, copy=False).reshape(shape)
-    if stored.isnative:
-        return tifffile.memmap(path, mode="r").reshape(shape)
-    return open_contiguous(path, series.dataoffset, shape, stored, native)
+        voxels = layout.take(series.asarray().astype(native, copy=False).reshape(shape))
+        return voxels if grey.is_plain else grey(voxels)
+    if stored.isnative and layout.is_plain and grey.is_plain:
+        mapped = np.memmap(path, native, "r", series.dataoffset, tuple(shape))
+        return mapped.reshape(layout.shape_zyx)
+    read = partial(_read_mapped, path, series.dataoffset, tuple(shape), stored, grey)
+    return layout.stored(grey.dtype or native, [1] * (len(shape) - 2) + shape[-2:], read)
 
 
-def _zyx(series: tifffile.TiffPageSeries, path: Path) -> tuple[int, int, int]:
-    """The shape of a series as (z, y, x): whatever the one axis besides y and x is called, it holds the sections."""
-    check_dtype(np.dtype(series.dtype), str(path))
-    axes, shape = series.axes, series.shape  # with axes of length 1, or without, as the version of tifffile has it
-    rows, columns = shape[axes.index("Y")], shape[axes.index("X")]
-    stacked = [(axis, size) for axis, size in zip(axes, shape, strict=True) if axis not in "YX" and size > 1]
-    found = f"axes {axes}, shape {shape}"
-    if any(axis == "S" for axis, _ in stacked):
-        raise InputError(
-            f"{path} is RGB or RGBA ({found}); expected grey values. "
-            f"Convert it, for example in Fiji with Image > Type > 8-bit."
-        )
-    if len(stacked) > 1:
-        raise InputError(
-            f"{path} has {len(stacked) + 2} axes longer than 1 ({found}); expected one grey-value stack (z, y, x). "
-            f"Save one channel and time point, for example with Fiji's Image > Duplicate."
-        )
-    return (stacked[0][1] if stacked else 1, rows, columns)
-
-
-def _read_ome(xml: str | None) -> tuple[VoxelSize | None, tuple[float, float, float] | None]:
-    """Voxel size and position of the first plane. OME 2016-06: sizes are in µm unless the unit is given; positions
-    without a unit are in an unknown frame."""
+def _read_mapped(
+    path: Path, offset: int, shape: tuple[int, ...], stored: np.dtype, grey: GreyValues, index: tuple[slice | int, ...]
+) -> np.ndarray:
     try:
-        pixels = ElementTree.fromstring(xml or "").find(".//{*}Pixels")
-    except ElementTree.ParseError:
-        return None, None
-    if pixels is None:
-        return None, None
-    sizes = [_number(pixels.get(f"PhysicalSize{axis}")) for axis in "ZYX"]
-    voxel_size = stated_voxel_size(sizes, [pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "ZYX"])
-    plane = pixels.find("{*}Plane")
-    if plane is None:
-        return voxel_size, None
-    position = [_number(plane.get(f"Position{axis}")) for axis in "ZYX"]
-    translation = zyx_nanometres(position, [plane.get(f"Position{axis}Unit") for axis in "ZYX"])
-    return voxel_size, translation if translation and np.isfinite(translation).all() else None
+        return grey(np.memmap(path, stored, "r", offset, shape)[index].astype(stored.newbyteorder("=")))
+    except (ValueError, OSError) as error:  # numpy: the file is too short
+        raise not_read(path, error, f"{path} cannot be read ({error}). Is it still there, and whole?") from error
 
 
-def _read_imagej(tif: tifffile.TiffFile) -> VoxelSize | None:
-    """ImageJ keeps z as ``spacing`` and y, x as pixels per ``unit`` in the resolution tags (ij.io.TiffDecoder)."""
-    metadata, tags = tif.imagej_metadata or {}, tif.pages.first.tags
-    if tags.valueof("ResolutionUnit", default=_RESOLUTION_UNIT_NONE) != _RESOLUTION_UNIT_NONE:
-        return None  # inch or centimetre, beside the unit of the description: contradictory
-    pixels_per_unit = [tags.valueof(f"{axis}Resolution", default=(0, 1)) for axis in "YX"]
-    if pixels_per_unit == [(1, 1), (1, 1)]:
-        return None  # what writers, tifffile among them, put when they were given no pixel size
-    y, x = (denominator / numerator if numerator else float("nan") for numerator, denominator in pixels_per_unit)
-    unit = str(metadata.get("unit", ""))
-    # an ImageJ calibration may differ by axis: xunit is `unit`, yunit and zunit stand beside it if they differ
-    units = [str(metadata.get("zunit", unit)), str(metadata.get("yunit", unit)), unit]
-    return stated_voxel_size((_number(metadata.get("spacing")), y, x), units)
-
-
-def _number(text: object) -> float:
-    """The number that metadata states, NaN if none."""
-    try:
-        return float(str(text))
-    except ValueError:
-        return float("nan")
+def _equal_colours(
+    series: tifffile.TiffPageSeries, path: Path, place: int, grey: GreyValues, choice: Choice
+) -> np.ndarray:
+    """Red, green and blue that are equal, as one."""
+    names = [axis if axis not in _UNNAMED else None for at, axis in enumerate(series.axes) if at != place]
+    voxels = one_of_equal(np.moveaxis(series.asarray(), place, -1), str(path))
+    if voxels.ndim == 2:
+        voxels, names = voxels[None], ["Z", *names]
+    check_dtype(voxels.dtype, str(path))
+    logger.warning("%s is RGB with equal channels; one of them is taken.", path)
+    return lay_out(voxels.shape, names, str(path), choice).take(grey(voxels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,8 @@ _NANOMETRES_PER = {
     for nanometres, spellings in (
         (1e-3, "pm picometer picometre"),
         (0.1, "\u00e5 angstrom \u00e5ngstr\u00f6m"),
-        (1.0, "nm nanometer nanometre"),
-        (1e3, "\u03bcm um micron microns micrometer micrometre"),
+        (1.0, "nm nanometer nanometre nanometers nanometres"),
+        (1e3, "\u03bcm um micron microns micrometer micrometre micrometers micrometres"),
         (1e6, "mm millimeter millimetre"),
         (1e7, "cm centimeter centimetre"),
         (1e9, "m meter metre"),
@@ -39,15 +39,40 @@ class Volume(Generic[Voxels_co]):
         data: ``(z, y, x)``, native byte order, the file's dtype and values; a read-only memory map where possible.
             From ``open_volume`` it may be a :class:`StoredArray`, whose slices are arrays.
         voxel_size: nm; ``None`` if the file does not state all three lengths in a known unit.
-        source: where ``voxel_size`` came from: "OME-XML", "ImageJ metadata", "multiscales", "element_size_um",
-            "resolution"; "" if nowhere.
+        source: where ``voxel_size`` came from: "OME-XML", "ImageJ metadata", "multiscales",
+            "element_size_um", "resolution" and others; "" if nowhere.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre in nm; ``None`` if the file has none.
+        lateral_nm: ``(y, x)`` size of a pixel in nm, where a microscope or camera states no more than that.
+        hint: what else the file says of lengths, such as numbers without a unit; "" if nothing.
     """
 
     data: Voxels_co
     voxel_size: VoxelSize | None
     source: str
     translation_nm: tuple[float, float, float] | None = None
+    lateral_nm: tuple[float, float] | None = None
+    hint: str = ""
+
+    def ask(self, name: str) -> str:
+        """The message for a volume ``name`` that states no voxel size, and so needs one."""
+        if self.lateral_nm is not None:
+            y, x = self.lateral_nm
+            return (
+                f"{name} states pixels of {y:g},{x:g} nm (y,x; {self.hint}), and not how far its sections are apart; "
+                f"give the section spacing in nm, as in --voxel-size 40, or all of --voxel-size Z,Y,X."
+            )
+        said = f" ({self.hint})" if self.hint else ""
+        return f"{name} states no voxel size{said}; give --voxel-size Z,Y,X in nm, as in --voxel-size 40,4,4."
+
+
+class Stated(NamedTuple):
+    """What metadata say about lengths; fields as in :class:`Volume`, in its order."""
+
+    voxel_size: VoxelSize | None = None
+    source: str = ""
+    translation_nm: tuple[float, float, float] | None = None
+    lateral_nm: tuple[float, float] | None = None
+    hint: str = ""
 
 
 def to_nanometres(length: float, unit: str | None) -> float | None:

@@ -74,10 +74,10 @@ def test_a_file_without_a_volume_is_refused(tmp_path: Path) -> None:
         read_volume(write(tmp_path / "a.h5", image=np.ones((20, 14), np.uint8)))
 
 
-@pytest.mark.parametrize("shape", [(20, 14), (2, 6, 20, 14), (6, 20, 14, 1)])
+@pytest.mark.parametrize("shape", [(20, 14), (2, 6, 20, 14)])
 def test_a_named_dataset_must_be_one_stack(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = write(tmp_path / "a.h5", raw=np.ones(shape, np.uint8))
-    with pytest.raises(InputError, match=r"a\.h5:/raw has shape .*; expected one grey-value stack"):
+    with pytest.raises(InputError, match=r"a\.h5:/raw has .*shape .*; expected one grey-value stack"):
         read_volume(f"{path}:raw")
 
 

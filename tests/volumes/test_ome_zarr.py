@@ -128,9 +128,9 @@ def test_chunks_fit_small_and_large_volumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "names", "message"),
     [
-        ((2, 6, 20, 14), "czyx", r"axes c, z, y, x and shape \(2, 6, 20, 14\)"),
+        ((2, 6, 20, 14), "czyx", r"2 channels \(axes c, z, y, x and shape \(2, 6, 20, 14\)\)"),
         ((20, 14), "yx", "axes y, x"),
-        ((20, 14, 6), "xyz", "axes x, y, z"),
+        ((20, 14, 6), "xyc", r"6 channels and no sections \(axes x, y, c"),
     ],
 )
 def test_axes_other_than_one_zyx_stack_are_refused(

@@ -144,7 +144,7 @@ def test_what_cannot_be_sliced_on_disk_is_loaded(tmp_path: Path) -> None:
 
 def test_a_stack_of_imagej_is_sliced_on_disk_in_its_byte_order(tmp_path: Path) -> None:
     data = make_volume("uint16")
-    tifffile.imwrite(tmp_path / "a.tif", data, imagej=True, byteorder=">")
+    tifffile.imwrite(tmp_path / "a.tif", data, imagej=True, byteorder=">", metadata={"axes": "ZYX"})
     opened = open_volume(tmp_path / "a.tif").data
     assert isinstance(opened, StoredArray)
     np.testing.assert_array_equal(opened[1:5:2, 3:, ::4], data[1:5:2, 3:, ::4])

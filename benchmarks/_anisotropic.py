@@ -13,11 +13,11 @@ from _figures import BASELINE, compare, with_interval
 from _methods import EMformer, Method, timed
 from _report import Columns
 
+from emformer_hub.audit.held_back import WINDOW
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import fsc, resolution
 from emformer_hub.measurement.fsc import SHORTEST_SIDE
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.reconstruction.sections import WINDOW
 from emformer_hub.volumes import read_volume
 
 HIDDEN_CROP, IN_PLANE_CROP = 192, 512

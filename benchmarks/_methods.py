@@ -13,13 +13,13 @@ import torch
 from _figures import Restored
 from _unet import UNet, sharpen
 
+from emformer_hub.audit.held_back import predict_section
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import Kind, interpolate
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
 from emformer_hub.reconstruction import Reconstruction, reconstruct
-from emformer_hub.reconstruction.sections import predict_section
 
 INTERPOLATIONS: dict[str, Kind] = {
     "nearest": "nearest",

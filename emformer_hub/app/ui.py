@@ -16,6 +16,7 @@ import gradio as gr
 import numpy as np
 
 from emformer_hub.app.views import ACROSS, Plane, Views
+from emformer_hub.audit.held_back import left_out_gain
 from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
@@ -24,7 +25,6 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
 from emformer_hub.reconstruction import reconstruct
-from emformer_hub.reconstruction.sections import left_out_gain
 from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 

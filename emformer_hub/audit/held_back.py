@@ -1,19 +1,27 @@
-"""What is known of a stack, held back, and compared with what the network makes of the rest: whole sections, and detail
-of the sharp plane."""
+"""What is known of a stack, held back and compared with what the network predicts from the rest.
+
+Two experiments serve the audit, the report on a training run, the demo page and the benchmarks: leaving sections out,
+one at a time or a few apart, and degrading the sharp plane as sections are degraded along z.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from emformer_hub.devices import choose_precision
 from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolation_matrix
 from emformer_hub.measurement import plane_ssim
 from emformer_hub.measurement.fidelity import SSIM_REACH
+from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
@@ -28,6 +36,10 @@ FRAMES = 16
 PROBABILITIES = (0.5, 0.8, 0.95)
 MAP_BLOCK = 16
 """Voxels a side of the blocks of the error map."""
+WINDOW = 12
+"""Sections that one is predicted from by :func:`predict_section`, itself included: as many as a training clip has."""
+ORIENTATIONS = (((1, 0, 2), (1, 0, 2)), ((2, 0, 1), (1, 2, 0)))
+"""A stack (z, y, x) as a clip whose frames run along y, or along x, and the way back."""
 
 
 def passes(depth: int, unfit: Sequence[int] = ()) -> list[np.ndarray]:
@@ -115,6 +127,53 @@ def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) 
     return predicted, deviation
 
 
+@torch.inference_mode()
+def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geometry: SectionModel) -> np.ndarray:
+    """Predict section ``hidden`` of a stack from the sections around it; its own voxels are never looked at.
+
+    The section is masked. The planes that it images are restored, in both orientations, and averaged as it averages
+    them: a thick section is compared with a thick section.
+
+    Args:
+        network: on the device that computes.
+        stack: ``(sections, y, x)``, float32, standard deviations from the mean; 12 around the hidden one are used.
+        hidden: its number.
+        geometry: how the sections sample tissue.
+
+    Returns:
+        ``(y, x)``, float32, in the units of the stack.
+    """
+    first = min(max(hidden - WINDOW // 2, 0), max(len(stack) - WINDOW, 0))
+    around, place = stack[first : first + WINDOW], hidden - first
+    seen = geometry.matrix(len(around))[place]
+    positions = geometry.plane_positions(len(seen))[seen > 0]
+    device = network.device
+    mask = torch.zeros(1, 1, len(around), 1, dtype=torch.bool, device=device)
+    mask[:, :, place] = True
+    dtype = choose_precision("auto", device)
+    passes = []
+    for axes, back in ORIENTATIONS:
+        clip = torch.from_numpy(np.ascontiguousarray(around.transpose(axes)))[None].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = network(clip, geometry.factor, positions=positions, thickness=geometry.thickness, section_mask=mask)
+        passes.append(out.reconstruction[0].float().cpu().numpy().transpose(back))
+    return np.tensordot(seen[seen > 0], np.mean(passes, axis=0), axes=1).astype(np.float32)
+
+
+def left_out_gain(
+    network: EMformerModel, stack: np.ndarray, geometry: SectionModel, hidden: Iterable[int] | None = None
+) -> float:
+    """How much closer the network comes to sections left out than the mean of both neighbours does, in dB.
+
+    Args:
+        network, stack, geometry: as for :func:`predict_section`.
+        hidden: the sections that are left out, one at a time; default: all but the first and the last.
+    """
+    numbers = np.arange(1, len(stack) - 1) if hidden is None else np.array(list(hidden))
+    predicted = np.stack([predict_section(network, stack, int(number), geometry) for number in numbers])
+    return float(left_out_errors(stack, numbers, predicted)[0]["gain_over_linear_db"])
+
+
 def left_out_errors(stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
     """Errors of predicted sections beside those of interpolation between their neighbours.
 
@@ -146,6 +205,68 @@ def left_out_errors(stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray
     return figures, 10 * np.log10((_blocks(mean["linear"]) + least) / (_blocks(mean["network"]) + least))
 
 
+@dataclass(frozen=True)
+class Restored:
+    """Sharp planes, degraded and restored, in standard deviations; all ``(frames, planes, columns)``.
+
+    Attributes:
+        target: the sharp planes.
+        error, cubic_error: those of the network and of cubic interpolation.
+        scale: Laplace scale that the network states.
+    """
+
+    target: Tensor
+    error: Tensor
+    scale: Tensor
+    cubic_error: Tensor
+
+    def gain(self, planes: np.ndarray | slice = slice(None)) -> float:
+        """How many dB the network's error lies below that of cubic interpolation, on some of the planes."""
+        return psnr_gain(self.error[:, planes], self.cubic_error[:, planes])
+
+
+def psnr_gain(error: Tensor, baseline_error: Tensor) -> float:
+    """How many dB the mean squared error lies below the baseline's."""
+    return float(10 * torch.log10(baseline_error.square().mean() / error.square().mean()))
+
+
+@torch.inference_mode()
+def restore_degraded(
+    network: EMformerModel,
+    degraded: np.ndarray,
+    target: np.ndarray,
+    geometry: SectionModel,
+    device: torch.device,
+    *,
+    together: bool,
+    **options: Any,
+) -> Restored:
+    """Restore planes that were degraded, and compare them with the sharp ones and with cubic interpolation.
+
+    Args:
+        network: on ``device``.
+        degraded: ``(frames, rows, columns)``, float32, standard deviations from the mean.
+        target: the same, sharp: ``(frames, planes, columns)``.
+        geometry: how the rows were cut from the planes.
+        device: what computes.
+        together: whether frames are neighbours that the network sees at once, or seen one by one.
+        options: further arguments of the network.
+    """
+    clips, sharp = (torch.from_numpy(clip.astype(np.float32)).to(device) for clip in (degraded, target))
+    positions = geometry.plane_positions(sharp.shape[1])
+    outputs = [
+        network(clip[None], geometry.factor, positions=positions, thickness=geometry.thickness, **options)
+        for clip in ([clips] if together else clips.split(1))
+    ]
+    matrix = torch.from_numpy(interpolation_matrix(positions, clips.shape[1], "cubic")).to(device)
+    return Restored(
+        sharp,
+        torch.cat([output.reconstruction[0] for output in outputs]) - sharp,
+        torch.cat([output.scale[0] for output in outputs]),
+        matrix @ clips - sharp,
+    )
+
+
 def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
     """Degrade the sharp plane as sections do, along x, restore it, and compare with what was there.
 
@@ -163,28 +284,18 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
     chosen = np.unique(np.linspace(0, len(crop) - 1, min(FRAMES, len(crop))).round().astype(int))
     sharp = crop[chosen].transpose(2, 0, 1)[: sections.num_planes(count)]  # x, section, y
     truth = restorer.statistics.normalise(sharp)
-    degraded = sections.degrade(truth)
-    positions = sections.plane_positions(len(truth))
-    made, scales = [], []
-    with torch.inference_mode():
-        for frame in range(truth.shape[1]):
-            clip = torch.from_numpy(degraded[:, frame].copy())[None, None].to(restorer.device)
-            out = network(clip, sections.factor, positions=positions, thickness=sections.thickness)
-            made.append(out.reconstruction[0, 0].float().cpu().numpy())
-            scales.append(math.sqrt(2) * out.scale[0, 0].float().cpu().numpy())
-    matrix = interpolation_matrix(positions, len(degraded), "cubic").astype(np.float32)
-    cubic = np.tensordot(matrix, degraded, axes=1).transpose(1, 0, 2)
-    target, restored = truth.transpose(1, 0, 2), np.stack(made)
-    error = restored - target
+    degraded, target = (part.transpose(1, 0, 2) for part in (sections.degrade(truth), truth))
+    found = restore_degraded(network, degraded, target, sections, restorer.device, together=False)
+    error, cubic_error, scale = (part.float().cpu().numpy() for part in (found.error, found.cubic_error, found.scale))
     span = float(np.ptp(target))
     figures = {
-        "gain_over_bicubic_db": decibel(np.square(cubic - target).mean(), np.square(error).mean()),
+        "gain_over_bicubic_db": decibel(np.square(cubic_error).mean(), np.square(error).mean()),
         "psnr_db": decibel(span**2, float(np.square(error).mean())),
-        "coverage": coverage(error, np.stack(scales), [processor.interval(p, sections) for p in PROBABILITIES]),
+        "coverage": coverage(error, math.sqrt(2) * scale, [processor.interval(p, sections) for p in PROBABILITIES]),
     }
     if min(target.shape[1:]) > 2 * SSIM_REACH:
-        figures["ssim"] = round(plane_ssim(target, restored, span), 4)
-        figures["bicubic_ssim"] = round(plane_ssim(target, cubic, span), 4)
+        figures["ssim"] = round(plane_ssim(target, target + error, span), 4)
+        figures["bicubic_ssim"] = round(plane_ssim(target, target + cubic_error, span), 4)
     return figures
 
 

@@ -52,8 +52,3 @@ def reconstruction_loss(reconstruction: Tensor, scale: Tensor, target: Tensor) -
     value, likelihood = charbonnier(error / expected), laplace_nll(error.detach(), scale)
     parts = {"value": value.detach(), "likelihood": likelihood.detach(), "mae": error.detach().abs().mean()}
     return VALUE_WEIGHT * value + SCALE_WEIGHT * likelihood, parts
-
-
-def psnr_gain(error: Tensor, baseline_error: Tensor) -> float:
-    """How many dB the mean squared error lies below the baseline's."""
-    return float(10 * torch.log10(baseline_error.square().mean() / error.square().mean()))

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from emformer_hub.audit.held_back import left_out_gain
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import comparison_picture
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
-from emformer_hub.reconstruction.sections import left_out_gain
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.training.validation import restore

@@ -8,16 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from emformer_hub.audit.held_back import Restored, restore_degraded
 from emformer_hub.geometry import SectionModel
-from emformer_hub.interpolation import interpolation_matrix
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.training.losses import psnr_gain
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
 
@@ -53,27 +50,6 @@ def validation_clips(
     return degraded, target
 
 
-@dataclass(frozen=True)
-class Restored:
-    """Held-out columns as the model restores them, in standard deviations; all ``(frames, planes, columns)``.
-
-    Attributes:
-        target: the truth.
-        error, cubic_error: of the model's faithful value, and of cubic interpolation.
-        scale: Laplace scale that the model states.
-    """
-
-    target: Tensor
-    error: Tensor
-    scale: Tensor
-    cubic_error: Tensor
-
-    def gain(self, planes: np.ndarray | slice = slice(None)) -> float:
-        """How many dB the model's error lies below that of cubic interpolation, on some of the planes."""
-        return psnr_gain(self.error[:, planes], self.cubic_error[:, planes])
-
-
-@torch.inference_mode()
 def restore(
     model: EMformerModel,
     volume: TrainingVolume,
@@ -86,26 +62,14 @@ def restore(
     clips = validation_clips(volume, sections, along_z=along_z)
     if clips is None:
         return None
-    degraded, target = (torch.from_numpy(clip.astype(np.float32)).to(device) for clip in clips)
-    positions = sections.plane_positions(target.shape[1])
-    frames = [degraded] if volume.aligned else degraded.split(1)  # a section by itself knows no neighbours
-    outputs = [
-        model(
-            clip[None],
-            sections.factor,
-            positions=positions,
-            thickness=sections.thickness,
-            frame_spacing=max(1.0, volume.anisotropy),
-            mode="faithful",
-        )
-        for clip in frames
-    ]
-    matrix = torch.from_numpy(interpolation_matrix(positions, degraded.shape[1], "cubic")).to(device)
-    return Restored(
-        target,
-        torch.cat([output.reconstruction[0] for output in outputs]) - target,
-        torch.cat([output.scale[0] for output in outputs]),
-        matrix @ degraded - target,
+    return restore_degraded(
+        model,
+        *clips,
+        sections,
+        device,
+        together=volume.aligned,  # a section by itself knows no neighbours
+        frame_spacing=max(1.0, volume.anisotropy),
+        mode="faithful",
     )
 
 

@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from emformer_hub.interpolation import Kind
 from emformer_hub.measurement import grey_range, psnr
 
+INTERPOLATIONS: dict[str, Kind] = {
+    "nearest": "nearest",
+    "trilinear": "linear",
+    "bicubic": "cubic",
+    "lanczos": "lanczos",
+}
 BASELINE = "bicubic"
 """The method over which every gain is counted."""
 CUTOFF = 0.25
@@ -50,6 +57,62 @@ def low_pass_psnr(truth: np.ndarray, estimate: np.ndarray, data_range: float, cu
     passed = kz**2 + ky**2 + kx**2 <= cutoff**2
     energy = float((np.square(np.abs(spectrum)) * passed * twins).sum(dtype=np.float64)) / truth.size
     return 10 * math.log10(data_range**2 * truth.size / energy)
+
+
+def low_passed(planes: np.ndarray, cutoff: float = CUTOFF) -> np.ndarray:
+    """Images ``(images, y, x)`` without the frequencies above ``cutoff``, in cycles per voxel."""
+    height, width = planes.shape[1:]
+    spectrum = np.fft.rfft2(planes)
+    spectrum[:, np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)) > cutoff] = 0
+    return np.fft.irfft2(spectrum, s=(height, width)).astype(np.float32)
+
+
+def not_imaged(truth: np.ndarray, volumes: dict[str, np.ndarray], planes: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Figures of the planes that no section imaged: the noise of the truth there is in nothing that a method was given.
+
+    Args:
+        truth: ``(z, y, x)``.
+        volumes: what each method made of the sections, interpolations among them.
+        planes: which planes, bool ``(z,)``.
+
+    Returns:
+        For each method PSNR, and the gain over the interpolation that comes closest, with its interval, and where both
+        are judged after a low-pass in the plane.
+    """
+    shown = truth[planes].astype(np.float32)
+    errors = {name: volume[planes].astype(np.float32) - shown for name, volume in volumes.items()}
+    low = {name: float(np.square(low_passed(error)).mean()) for name, error in errors.items()}
+    squares = {name: float(np.square(error).mean()) for name, error in errors.items()}
+    resampled = {name: resampled_mse(shown, shown + error) for name, error in errors.items()}
+    rivals = [name for name in INTERPOLATIONS if name in volumes]
+    best, best_low = min(rivals, key=squares.__getitem__), min(rivals, key=low.__getitem__)
+    return {
+        name: {
+            "best_interpolation": best,
+            "psnr_db": 10 * math.log10(grey_range(truth) ** 2 / squares[name]),
+            "gain_db": 10 * math.log10(squares[best] / squares[name]),
+            "gain_interval_db": _interval(resampled[best] / resampled[name]),
+            "low_pass_gain_db": 10 * math.log10(low[best_low] / low[name]),
+        }
+        for name in volumes
+    }
+
+
+def flat_noise(truth: np.ndarray, volume: np.ndarray, planes: np.ndarray) -> float:
+    """Noise of a volume where the tissue is flat, in grey levels: its SD by second differences along y and x.
+
+    Args:
+        truth: ``(z, y, x)``; the quarter of its voxels with the smallest gradient (Gaussian, sigma 2) is flat.
+        volume: of the same shape.
+        planes: which planes are looked at, bool ``(z,)``.
+    """
+    from scipy.ndimage import gaussian_gradient_magnitude
+
+    slope = gaussian_gradient_magnitude(truth.astype(np.float32), 2)[planes]
+    across = np.diff(volume[planes].astype(np.float32), 2, axis=1)
+    both = np.diff(across, 2, axis=2)
+    flat = slope[:, 1:-1, 1:-1] <= np.quantile(slope, 0.25)
+    return float(np.sqrt(np.square(both[flat]).mean())) / 6  # of white noise: 36 = (1 + 4 + 1) squared
 
 
 def resampled_mse(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:

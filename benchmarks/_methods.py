@@ -10,23 +10,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from _figures import Restored
+from _figures import INTERPOLATIONS, Restored
 from _unet import UNet, sharpen
 
 from emformer_hub.audit.held_back import predict_section
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel
-from emformer_hub.interpolation import Kind, interpolate
+from emformer_hub.interpolation import interpolate
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
+from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction import Reconstruction, reconstruct
 
-INTERPOLATIONS: dict[str, Kind] = {
-    "nearest": "nearest",
-    "trilinear": "linear",
-    "bicubic": "cubic",
-    "lanczos": "lanczos",
-}
 UNET = "unet"
 
 
@@ -78,19 +73,30 @@ class SlicedUNet:
 
 @dataclass(frozen=True)
 class EMformer:
-    """A model by name, through ``reconstruct``; where that does not reach, the bare network in the same precision."""
+    """A model, through ``reconstruct``; where that does not reach, the bare network in the same precision.
 
-    name: str
+    Args:
+        model: bundled name, folder or Hub id.
+        mode: what becomes of the sections' noise; default: that of ``reconstruct``.
+    """
+
+    model: str
     device: str
     ensemble: int
+    mode: Mode = DEFAULT_MODE
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the mode is named where it is not the default."""
+        return self.model if self.mode == DEFAULT_MODE else f"{self.model}, {self.mode}"
 
     @cached_property
     def network(self) -> EMformerModel:
-        return EMformerModel.from_pretrained(self.name).to(choose_device(self.device)).eval()
+        return EMformerModel.from_pretrained(self.model).to(choose_device(self.device)).eval()
 
     @cached_property
     def processor(self) -> EMformerProcessor:
-        return EMformerProcessor.from_pretrained(self.name)
+        return EMformerProcessor.from_pretrained(self.model)
 
     def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, Reconstruction]:
         done = reconstruct(
@@ -98,8 +104,9 @@ class EMformer:
             factor=geometry.factor,
             thickness=geometry.thickness,
             offset=geometry.offset,
-            model=self.name,
+            model=self.model,
             ensemble=self.ensemble,
+            mode=self.mode,
             device=self.device,
         )
         return done.volume, done
@@ -127,7 +134,7 @@ class EMformer:
         sections = torch.from_numpy(np.ascontiguousarray(clip)).to(device)[None]
         dtype = choose_precision("auto", device)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            out = self.network(sections, geometry.factor, thickness=geometry.thickness, **arguments)
+            out = self.network(sections, geometry.factor, thickness=geometry.thickness, mode=self.mode, **arguments)
         return out.reconstruction[0].float().cpu().numpy()
 
 

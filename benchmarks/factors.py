@@ -14,9 +14,9 @@ from typing import Any
 import click
 import numpy as np
 from _figures import BASELINE
+from _geometry import Geometry, centre_crop, parse_crop
 from _methods import EMformer, Interpolation
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
-from quality import Geometry, centre_crop, parse_crop
 
 from emformer_hub.measurement import grey_range, psnr
 from emformer_hub.pretrained import resolve_pretrained

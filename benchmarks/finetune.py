@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from _anisotropic import IN_PLANE_CROP, STACKS, Stack, in_plane, leave_one_out
 from _figures import BASELINE
+from _geometry import centre_crop
 from _methods import EMformer, Interpolation
 from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
-from quality import centre_crop
 
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.geometry import SectionModel, VoxelSize

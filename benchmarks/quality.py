@@ -2,12 +2,11 @@
 
     python benchmarks/quality.py --json quality.json
 
-prints three Markdown tables; benchmarks/README.md says what each column means.
+prints Markdown tables; benchmarks/README.md says what each column means.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,26 +23,38 @@ from _anisotropic import (
     in_plane,
     leave_one_out,
 )
-from _figures import BASELINE, CUTOFF, compare, low_pass_psnr, with_interval
-from _methods import INTERPOLATIONS, UNET, EMformer, Interpolation, Method, SlicedUNet, timed
+from _figures import (
+    BASELINE,
+    CUTOFF,
+    INTERPOLATIONS,
+    compare,
+    flat_noise,
+    low_pass_psnr,
+    not_imaged,
+    with_interval,
+)
+from _geometry import Geometry, centre_crop, parse_crop
+from _methods import UNET, EMformer, Interpolation, Method, SlicedUNet, timed
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
 from _unet import trained_unet
 
 from emformer_hub.devices import choose_device
-from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.geometry import VoxelSize
 from emformer_hub.measurement import comparison_picture, evaluate, grey_range
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
+from emformer_hub.projection import MODES, Mode
 from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
-TRUTHS = ("fibsem_fib25_b.tif", "fibsem_tiny.tif")
+TRUTHS = ("fibsem_tiny.tif", "fibsem_gala.tif", "fibsem_fib25_b.tif")
 NOMINAL = {"fibsem_fib25_b.tif": VoxelSize(8, 8, 8)}
 """Voxel sizes that a file does not state, by its name (Takemura et al., PNAS 112(44), 2015)."""
-GEOMETRIES = ("4:1", "6.7:1", "8:1", "10:1", "4:1/4", "6.7:1/6.7", "8:1/8", "10:1/10")
+GEOMETRIES = ("4:1/2", "8:1/2", "4:1", "6.7:1", "8:1", "10:1", "4:1/4", "6.7:1/6.7", "8:1/8", "10:1/10")
+AXES = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
+"""Which axis of an isotropic truth becomes that of the sections."""
 INTERVALS = (0.5, 0.8, 0.95)
 RECIPE = ROOT / "finetune" / "recipes" / "pretrain.yaml"
 RUNS = Path("runs")
@@ -66,40 +77,15 @@ COLUMNS: Columns = {
     ),
     "seconds": lambda row: f"{row['seconds']:.1f}",
 }
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A section model and what the table calls it."""
-
-    name: str
-    sections: SectionModel
-
-    @classmethod
-    def parse(cls, text: str) -> Geometry:
-        """``8:1`` or ``8:1/8`` (FACTOR:THICKNESS). A thickness of 1/factor keeps one plane of each section's slab.
-
-        A single plane begins at a whole one, ``floor((factor - 1) / 2)``: at an integer factor that is plain
-        sub-sampling, without averaging two planes.
-        """
-        try:
-            factor_text, thickness_text = text.split(":")
-            factor = float(factor_text)
-            numerator, *denominator = map(float, thickness_text.split("/"))
-            thickness = numerator / math.prod(denominator)
-        except (ValueError, ZeroDivisionError):
-            raise InputError(
-                f"geometry {text!r} is not FACTOR:THICKNESS; expected such as 8:1, 6.7:0.5 or 8:1/8."
-            ) from None
-        if factor == 1:
-            raise InputError(f"geometry {text!r} has factor 1; there is nothing to restore. Give one above 1.")
-        single_plane = math.isclose(factor * thickness, 1)
-        sections = SectionModel(factor, thickness, math.floor((factor - 1) / 2) if single_plane else None)
-        return cls(f"x{factor_text} t={thickness_text}", sections)
-
-    def record(self) -> dict[str, Any]:
-        model = self.sections
-        return {"name": self.name, "factor": model.factor, "thickness": model.thickness, "offset": model.offset}
+NOT_IMAGED_COLUMNS: Columns = {
+    "truth": lambda row: row["data"],
+    "geometry": lambda row: row["geometry"]["name"],
+    "method": lambda row: row["method"],
+    "PSNR dB": lambda row: f"{row['not_imaged']['psnr_db']:.2f}",
+    "gain over the best interpolation dB (95 %)": lambda row: with_interval(row["not_imaged"], "gain", "+.2f"),
+    "low-pass gain dB": lambda row: f"{row['not_imaged']['low_pass_gain_db']:+.2f}",
+    "noise in flat tissue, % of bicubic's": lambda row: f"{100 * row['flat_noise']:.0f}",
+}
 
 
 @dataclass(frozen=True)
@@ -155,30 +141,27 @@ class Truth:
             "voxel_size_nm": list(size.zyx) if self.voxel_size else None,
         }
         rows = [{**common, **row} for row in compare(truth, restored, detail)]
+        imaged = model.matrix(len(sections)).any(axis=0)
+        noise = {name: flat_noise(truth, volume, imaged) for name, volume in volumes.items()}
+        unseen = {} if imaged.all() else not_imaged(truth, volumes, ~imaged)
         for row in rows:
+            row["flat_noise"] = noise[row["method"]] / noise[BASELINE] if noise[BASELINE] else 1.0
+            if unseen:
+                row["not_imaged"] = unseen[row["method"]]
             if said := stated[row["method"]]:
                 error = np.abs(said.volume.astype(np.float32) - truth)
                 row["coverage"] = [float((error <= said.half_width(share)).mean()) for share in INTERVALS]
         return rows
 
 
-def centre_crop(volume: np.ndarray, crop_zyx: list[int]) -> np.ndarray:
-    """The middle ``crop_zyx`` voxels of a volume; an axis that is shorter is kept whole."""
-    starts = [max(0, (side - wanted) // 2) for side, wanted in zip(volume.shape, crop_zyx, strict=True)]
-    return volume[tuple(slice(begin, begin + wanted) for begin, wanted in zip(starts, crop_zyx, strict=True))]
-
-
-def parse_crop(text: str) -> list[int]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"crop {text!r} is not three numbers of voxels; expected Z,Y,X, as in 64,128,128.")
-    return [int(part) for part in parts]
-
-
-def read_truth(path: Path, voxel_size: str | None, crop: str | None) -> Truth:
+def read_truth(path: Path, voxel_size: str | None, crop: str | None, axis: str = "z") -> Truth:
+    """A truth whose axis ``z``, ``y`` or ``x`` becomes that of the sections; the crop is along z, y, x of the file."""
     volume = read_volume(path)
     size = VoxelSize.parse(voxel_size) if voxel_size else volume.voxel_size or NOMINAL.get(path.name)
-    return Truth(path.stem, centre_crop(volume.data, parse_crop(crop)) if crop else volume.data, size)
+    data = centre_crop(volume.data, parse_crop(crop)) if crop else volume.data
+    name = path.stem if axis == "z" else f"{path.stem}, along {axis}"
+    turned = size and VoxelSize(*(size.zyx[side] for side in AXES[axis]))
+    return Truth(name, np.ascontiguousarray(data.transpose(AXES[axis])), turned)
 
 
 @click.command()
@@ -223,6 +206,24 @@ def read_truth(path: Path, voxel_size: str | None, crop: str | None) -> Truth:
     metavar="FACTOR:THICKNESS",
     help="How sections sample a truth; 1/FACTOR picks single planes. Repeatable.",
 )
+@click.option(
+    "--axis",
+    "axes",
+    multiple=True,
+    type=click.Choice(list(AXES)),
+    default=["z"],
+    show_default=True,
+    help="Of a truth, along which sections are cut. Repeatable.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(MODES),
+    default=MODES,
+    show_default=True,
+    help="What models do with the noise of sections. Repeatable.",
+)
 @click.option("--crop", metavar="Z,Y,X", help="Only the middle of each volume, voxels: a quick look.")
 @click.option(
     "--unet-minutes",
@@ -240,6 +241,8 @@ def main(
     models: tuple[str, ...],
     ensemble: str,
     geometries: tuple[str, ...],
+    axes: tuple[str, ...],
+    modes: tuple[Mode, ...],
     crop: str | None,
     unet_minutes: float | None,
     device: str,
@@ -252,7 +255,7 @@ def main(
         resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     if not (truth_files or stack_names):
         truth_files, stack_names = tuple(DATA / "eval" / name for name in TRUTHS), tuple(STACKS)
-    truths = [read_truth(path, voxel_size, crop) for path in truth_files]
+    truths = [read_truth(path, voxel_size, crop, axis) for path in truth_files for axis in axes]
     stacks = [(STACKS[name], STACKS[name].read(DATA / "eval")) for name in stack_names]
 
     methods: list[Method] = [Interpolation(name) for name in INTERPOLATIONS if name in {*baselines, BASELINE}]
@@ -260,7 +263,7 @@ def main(
     if UNET in baselines:
         network, more[UNET] = trained_unet(RECIPE, DATA / "train", unet_minutes, RUNS, choose_device(device))
         methods.append(SlicedUNet(network))
-    methods += [EMformer(name, device, int(ensemble)) for name in models]
+    methods += [EMformer(name, device, int(ensemble), mode) for name in models for mode in modes]
 
     files = [*truth_files, *(DATA / "eval" / stack.file for stack, _ in stacks)]
     run = describe_run(
@@ -283,6 +286,8 @@ def main(
 
     print_header(run)
     rows = print_table(COLUMNS, degraded()) if truths else []
+    if unseen := [row for row in rows if "not_imaged" in row]:
+        print_table(NOT_IMAGED_COLUMNS, unseen)
     if stacks:
         rows += print_table(
             HIDDEN_COLUMNS,

@@ -18,10 +18,10 @@ from typing import Any
 import click
 import numpy as np
 from _figures import BASELINE
+from _geometry import Geometry
 from _methods import EMformer, Interpolation, Method
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 from _segmenter import Segmenter, features, score
-from quality import Geometry
 from skimage.measure import label
 from skimage.metrics import contingency_table
 from skimage.segmentation import find_boundaries

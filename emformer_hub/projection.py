@@ -14,6 +14,7 @@ Mode = Literal["faithful", "clean"]
 """What a reconstruction does with the noise of its sections: keep it, so that sections cut from it are those that were
 measured, or leave it out."""
 MODES: tuple[Mode, ...] = get_args(Mode)
+DEFAULT_MODE: Mode = "clean"
 
 
 def check_mode(mode: str) -> None:
@@ -29,12 +30,12 @@ def section_weights(positions: Sequence[float], num_sections: int, factor: float
     plane are zero, because the planes say too little of them.
 
     Args:
-        positions: centres of planes ``1 / factor`` apart, in section coordinates: section ``i`` has its centre at ``i``.
+        positions: centres of planes ``1 / factor`` apart, in section coordinates: ``i`` is the centre of section ``i``.
         num_sections: how many there are.
         factor: planes per section.
         thickness: imaged share of the section spacing, in (0, 1].
     """
-    centres = torch.tensor(positions, dtype=torch.float64)
+    centres = torch.as_tensor(positions, dtype=torch.float64)
     sections = torch.arange(num_sections, dtype=torch.float64)[:, None]
     stop = torch.minimum(centres + 0.5 / factor, sections + thickness / 2)
     start = torch.maximum(centres - 0.5 / factor, sections - thickness / 2)

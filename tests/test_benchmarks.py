@@ -19,12 +19,13 @@ import speed as speed_script
 import torch
 import yaml
 from _figures import low_pass_psnr, resampled_mse
+from _geometry import Geometry
 from _methods import EMformer, Interpolation, SlicedUNet
 from _pipeline import Cluster, Stage, bounds, simulate
 from _report import start
 from _unet import UNet, trained_unet
 from learning_curve import Curve, read_curves
-from quality import RECIPE, Geometry, Truth
+from quality import RECIPE, Truth
 
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.geometry import SectionModel, VoxelSize

@@ -24,10 +24,10 @@ def laplace_nll(error: Tensor, scale: Tensor) -> Tensor:
 def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> Tensor:
     """What of a reconstruction is compared with the target.
 
-    Where sections hold noise of the target, the clean value must not learn to keep it: there the faithful one is judged,
-    in which noise of the sections is as it was measured, so that only what they do not tell is learned. The clean value
-    is judged everywhere else, as in Noise2Noise (Lehtinen et al. 2018): planes that no section imaged, masked sections,
-    and sections whose own noise drowns what they share.
+    Where sections hold noise of the target, the clean value must not learn to keep it: there the faithful one is
+    judged, in which noise of the sections is as it was measured, so that only what they do not tell is learned. The
+    clean value is judged everywhere else, as in Noise2Noise (Lehtinen et al. 2018): planes that no section imaged,
+    masked sections, and sections whose own noise drowns what they share.
 
     Args:
         clean: the network's value, ``(batch, frames, planes, columns)``.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emformer_hub.audit.held_back import psnr_gain
-from emformer_hub.training.losses import SCALE_WEIGHT, charbonnier, laplace_nll, reconstruction_loss
+from emformer_hub.training.losses import SCALE_WEIGHT, charbonnier, judged_value, laplace_nll, reconstruction_loss
 
 
 def errors(count: int = 1000, seed: int = 0) -> torch.Tensor:
@@ -71,3 +71,21 @@ def test_gain_is_in_decibels_of_the_squared_error() -> None:
     assert psnr_gain(errors(), errors()) == 0
     assert psnr_gain(0.1 * errors(), errors()) == pytest.approx(20, abs=1e-4)
     assert psnr_gain(errors(), 0.1 * errors()) == pytest.approx(-20, abs=1e-4)
+
+
+def test_noise_that_target_and_sections_share_teaches_the_clean_value_nothing() -> None:
+    """Sections of 4 planes: where their noise is the target's, only what is within a section has a gradient."""
+    clean = clips(0, count=1).reshape(1, 2, 20, -1).float().requires_grad_()
+    batch = {
+        "sections": torch.zeros_like(clean[:, :, :5]),
+        "section_mask": torch.zeros_like(clean[:, :, :5], dtype=torch.bool),
+        "positions": [(plane + 0.5) / 4 - 0.5 for plane in range(20)],
+        "factor": 4.0,
+        "thickness": 1.0,
+    }
+    for independent, told in ((False, False), (True, True)):
+        where = torch.full_like(clean, independent, dtype=torch.bool)
+        (gradient,) = torch.autograd.grad(judged_value(clean, where, batch).square().sum(), clean)
+        means = gradient.unflatten(2, (5, 4)).mean(3)
+        assert bool((means.abs() > 1e-5).any()) is told
+        assert (gradient.abs() > 1e-3).any()

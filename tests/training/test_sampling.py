@@ -12,10 +12,12 @@ import torch
 
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
-from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume
+from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume, noise_level
 
-SMALL = SamplingRanges(frames=4, rows=5, columns=16)
-CHANCES = ["blur", "contrast", "invert", "noise", "jump", "charging", "jitter", "mask", "local_mask"]
+SMALL = SamplingRanges(frames=4, rows=5, columns=16, rescale=0.5, sharpen=0.3, tone=0.3, voxel_noise=0.5)
+APPEARANCE = ["rescale", "blur", "sharpen", "tone", "contrast", "invert"]
+DAMAGE = ["voxel_noise", "noise", "jump", "charging", "jitter"]
+CHANCES = [*APPEARANCE, *DAMAGE, "mask", "local_mask"]
 PLAIN = replace(SMALL, **dict.fromkeys(CHANCES, 0.0))  # as cut and degraded
 ISOTROPIC, ANISOTROPIC = VoxelSize(8, 8, 8), VoxelSize(40, 8, 8)
 SHAPE = (24, 48, 112)  # of which 64 columns are held out
@@ -106,7 +108,7 @@ def section_model(batch: dict[str, Any]) -> SectionModel:
 
 @BOTH
 @pytest.mark.parametrize(
-    "changes", [{}, {"blur": 1.0}, {"contrast": 1.0}, {"invert": 1.0}, {"single_plane": 1.0, "full_thickness": 0}]
+    "changes", [{}, *({name: 1.0} for name in APPEARANCE), {"single_plane": 1.0, "full_thickness": 0}]
 )
 def test_sections_are_the_degraded_target(voxel_size: VoxelSize, changes: dict[str, float]) -> None:
     batches = stream([volume(voxel_size=voxel_size)], replace(PLAIN, **changes))
@@ -130,7 +132,7 @@ def test_blur_softens_the_target_along_every_axis_and_keeps_its_brightness() -> 
         np.testing.assert_allclose(batch["target"], 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["noise", "jump", "charging", "jitter"])
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_changes_sections_and_never_the_target(damage: str) -> None:
     plain, damaged = stream([volume()]), stream([volume()], replace(PLAIN, **{damage: 1.0}))
     changed = 0
@@ -139,6 +141,91 @@ def test_damage_changes_sections_and_never_the_target(damage: str) -> None:
         np.testing.assert_array_equal(after["target"], before["target"])
         changed += not torch.equal(after["sections"], before["sections"])
     assert changed > 5
+
+
+def test_sharpening_keeps_brightness_and_raises_contrast() -> None:
+    plain, sharpened = stream([volume()]), stream([volume()], replace(PLAIN, sharpen=1.0))
+    for index in range(10):
+        before, after = (one.batch(index)["target"] for one in (plain, sharpened))
+        assert after.std() > before.std()
+        assert float(after.mean()) == pytest.approx(float(before.mean()), abs=0.05)
+
+
+def test_another_tone_keeps_the_order_of_grey_values() -> None:
+    plain, toned = stream([volume()]), stream([volume()], replace(PLAIN, tone=1.0))
+    for index in range(20):
+        before, after = (one.batch(index)["target"][0].flatten() for one in (plain, toned))
+        ordered = after[before.argsort()]
+        assert (ordered.diff() >= 0).all() and not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("axis", SPACE)
+def test_rescaled_voxels_are_longer_or_shorter_along_every_axis(axis: str) -> None:
+    steps = set()
+    for batch in islice(stream([volume(ramp(axis))], replace(PLAIN, rescale=1.0, frame_stride_one=1.0)), 30):
+        assert batch["frame_spacing"] == 1
+        target = batch["target"][0]
+        inner = [target.diff(dim=dim)[1:-1].abs() if target.shape[dim] > 3 else target[:0] for dim in range(3)]
+        step = max(float(part.median()) for part in inner if part.numel())
+        steps.add(round(step, 3))
+        assert 0.55 <= step <= 1.7  # voxels are even inside: means of them lie up to a tenth off the ramp
+    assert min(steps) < 0.8 and max(steps) > 1.25
+
+
+def test_rescaling_a_plane_brings_sections_nearer_or_further() -> None:
+    ranges = replace(PLAIN, rescale=1.0)
+    for batch in islice(stream([volume(ramp("z"), ANISOTROPIC)], ranges), 30):
+        assert 5 / 1.6 - 1e-6 <= batch["frame_spacing"] <= 5 / 0.6 + 1e-6
+        assert (batch["target"].diff(dim=1).abs() - 1).abs().max() < 1e-4  # frames are sections as they are
+
+
+@BOTH
+def test_larger_voxels_hold_less_noise(voxel_size: VoxelSize) -> None:
+    larger = replace(PLAIN, rescale=1.0, rescale_range=(1.5, 1.5))
+    for batch in islice(stream([volume(voxel_size=voxel_size)], larger), 10):
+        assert batch["target"].std() < 0.85
+
+
+# --- whose noise is whose ----------------------------------------------------------------------------------------
+
+
+def imaged(batch: dict[str, Any]) -> np.ndarray:
+    return section_model(batch).matrix(batch["sections"].shape[2]).any(axis=0)
+
+
+def test_imaged_planes_share_their_noise_and_the_others_do_not() -> None:
+    for batch in islice(stream([volume()], replace(PLAIN, full_thickness=0.3)), 30):
+        expected = np.broadcast_to(~imaged(batch)[:, None], batch["target"].shape)
+        np.testing.assert_array_equal(batch["independent"], expected)
+
+
+@pytest.mark.parametrize("kind", ["mask", "local_mask"])
+def test_planes_of_masked_voxels_share_no_noise(kind: str) -> None:
+    ranges = replace(PLAIN, factor=(4.0, 4.0, 4.0), full_thickness=1.0, **{kind: 1.0})
+    for batch in islice(stream([volume()], ranges), 20):
+        np.testing.assert_array_equal(batch["independent"], batch["section_mask"].repeat_interleave(4, dim=2))
+
+
+@pytest.mark.parametrize(("noise", "drowned"), [(1.0, False), (20.0, True)])
+@pytest.mark.parametrize("where", ["noise", "voxel_noise"])
+def test_noise_that_drowns_what_was_shared_is_a_section_of_its_own(where: str, noise: float, drowned: bool) -> None:
+    """Unit noise in the volume; what is added is drawn up to ``noise_max``."""
+    ranges = replace(PLAIN, full_thickness=1.0, noise_max=noise, **{where: 1.0})
+    batches = [batch["independent"].float().mean() for batch in islice(stream([volume()], ranges, batch_size=1), 20)]
+    assert (np.mean(batches) > 0.7) if drowned else (np.mean(batches) == 0)
+
+
+def test_a_volume_without_noise_has_none_to_share() -> None:
+    for batch in islice(stream([volume(ramp("y"))]), 10):
+        assert batch["independent"].all()
+
+
+def test_noise_is_measured_and_tissue_is_not() -> None:
+    y, x = np.mgrid[:200, :200]
+    tissue = np.sin(x / 5) + np.sin(y / 6)
+    noise = 0.3 * np.random.default_rng(0).normal(size=(3, 200, 200))
+    assert noise_level(tissue + noise) == pytest.approx(0.3, rel=0.05)
+    assert noise_level(np.broadcast_to(tissue, (3, 200, 200))) < 0.01
 
 
 @pytest.mark.parametrize("kind", ["mask", "local_mask"])

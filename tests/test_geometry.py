@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from emformer_hub.errors import InputError
@@ -107,27 +107,6 @@ def test_degrade_leaves_incomplete_sections_out(model: SectionModel, sections: i
 def test_degrade_needs_one_section() -> None:
     with pytest.raises(InputError, match="7 planes do not hold one section at factor 8"):
         SectionModel(8).degrade(signal(7))
-
-
-@settings(max_examples=50)
-@given(section_models(), st.integers(1, 8))
-def test_projected_planes_degrade_to_the_sections_exactly(model: SectionModel, sections: int) -> None:
-    # An off-centre, thin section at a factor near 1 can lie beyond the rounded extent, on its neighbour's plane.
-    assume(np.linalg.cond(model.matrix(sections)) < 100)
-    planes, measured = signal(model.num_planes(sections)), signal(sections, seed=1)
-    projected = model.project(planes, measured)
-    np.testing.assert_allclose(model.degrade(projected), measured, atol=1e-4)
-    np.testing.assert_allclose(model.project(projected, measured), projected, atol=1e-4)
-
-
-def test_projection_changes_nothing_that_already_agrees() -> None:
-    model, planes = SectionModel(6.7), signal(67)
-    np.testing.assert_allclose(model.project(planes, model.degrade(planes)), planes, atol=1e-5)
-
-
-def test_projection_names_the_shape_it_needs() -> None:
-    with pytest.raises(InputError, match=r"\(40, 2, 3\)"):
-        SectionModel(4).project(signal(39), signal(10))
 
 
 @given(section_models(), counts)

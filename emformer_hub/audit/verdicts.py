@@ -195,7 +195,8 @@ def _agreement(found: dict[str, Any]) -> Verdict:
         f"good to {_percent(RESIDUAL.good)}, take care to {_percent(RESIDUAL.care)}",
         "Sections cut from the result are nearly those that were measured."
         if verdict == GOOD
-        else "Sections cut from the result differ from those that were measured: use --consistent.",
+        else "Sections cut from the result differ from those that were measured by more than their noise, which the "
+        "clean mode leaves out, may explain: look at both, or use --mode faithful.",
     )
 
 

@@ -28,6 +28,7 @@ from emformer_hub.cli.options import (
     roi,
 )
 from emformer_hub.errors import InputError
+from emformer_hub.projection import DEFAULT_MODE, MODES, Mode
 from emformer_hub.volumes.boxes import parse_region
 
 if TYPE_CHECKING:
@@ -57,7 +58,14 @@ if TYPE_CHECKING:
     metavar="none|auto|LIST",
     help="Predict bad sections from their neighbours: those that `inspect` flags, or a list such as 3,7-9, from 0.",
 )
-@click.option("--consistent", is_flag=True, help="Correct the planes so that they average to the measured sections.")
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default=DEFAULT_MODE,
+    show_default=True,
+    help="What becomes of the noise of sections: clean leaves it out; faithful keeps it, so that the planes average to "
+    "the measured sections.",
+)
 @DEVICE
 @roi("Reconstruct this part only, as a trial: sections, rows and columns of INPUT.")
 @click.option(
@@ -100,7 +108,7 @@ def reconstruct_command(
     uncertainty: Path | None,
     confidence_mask: float | None,
     repair: str,
-    consistent: bool,
+    mode: Mode,
     device: str,
     roi: str | None,
     scheduler: str,
@@ -173,7 +181,7 @@ def reconstruct_command(
         "uncertainty": uncertainty,
         "confidence": confidence_mask,
         "region": roi and parse_region(roi),
-        "consistent": consistent,
+        "mode": mode,
         "ome_zarr": ome_zarr,
     }
     if dry_run:

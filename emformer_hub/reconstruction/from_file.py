@@ -19,6 +19,7 @@ from pathlib import Path
 from emformer_hub.errors import InputError
 from emformer_hub.files import put_in_place
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.forecast import needs
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, make_job, partial_output
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, parts_of
@@ -45,7 +46,7 @@ def reconstruct_file(
     confidence: float | None = None,
     region: Box | None = None,
     repair: str | Sequence[int] = "none",
-    consistent: bool = False,
+    mode: Mode = DEFAULT_MODE,
     device: str | None = None,
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
@@ -75,7 +76,7 @@ def reconstruct_file(
         repair: ``"none"``; ``"auto"``, sections that an inspection flags; or numbers of sections, from 0. They are
             filled in the same pass (:class:`~emformer_hub.reconstruction.repair.Repair`); no other voxel of the input
             is. The record lists them.
-        consistent: as for :func:`reconstruct`. Without it too, the record says how far sections cut from the output are
+        mode: as for :func:`reconstruct`. In either, the record says how far sections cut from the output are
             from those of the input.
         region: only this part of the stack; intensities are measured on the whole stack, so that a trial looks as the
             whole will.
@@ -108,7 +109,7 @@ def reconstruct_file(
         confidence=confidence,
         region=region,
         repair=repaired,
-        consistent=consistent,
+        mode=mode,
         device=device,
         precision=precision,
         tile_zyx=tile_zyx,

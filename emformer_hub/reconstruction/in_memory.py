@@ -16,6 +16,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
@@ -93,7 +94,7 @@ def reconstruct(
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
     mask: np.ndarray | None = None,
-    consistent: bool = False,
+    mode: Mode = DEFAULT_MODE,
     progress: bool | Callable[[int, int], None] = True,
 ) -> Reconstruction:
     """Turn an anisotropic volume into an isotropic one.
@@ -114,9 +115,9 @@ def reconstruct(
         mask: bool, True where voxels are not to be believed: ``(sections,)`` for whole sections, or ``(sections, y,
             x)`` for local damage. The network fills them from what is around; what they hold, NaN too, is never looked
             at. At most 3 sections in a row, and 3 of 7 neighbours, at the ends too.
-        consistent: correct the planes, as little as can be, so that sections cut from them as ``thickness`` says are
-            those of the input, but for rounding (:meth:`~emformer_hub.geometry.SectionModel.project`). The uncertainty
-            stays that of before.
+        mode: what becomes of the noise of the sections. ``"clean"`` leaves it out: what is expected of the tissue.
+            ``"faithful"`` keeps it: the same, corrected as little as can be, so that sections cut from the result as
+            ``thickness`` says are those of the input, but for rounding (:func:`~emformer_hub.projection.project`).
         progress: show a progress bar on a terminal's stderr; or what is called after each block, with how many are
             done and how many there are.
 
@@ -147,7 +148,7 @@ def reconstruct(
         ensemble,
         choose_device(device),
         precision,
-        consistent,
+        mode,
     )
     bar = tqdm(
         total=len(plan),

@@ -21,6 +21,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.model_files import fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.repair import Repair
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import check_volume, open_volume
@@ -51,7 +52,7 @@ class Job:
         voxel_size, translation: of the output, nm.
         repair: number, reason and share of the sections that are filled instead of believed.
         damage: digest of the masks of those that are filled in places.
-        consistent: whether planes are made to give the sections of the input.
+        mode: what becomes of the noise of the sections, ``faithful`` or ``clean``.
         output, uncertainty: where they go.
         confidence, confident: a probability, and where the mask of voxels that are confident by it goes.
         ome_zarr: version of OME-Zarr.
@@ -77,7 +78,7 @@ class Job:
     translation: tuple[float, float, float]
     repair: tuple[tuple[int, str, float], ...]
     damage: str | None
-    consistent: bool
+    mode: Mode
     output: str
     uncertainty: str | None
     confidence: float | None
@@ -152,7 +153,7 @@ def make_job(
     confidence: float | None = None,
     region: Box | None = None,
     repair: Repair | None = None,
-    consistent: bool = False,
+    mode: Mode = DEFAULT_MODE,
     device: str | None = None,
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
@@ -214,7 +215,7 @@ def make_job(
         confident=None if confidence is None else str(confident_path(Path(output)).absolute()),
         repair=repair.listed,
         damage=repair.digest,
-        consistent=consistent,
+        mode=mode,
         precision=str(choose_precision(precision, choose_device(device))).removeprefix("torch."),
         tile_zyx=tile_zyx,
         ome_zarr=ome_zarr,

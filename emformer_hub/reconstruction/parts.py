@@ -88,7 +88,7 @@ class Parts:
             job.ensemble,
             choose_device(device),
             job.precision,
-            job.consistent,
+            job.mode,
         )
         (z, y, x) = (stop - start for start, stop in job.region)
         self.plan: Plan = make_plan((z, y, x), job.sections, network.config, job.tile_zyx)

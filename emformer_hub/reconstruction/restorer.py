@@ -17,15 +17,16 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
+from emformer_hub.projection import DEFAULT_MODE, Mode, project
 from emformer_hub.reconstruction.blocks import Block, Plan, lateral_grid
 from emformer_hub.volumes.boxes import within
 
 log = logging.getLogger(__name__)
 
 ENSEMBLES = (1, 2, 4, 8, 16)
-CONSISTENT_BEYOND = 3
-"""Sections beyond a block that its planes are made consistent with, where sections share planes. The influence of a
-section falls at least five-fold from one to the next from factor 1.5 on."""
+PROJECTED_BEYOND = 3
+"""Sections beyond a block that its planes are projected onto, where sections share planes. The influence of a section
+falls at least five-fold from one to the next from factor 1.5 on."""
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Restorer:
         sections: how the input samples tissue.
         ensemble: passes to average.
         device, precision: what computes, and how (:func:`~emformer_hub.devices.choose_precision`).
-        consistent: correct the planes so that they give the sections of the input.
+        mode: what becomes of the noise of the sections.
     """
 
     network: EMformerModel
@@ -51,7 +52,7 @@ class Restorer:
     ensemble: int
     device: torch.device
     precision: str = "auto"
-    consistent: bool = False
+    mode: Mode = DEFAULT_MODE
     _quarterings: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -146,11 +147,11 @@ class Restorer:
         with torch.inference_mode(), self._autocast:
             for member in range(self.ensemble):
                 self._add_pass(moments, clip_zyx, mask_zyx, positions, inside_yx, member)
+            if self.mode == "faithful":  # the projection is affine, so that of a mean is the mean of projections
+                inside = (bound, *inside_yx)
+                hidden = None if mask_zyx is None else mask_zyx[inside]
+                moments[0] = self._faithful(moments[0], clip_zyx[inside], positions - bound.start, hidden)
         value, variance = moments.cpu().numpy()
-        if self.consistent:
-            inside = (slice(bound.start - block.z.seen.start, bound.stop - block.z.seen.start), *inside_yx)
-            measured = clip_zyx[inside].cpu().numpy()
-            value = self.sections.project(value, measured, None if mask is None else mask[inside], bound.start)
         owned = slice(block.z.owned.start - made.start, block.z.owned.stop - made.start)
         uncertainty = np.sqrt(variance[owned] / self.ensemble)
         return (
@@ -159,14 +160,22 @@ class Restorer:
         )
 
     def _made(self, block: Block) -> tuple[slice, slice]:
-        """The planes that the network makes for a block, and the sections that they are made consistent with."""
+        """The planes that the network makes for a block, and which of the seen sections they are projected onto."""
         owned, seen, factor = block.z.owned, block.z.seen, self.sections.factor
-        if not self.consistent:
-            return owned, seen
-        beyond = 0 if factor % 1 == 0 else CONSISTENT_BEYOND
+        if self.mode == "clean":
+            return owned, slice(0, 0)
+        beyond = 0 if factor % 1 == 0 else PROJECTED_BEYOND
         first = max(seen.start, math.floor(owned.start / factor) - beyond)
         stop = min(seen.stop, math.ceil(owned.stop / factor) + beyond)
-        return slice(self.sections.first_plane(first), self.sections.num_planes(stop)), slice(first, stop)
+        planes = slice(self.sections.first_plane(first), self.sections.num_planes(stop))
+        return planes, slice(first - seen.start, stop - seen.start)
+
+    def _faithful(self, planes: Tensor, sections: Tensor, positions: np.ndarray, mask: Tensor | None) -> Tensor:
+        """Planes projected onto the sections, which are at 0, 1, … of their positions; all ``(., y, x)``."""
+        value, measured = (part.transpose(0, 1)[None] for part in (planes, sections))
+        hidden = None if mask is None else mask.expand_as(sections).transpose(0, 1)[None]
+        factor, thickness = self.sections.factor, self.sections.thickness
+        return project(value, measured, positions.tolist(), factor, thickness, hidden)[0].transpose(0, 1)
 
     def _add_pass(
         self,

@@ -60,22 +60,6 @@ def test_a_mask_of_everything_leaves_nothing_to_compare(planes: np.ndarray) -> N
         consistency_residual(planes, sections, SectionModel(4), np.ones(6, bool))
 
 
-@pytest.mark.parametrize("factor", [1, 1.3, 2, 2.5, 5.5, 8])
-@pytest.mark.parametrize("thickness", [1.0, 0.8])
-def test_a_projection_is_that_of_the_pseudo_inverse(factor: float, thickness: float) -> None:
-    rng = np.random.default_rng(1)
-    model = SectionModel(factor, max(thickness, 1 / factor))
-    planes, sections = rng.normal(size=(model.num_planes(7), 4)), rng.normal(size=(7, 4))
-    mask = rng.random((7, 4)) < 0.3
-    found = model.project(planes, np.where(mask, np.nan, sections), mask)
-    matrix = model.matrix(7)
-    for column in range(4):
-        rows = ~mask[:, column]
-        residual = sections[rows, column] - matrix[rows] @ planes[:, column]
-        expected = planes[:, column] + np.linalg.pinv(matrix[rows]) @ residual
-        np.testing.assert_allclose(found[:, column], expected, atol=1e-4)
-
-
 def test_part_of_the_matrix_is_that_of_the_whole() -> None:
     model = SectionModel(2.3)
     np.testing.assert_array_equal(model.matrix(9, 4), model.matrix(9)[4:, model.first_plane(4) :])

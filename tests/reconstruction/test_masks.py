@@ -12,6 +12,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import consistency_residual
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.projection import MODES, Mode, project
 from emformer_hub.reconstruction import Reconstruction, reconstruct
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.restorer import Restorer
@@ -74,7 +75,7 @@ def test_what_masked_voxels_hold_is_never_looked_at(
     volume = stack.astype(np.float32)
     spoilt = volume.copy()
     spoilt[mask] = rubbish
-    options = {"mask": mask, "ensemble": ensemble, "consistent": ensemble == 1}
+    options = {"mask": mask, "ensemble": ensemble, "mode": MODES[ensemble > 1]}
     expected, found = (run(data, model, 2.5, **options) for data in (volume, spoilt))
     np.testing.assert_array_equal(found.volume, expected.volume)
     np.testing.assert_array_equal(found.uncertainty, expected.uncertainty)
@@ -95,17 +96,15 @@ def test_an_empty_mask_is_none(model: EMformerModel, stack: np.ndarray) -> None:
     np.testing.assert_array_equal(run(stack, model, mask=sections()).volume, run(stack, model).volume)
 
 
-@pytest.mark.parametrize("consistent", [False, True])
+@pytest.mark.parametrize("mode", MODES)
 def test_blocks_that_see_no_mask_are_what_they_are_without_one(
-    model: EMformerModel, stack: np.ndarray, consistent: bool
+    model: EMformerModel, stack: np.ndarray, mode: Mode
 ) -> None:
     long = np.concatenate([stack, stack[::-1], stack])
     mask = np.broadcast_to(sections(2, depth=len(long))[:, None, None], long.shape)
     geometry, processor = SectionModel(2.5), EMformerProcessor()
     plan = make_plan(long.shape, geometry, model.config, (20, 64, 64))
-    restorer = Restorer(
-        model, processor, geometry, processor.measure(long), 2, torch.device("cpu"), "float32", consistent
-    )
+    restorer = Restorer(model, processor, geometry, processor.measure(long), 2, torch.device("cpu"), "float32", mode)
     untouched = 0
     for block in plan.blocks():
         with_mask = restorer.restore(long[block.seen], block, mask[block.seen])
@@ -173,24 +172,26 @@ def test_nan_outside_the_mask_is_refused(model: EMformerModel, stack: np.ndarray
 
 @pytest.mark.parametrize("thickness", [1.0, 0.4, None])
 @pytest.mark.parametrize("factor", [1, 2.5, 4, 5.5])
-def test_consistent_planes_give_the_sections(
+def test_faithful_planes_give_the_sections(
     model: EMformerModel, stack: np.ndarray, factor: float, thickness: float | None
 ) -> None:
     geometry = SectionModel(factor, thickness or 1 / factor)
     volume = stack.astype(np.float32)
     plain, made = (
-        run(volume, model, factor, thickness=geometry.thickness, consistent=consistent).volume
-        for consistent in (False, True)
+        run(volume, model, factor, thickness=geometry.thickness, mode=mode).volume for mode in ("clean", "faithful")
     )
     assert consistency_residual(made, volume, geometry).maximum < 1e-3
-    np.testing.assert_allclose(made, geometry.project(plain, volume), atol=1e-2)
+    planes, sections = (torch.from_numpy(part).transpose(0, 1)[None] for part in (plain, volume))
+    positions = geometry.plane_positions(len(plain)).tolist()
+    expected = project(planes, sections, positions, factor, geometry.thickness)[0].transpose(0, 1)
+    np.testing.assert_allclose(made, expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("factor", [2.5, 4, 5.5])
-def test_consistent_in_tiles_is_consistent_as_a_whole(model: EMformerModel, stack: np.ndarray, factor: float) -> None:
+def test_faithful_in_tiles_is_faithful_as_a_whole(model: EMformerModel, stack: np.ndarray, factor: float) -> None:
     long = np.concatenate([stack, stack[::-1], stack]).astype(np.float32)
     whole, tiled = (
-        run(long, model, factor, consistent=True, tile_zyx=tile).volume for tile in (long.shape, (20, 40, 24))
+        run(long, model, factor, mode="faithful", tile_zyx=tile).volume for tile in (long.shape, (20, 40, 24))
     )
     assert np.abs(whole - tiled).max() < 1
     residual = consistency_residual(tiled, long, SectionModel(factor))
@@ -200,7 +201,7 @@ def test_consistent_in_tiles_is_consistent_as_a_whole(model: EMformerModel, stac
 def test_masked_sections_impose_nothing(model: EMformerModel, stack: np.ndarray) -> None:
     volume = stack.astype(np.float32)
     for mask in (sections(4, 5), damage()):
-        made = run(volume, model, 2.5, mask=mask, consistent=True).volume
+        made = run(volume, model, 2.5, mask=mask, mode="faithful").volume
         assert consistency_residual(made, volume, SectionModel(2.5), mask).maximum < 1e-3
         assert consistency_residual(made, volume, SectionModel(2.5)).maximum > 1
 

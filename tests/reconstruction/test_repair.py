@@ -98,9 +98,9 @@ def test_a_repair_goes_on_where_it_stopped(sections: np.ndarray, tmp_path: Path)
 
 @pytest.mark.parametrize("thickness", [1.0, 0.5])
 def test_consistency_is_as_in_memory_and_reported(sections: np.ndarray, tmp_path: Path, thickness: float) -> None:
-    facts = run(sections, tmp_path, consistent=True, thickness=thickness)
+    facts = run(sections, tmp_path, mode="faithful", thickness=thickness)
     made = read_volume(tmp_path / "out.zarr").data
-    np.testing.assert_array_equal(made, in_memory(sections, consistent=True, thickness=thickness).volume)
+    np.testing.assert_array_equal(made, in_memory(sections, mode="faithful", thickness=thickness).volume)
     residual = consistency_residual(made, sections, SectionModel(3.0, thickness))
     assert facts["residual"]["rms"] == pytest.approx(residual.rms, rel=1e-3) and residual.relative_rms < 2e-3
     assert facts["residual"]["maximum"] == pytest.approx(residual.maximum, rel=1e-3)

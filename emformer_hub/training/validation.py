@@ -81,7 +81,8 @@ def validate(model: EMformerModel, volumes: Sequence[TrainingVolume], device: to
             if restored := restore(model, volume, sections, device):
                 planes: np.ndarray | slice = slice(None)
                 if name.endswith("not_imaged"):
-                    planes = ~sections.matrix(sections.num_sections(restored.target.shape[1])).any(axis=0)
+                    imaged = sections.matrix(sections.num_sections(restored.target.shape[1])) > 0
+                    planes = ~imaged.any(axis=0)
                 yield {
                     "volume": volume.name,
                     "geometry": name,

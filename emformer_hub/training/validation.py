@@ -79,10 +79,9 @@ def validate(model: EMformerModel, volumes: Sequence[TrainingVolume], device: to
     for volume in volumes:
         for name, sections in VALIDATION_GEOMETRIES.items():
             if restored := restore(model, volume, sections, device):
-                planes: np.ndarray | slice = slice(None)
+                planes = np.full(restored.target.shape[1], True)
                 if name.endswith("not_imaged"):
-                    imaged = sections.matrix(sections.num_sections(restored.target.shape[1])) > 0
-                    planes = ~imaged.any(axis=0)
+                    planes[sections.matrix(sections.num_sections(len(planes))).any(axis=0)] = False
                 yield {
                     "volume": volume.name,
                     "geometry": name,

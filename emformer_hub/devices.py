@@ -76,6 +76,16 @@ def check_precision(name: str) -> str:
     return name
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``"bfloat16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory was exhausted; on a CPU, torch has no class of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products: ``"auto"`` takes bfloat16 where the device is faster in it, else float32.
 

@@ -67,10 +67,10 @@ def _packages() -> Iterator[Finding]:
 def _device() -> Finding:
     import torch
 
-    from emformer_hub.devices import choose_device, choose_precision
+    from emformer_hub.devices import choose_device, choose_precision, dtype_name
 
     device = choose_device()
-    precision = str(choose_precision("auto", device)).removeprefix("torch.")
+    precision = dtype_name(choose_precision("auto", device))
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, {precision}"

@@ -26,6 +26,7 @@ from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
+from emformer_hub.volumes.boxes import evenly_spaced, middle
 from emformer_hub.volumes.phantom import neuropil
 
 THROUGH, FACE = "seen through (ssTEM, array tomography)", "block faces (SBF-SEM, FIB-SEM)"
@@ -186,10 +187,10 @@ def _gain_where_sections_are_hidden(
     network: EMformerModel, processor: EMformerProcessor, stack: np.ndarray, sections: SectionModel
 ) -> float:
     """Over the mean of both neighbours, in the middle of the plane, for a few sections spread over the stack."""
-    y, x = (max(0, (side - HIDDEN_SIDE) // 2) for side in stack.shape[1:])
-    part = processor.normalise(stack[:, y : y + HIDDEN_SIDE, x : x + HIDDEN_SIDE], processor.measure(stack))
-    hidden = np.unique(np.linspace(1, len(stack) - 2, HIDDEN_SECTIONS).round().astype(int))
-    return left_out_gain(network, part, sections, map(int, hidden))
+    y, x = middle(stack.shape[1:], (HIDDEN_SIDE, HIDDEN_SIDE))
+    part = processor.normalise(stack[:, y, x], processor.measure(stack))
+    hidden = [1 + number for number in evenly_spaced(len(stack) - 2, HIDDEN_SECTIONS)]
+    return left_out_gain(network, part, sections, hidden)
 
 
 def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: float, within: float) -> str:
@@ -224,22 +225,53 @@ def _forget(request: gr.Request) -> None:
     shutil.rmtree(_folder_of(request), ignore_errors=True)
 
 
-def build(limits: Limits, device: str = "auto") -> gr.Blocks:
-    """The page; ``launch(**LAUNCH)`` serves it."""
-    stopping: set[str] = set()  # sessions whose reconstruction is to end
+def described_upload(paths: list[str] | None) -> tuple[Any, Any]:
+    """What was read, in words, and the voxel size that the file states."""
+    if not paths:
+        return NOTHING_YET, gr.skip()
+    with _said_on_the_page():
+        volume = read_upload(paths)
+    size = volume.voxel_size
+    return described(volume), ",".join(f"{length:g}" for length in size.zyx) if size else gr.skip()
 
-    def described_upload(paths: list[str] | None) -> tuple[Any, Any]:
-        if not paths:
-            return NOTHING_YET, gr.skip()
-        with _said_on_the_page():
-            volume = read_upload(paths)
-        size = volume.voxel_size
-        return described(volume), ",".join(f"{length:g}" for length in size.zyx) if size else gr.skip()
 
-    def taken_sample(request: gr.Request) -> list[str]:
-        return [str(make_sample(_folder_of(request)))]
+def taken_sample(request: gr.Request) -> list[str]:
+    """Files of the sample, as if they had been uploaded."""
+    return [str(make_sample(_folder_of(request)))]
+
+
+def shown(views: Views | None, plane: Plane, position: float, overlay: bool) -> tuple[Any, ...]:
+    """The three panels at one position, and a legend."""
+    if views is None:
+        return None, None, None, ""
+    place = min(int(position), views.length(plane) - 1)
+    axis = "zyx"[ACROSS[plane]]
+    legend = f"{plane} plane at {axis} = {place}. " + (
+        "Orange: uncertainty, from {:.3g} to {:.3g} grey levels.".format(*views.uncertainty_range) if overlay else ""
+    )
+    return (
+        views.input(plane, place),
+        views.interpolation(plane, place),
+        views.reconstruction(plane, place, uncertainty=overlay),
+        legend,
+    )
+
+
+def to_middle(views: Views | None, plane: Plane) -> Any:
+    """The slider at the middle of an axis."""
+    count = views.length(plane) if views else 1
+    return gr.update(maximum=count - 1, value=count // 2)
+
+
+class _Runs:
+    """The reconstructions of all sessions, which may be stopped."""
+
+    def __init__(self, limits: Limits, device: str):
+        self.limits, self.device = limits, device
+        self._stopping: set[str] = set()  # sessions whose reconstruction is to end
 
     def reconstructed(
+        self,
         paths: list[str] | None,
         voxel_size: str,
         thickness: str,
@@ -247,11 +279,12 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
     ) -> tuple[Any, ...]:
+        """Reconstruct an upload; may be stopped."""
         session = str(request.session_hash)
-        stopping.discard(session)
+        self._stopping.discard(session)
 
         def told(share: float, doing: str) -> None:
-            if session in stopping:
+            if session in self._stopping:
                 raise Stopped
             progress(share, desc=doing)
 
@@ -261,38 +294,22 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
                 voxel_size,
                 thickness,
                 model,
-                limits=limits,
-                device=device,
+                limits=self.limits,
+                device=self.device,
                 folder=_folder_of(request),
                 progress=told,
             )
         volume, uncertainty = (gr.update(value=str(path), interactive=True) for path in files)
         return views, figures, gr.update(visible=True), volume, uncertainty
 
-    def stopped(request: gr.Request) -> None:
-        stopping.add(str(request.session_hash))
+    def stopped(self, request: gr.Request) -> None:
+        """End the reconstruction of a session at its next block."""
+        self._stopping.add(str(request.session_hash))
 
-    def shown(views: Views | None, plane: Plane, position: float, overlay: bool) -> tuple[Any, ...]:
-        if views is None:
-            return None, None, None, ""
-        place = min(int(position), views.length(plane) - 1)
-        axis = "zyx"[ACROSS[plane]]
-        legend = f"{plane} plane at {axis} = {place}. " + (
-            "Orange: uncertainty, from {:.3g} to {:.3g} grey levels.".format(*views.uncertainty_range)
-            if overlay
-            else ""
-        )
-        return (
-            views.input(plane, place),
-            views.interpolation(plane, place),
-            views.reconstruction(plane, place, uncertainty=overlay),
-            legend,
-        )
 
-    def middle(views: Views | None, plane: Plane) -> Any:
-        count = views.length(plane) if views else 1
-        return gr.update(maximum=count - 1, value=count // 2)
-
+def build(limits: Limits, device: str = "auto") -> gr.Blocks:
+    """The page; ``launch(**LAUNCH)`` serves it."""
+    runs = _Runs(limits, device)
     with gr.Blocks(title="EMformer", analytics_enabled=False, delete_cache=(600, KEPT_S)) as page:
         views = gr.State(None, time_to_live=KEPT_S)
         gr.Markdown(
@@ -332,7 +349,7 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
         take_sample.click(taken_sample, outputs=files, show_progress="minimal")
         files.change(described_upload, files, [about, voxel_size], show_progress="minimal")
         running = start.click(
-            reconstructed,
+            runs.reconstructed,
             [files, voxel_size, thickness, model],
             [views, figures, look, volume, uncertainty],
             show_progress_on=figures,
@@ -340,10 +357,10 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
         )
         now = {"inputs": [views, plane, position, overlay], "outputs": [*panels, legend]}
         quick = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "always_last"}
-        running.success(middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
-        plane.change(middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
+        running.success(to_middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
+        plane.change(to_middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
         gr.on([position.change, overlay.change], shown, **now, **quick)
-        stop.click(stopped, queue=False)
+        stop.click(runs.stopped, queue=False)
         page.unload(_forget)
     return page
 

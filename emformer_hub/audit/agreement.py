@@ -18,6 +18,7 @@ from emformer_hub.measurement.fsc import SHORTEST_SIDE, Direction, FSCCurve, fsc
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
+from emformer_hub.volumes.boxes import middle
 from emformer_hub.volumes.checks import MIN_SECTIONS
 
 LEAST_FIELD = 192
@@ -164,8 +165,7 @@ def seams(restorer: Restorer, stack: np.ndarray) -> dict[str, float]:
         What :func:`seam_score` returns.
     """
     sections, config = restorer.sections, restorer.network.config
-    lengths = [min(pair) for pair in zip(stack.shape, default_tile(len(stack), sections.factor), strict=True)]
-    box = stack[tuple(slice((n - m) // 2, (n - m) // 2 + m) for n, m in zip(stack.shape, lengths, strict=True))]
+    box = stack[middle(stack.shape, default_tile(len(stack), sections.factor))]
     depth, rows, columns = (math.ceil(length * 3 / 4 / 16) * 16 for length in box.shape)
     plan = make_plan(box.shape, sections, config, (depth if depth >= LEAST_DIVIDED else len(box), rows, columns))
     whole, _ = restorer.restore_all(box, make_plan(box.shape, sections, config, box.shape))

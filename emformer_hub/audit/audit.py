@@ -17,7 +17,7 @@ import numpy as np
 from emformer_hub.audit.agreement import alignment, halves_agree, isotropy, seams
 from emformer_hub.audit.held_back import in_plane, left_out, plan_of
 from emformer_hub.audit.verdicts import Verdict, judge
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.inspection.sections import inspect_stack
@@ -27,7 +27,7 @@ from emformer_hub.measurement.consistency import consistency_residual
 from emformer_hub.model_files import fingerprint
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes import StoredArray
-from emformer_hub.volumes.boxes import Box, check_region, within
+from emformer_hub.volumes.boxes import Box, check_region, middle, within
 from emformer_hub.volumes.checks import check_volume
 
 SECTIONS, SIDE, CORE = 64, 512, 256
@@ -147,7 +147,7 @@ def audit_stack(
         "model": model,
         "ensemble": ENSEMBLE,
         "device": str(where),
-        "precision": str(choose_precision("auto", where)).removeprefix("torch."),
+        "precision": dtype_name(choose_precision("auto", where)),
         "weights_sha256": fingerprint(network),
         "version": importlib.metadata.version("emformer-hub"),
         "grey_levels_std": grey,
@@ -157,12 +157,11 @@ def audit_stack(
 
 
 def _middle(region: Box, side: int) -> Box:
+    """At most 64 sections of ``side`` x ``side`` voxels around the middle of a box."""
+    lengths = [part.stop - part.start for part in region]
     z, y, x = (
-        slice(
-            part.start + (part.stop - part.start - min(part.stop - part.start, most)) // 2,
-            part.start + (part.stop - part.start + min(part.stop - part.start, most)) // 2,
-        )
-        for part, most in zip(region, (SECTIONS, side, side), strict=True)
+        slice(part.start + inner.start, part.start + inner.stop)
+        for part, inner in zip(region, middle(lengths, (SECTIONS, side, side)), strict=True)
     )
     return (z, y, x)
 

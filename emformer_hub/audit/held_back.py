@@ -25,6 +25,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
+from emformer_hub.volumes.boxes import evenly_spaced
 
 LEFT_OUT = 12
 """Sections that are held back, evenly spread."""
@@ -56,7 +57,7 @@ def passes(depth: int, unfit: Sequence[int] = ()) -> list[np.ndarray]:
             f"others are in succession; an audit holds sections back and needs some. Replace them, or choose another "
             f"part with --roi; `emformer-hub inspect` shows them."
         )
-    chosen = inner[np.unique(np.linspace(0, len(inner) - 1, min(LEFT_OUT, len(inner))).round().astype(int))]
+    chosen = inner[evenly_spaced(len(inner), LEFT_OUT)]
     closest = int(np.diff(chosen).min(initial=APART))
     turns = math.ceil(APART / closest)
     return [chosen[turn::turns] for turn in range(turns)]
@@ -281,7 +282,7 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
     count = sections.num_sections(crop.shape[2])
     if count < 4:
         return {}
-    chosen = np.unique(np.linspace(0, len(crop) - 1, min(FRAMES, len(crop))).round().astype(int))
+    chosen = evenly_spaced(len(crop), FRAMES)
     sharp = crop[chosen].transpose(2, 0, 1)[: sections.num_planes(count)]  # x, section, y
     truth = restorer.statistics.normalise(sharp)
     degraded, target = (part.transpose(1, 0, 2) for part in (sections.degrade(truth), truth))

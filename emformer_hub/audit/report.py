@@ -17,6 +17,7 @@ from emformer_hub.audit.audit import Audit
 from emformer_hub.audit.held_back import MAP_BLOCK
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.files import check_file, replacing
+from emformer_hub.measurement.drawing import draw_scale_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,26 +108,7 @@ def _planes(figure: Figure, audit: Audit) -> None:
             if sure and row == 0:
                 figure.colorbar(image, ax=axis, shrink=0.7, label="grey levels")
             if column == 0:
-                _scale_bar(axis, extent[1], extent[2])
-
-
-def _scale_bar(axis: Axes, width: float, height: float) -> None:
-    length = max(n for n in (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000) if n <= max(10, width / 3))
-    from matplotlib.patheffects import withStroke
-
-    seen_on_white = [withStroke(linewidth=3, foreground="black")]
-    axis.plot([0.05 * width, 0.05 * width + length], [0.93 * height] * 2, color="white", linewidth=4)
-    label = f"{length:g} nm" if length < 1000 else f"{length / 1000:g} \u00b5m"
-    axis.text(
-        0.05 * width + length / 2,
-        0.9 * height,
-        label,
-        color="white",
-        ha="center",
-        va="bottom",
-        fontsize=9,
-        path_effects=seen_on_white,
-    )
+                draw_scale_bar(axis, extent[1])
 
 
 def _left_out(figure: Figure, audit: Audit) -> None:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from emformer_hub.volumes import StoredArray
+from emformer_hub.volumes.boxes import evenly_spaced, middle
 
 MAX_PAIRS, MAX_SIDE = 64, 512
 FINEST, COARSEST = 2.0, 8.0
@@ -42,13 +43,12 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
         over the volume. NaN where none can be told: a section is blank, or the two have too little in common.
     """
     depth, height, width = volume.shape
-    pairs = np.unique(np.linspace(0, depth - 2, max(0, min(depth - 1, MAX_PAIRS))).round().astype(int))
-    rows, columns = min(height, MAX_SIDE), min(width, MAX_SIDE)
-    y, x = (height - rows) // 2, (width - columns) // 2
-    taper, band = taper_and_band(rows, columns)
+    pairs = evenly_spaced(depth - 1, MAX_PAIRS)
+    y, x = middle((height, width), (MAX_SIDE, MAX_SIDE))
+    taper, band = taper_and_band(y.stop - y.start, x.stop - x.start)
     shifts = np.full((len(pairs), 2), np.nan)
-    for pair, z in enumerate(pairs.tolist()):
-        sections = volume[z : z + 2, y : y + rows, x : x + columns].astype(np.float32)
+    for pair, z in enumerate(pairs):
+        sections = volume[z : z + 2, y, x].astype(np.float32)
         if all(np.isfinite(section).all() and np.ptp(section) > 0 for section in sections):
             before, after = (np.fft.fft2((section - section.mean()) * taper) * band for section in sections)
             shifts[pair] = distinct_peak(np.fft.ifft2(before.conj() * after).real)

@@ -17,6 +17,7 @@ import numpy as np
 
 from emformer_hub.errors import import_extra
 from emformer_hub.inspection.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
+from emformer_hub.volumes.boxes import middle
 
 QUANTILES = (0.25, 0.75)
 NORMAL_IQR = 1.349
@@ -87,11 +88,9 @@ class Displacement:
 def band_passed(standard: np.ndarray, coarser: float = 1) -> np.ndarray:
     """Spectrum of the middle of a section, at most 512 x 512 voxels: what is as large as membranes, or so many times as
     large; of norm 1."""
-    rows, columns = (min(side, MAX_SIDE) for side in standard.shape)
-    y, x = ((side - part) // 2 for side, part in zip(standard.shape, (rows, columns), strict=True))
-    middle = standard[y : y + rows, x : x + columns].clip(-4, 4)
-    taper, band = taper_and_band(rows, columns, coarser)
-    spectrum = np.fft.fft2((middle - middle.mean()) * taper) * band
+    part = standard[middle(standard.shape, (MAX_SIDE, MAX_SIDE))].clip(-4, 4)
+    taper, band = taper_and_band(*part.shape, coarser)
+    spectrum = np.fft.fft2((part - part.mean()) * taper) * band
     norm = float(np.linalg.norm(spectrum))
     return (spectrum / norm if norm > 0 else spectrum).astype(np.complex64)
 

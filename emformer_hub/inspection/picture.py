@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from emformer_hub.errors import InputError, import_extra
+from emformer_hub.files import replacing
 from emformer_hub.inspection.quality import LIMITS
 from emformer_hub.inspection.report import SHOWN
 from emformer_hub.inspection.sections import Inspection
+from emformer_hub.measurement.drawing import check_picture
 from emformer_hub.volumes import StoredArray
+from emformer_hub.volumes.boxes import evenly_spaced
 
 PICTURES, COLUMNS, LONGEST = 24, 6, 320
 LIMIT_COLOUR, FLAG_COLOUR = "#b03030", "#d95f02"
@@ -30,11 +32,7 @@ def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack:
         InputError: the name does not end in ``.png``, the folder does not exist, or matplotlib is not installed.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"folder {str(path.parent)!r} of the picture does not exist; create it first.")
-    import_extra("matplotlib", "evaluate", f"{path} is drawn with matplotlib")
+    check_picture(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,15 +71,14 @@ def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack:
             axes.contour(mask, levels=[0.5], colors=[FLAG_COLOUR], linewidths=1)
         axes.set_title(f"{quality.section}: {', '.join(quality.flags)}", fontsize=8, color=LIMIT_COLOUR)
         axes.set(xticks=[], yticks=[])
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _grey(inspection: Inspection, stack: np.ndarray | StoredArray) -> tuple[float, float]:
     """Black and white of the pictures: the 1st and 99th percentile of a few sections that are not missing."""
     there = [q.section for q in inspection.sections if "missing" not in q.flags] or [0]
-    some = [there[i] for i in np.unique(np.linspace(0, len(there) - 1, 5).astype(int))]
+    some = [there[i] for i in evenly_spaced(len(there), 5)]
     sample = np.concatenate([np.asarray(stack[z])[::4, ::4].ravel() for z in some]).astype(float)
     sample = sample[np.isfinite(sample)]
     black, white = np.percentile(sample, [1, 99]) if sample.size else (0.0, 1.0)

@@ -11,8 +11,9 @@ import numpy as np
 
 from emformer_hub.geometry import FACTOR_MAX, VoxelSize
 from emformer_hub.inspection import measures
-from emformer_hub.inspection.alignment import LARGE_SHIFT, alignment_note, section_shifts
+from emformer_hub.inspection.alignment import LARGE_SHIFT, MAX_SIDE, alignment_note, section_shifts
 from emformer_hub.volumes import StoredArray
+from emformer_hub.volumes.boxes import middle
 
 LAGS = 40
 """Voxels along y and x at which a section is correlated with itself."""
@@ -20,7 +21,6 @@ LOOKED_AT = 24
 """Sections, evenly spaced, that noise and spacing are measured on."""
 MANY = 0.5
 SATURATED = 0.1
-TELLS_APART = 0.03
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ def _remarks(flags: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _middle(section: np.ndarray) -> np.ndarray:
-    y, x = (max(0, (side - 512) // 2) for side in section.shape)
-    return section[y : y + 512, x : x + 512]
+    return section[middle(section.shape, (MAX_SIDE, MAX_SIDE))]
 
 
 def _autocorrelation(section: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.measurement.fsc import check_pair, directional_resolution
+from emformer_hub.volumes.boxes import evenly_spaced
 
 SSIM_SIGMA = 1.5
 SSIM_REACH = 5
@@ -63,7 +64,7 @@ def plane_ssim(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> fl
         InputError: as for ``psnr``, rows or columns are under 11, or scikit-image is not installed.
     """
     _check(truth, estimate, data_range, shortest_side=1)
-    planes = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), SSIM_PLANES)).round().astype(int))
+    planes = evenly_spaced(len(truth), SSIM_PLANES)
     return float(np.mean([_ssim(truth[plane], estimate[plane], data_range) for plane in planes]))
 
 

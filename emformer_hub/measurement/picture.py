@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from emformer_hub.errors import InputError, import_extra
+from emformer_hub.errors import InputError
+from emformer_hub.files import replacing
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.measurement.drawing import check_picture, draw_scale_bar
+from emformer_hub.volumes.boxes import middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +32,13 @@ class _Column:
     heading: str
     volume: np.ndarray
     coloured: bool = False  # errors and uncertainties are drawn in colour, on a scale of their own
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    cut: tuple[slice | int, ...]  # a plane of the cropped volume
+    voxel_nm: float  # from left to right
 
 
 def comparison_picture(
@@ -76,42 +86,53 @@ def comparison_picture(
     """
     path = Path(path)
     others = {"interpolated": interpolated, "before": before, "truth": truth, "uncertainty": uncertainty}
-    _check(path, sections, reconstruction, others, factor)
-    import_extra("matplotlib", "evaluate", f"{path} is drawn with matplotlib")
+    check_picture(path)
+    _check_shapes(sections, reconstruction, others, factor)
+    box = middle(reconstruction.shape, (CROP,) * 3)
+    as_thick = np.minimum((np.arange(box[0].start, box[0].stop) + 0.5) // factor, len(sections) - 1).astype(int)
+    coarse, fine = ("rows", "rows") if in_plane else ("sections", "planes")
+    columns = [
+        _Column(f"Input\n{factor * voxel_size.z:.4g} nm {coarse}", sections[as_thick][:, *box[1:]]),
+        _Column(f"Cubic interpolation\n{voxel_size.z:.4g} nm {fine}", interpolated[box]),
+    ]
+    if before is not None:
+        columns.append(_Column("EMformer\nbefore fine-tuning", before[box]))
+    kind = "after fine-tuning" if before is not None else f"{voxel_size.z:.4g} nm {fine}"
+    columns.append(_Column(f"EMformer\n{kind}", reconstruction[box]))
+    if truth is not None:
+        columns.append(_Column("Truth", truth[box]))
+        error = np.abs(reconstruction[box].astype(np.float32) - truth[box])
+        columns.append(_Column("Error\n|EMformer \N{MINUS SIGN} truth|", error, coloured=True))
+    if uncertainty is not None:
+        columns.append(_Column("Stated uncertainty", uncertainty[box], coloured=True))
+    with replacing(path) as partial:
+        _draw(partial, columns, _rows(box, voxel_size, in_plane), voxel_size.z, title, scale_bar_nm)
+
+
+def _rows(box: tuple[slice, ...], voxel_size: VoxelSize, in_plane: bool) -> list[_Row]:
+    """The two cuts that are shown of a box."""
+    _, y, x = box
+    down, across = y.stop - y.start, x.stop - x.start
+    if in_plane:
+        cuts = sorted({down // 3, 2 * down // 3})
+        return [_Row(f"xy at z = {y.start + cut}", np.s_[:, cut, :], voxel_size.x) for cut in cuts]
+    return [
+        _Row(f"xz at y = {y.start + down // 2}", np.s_[:, down // 2, :], voxel_size.x),
+        _Row(f"yz at x = {x.start + across // 2}", np.s_[:, :, across // 2], voxel_size.y),
+    ]
+
+
+def _draw(
+    path: Path, columns: list[_Column], rows: list[_Row], plane_nm: float, title: str, scale_bar_nm: float | None
+) -> None:
+    """Write the picture: every column in every row, each voxel as the same whole number of pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    z, y, x = (_middle(side) for side in reconstruction.shape)
-    as_thick = np.minimum((np.arange(z.start, z.stop) + 0.5) // factor, len(sections) - 1).astype(int)
-    coarse, fine = ("rows", "rows") if in_plane else ("sections", "planes")
-    columns = [
-        _Column(f"Input\n{factor * voxel_size.z:.4g} nm {coarse}", sections[as_thick][:, y, x]),
-        _Column(f"Cubic interpolation\n{voxel_size.z:.4g} nm {fine}", interpolated[z, y, x]),
-    ]
-    if before is not None:
-        columns.append(_Column("EMformer\nbefore fine-tuning", before[z, y, x]))
-    made = "after fine-tuning" if before is not None else f"{voxel_size.z:.4g} nm {fine}"
-    columns.append(_Column(f"EMformer\n{made}", reconstruction[z, y, x]))
-    if truth is not None:
-        shown_truth = truth[z, y, x]
-        columns.append(_Column("Truth", shown_truth))
-        difference = reconstruction[z, y, x].astype(np.float32) - shown_truth
-        columns.append(_Column("Error\n|EMformer \N{MINUS SIGN} truth|", np.abs(difference), coloured=True))
-    if uncertainty is not None:
-        columns.append(_Column("Stated uncertainty", uncertainty[z, y, x], coloured=True))
-
-    depth, down, across = z.stop - z.start, y.stop - y.start, x.stop - x.start
-    if in_plane:  # label, slice of the cropped volume, voxel edge across
-        cuts = sorted({down // 3, 2 * down // 3})
-        rows = [(f"xy at z = {y.start + cut}", np.s_[:, cut, :], voxel_size.x) for cut in cuts]
-    else:
-        rows = [
-            (f"xz at y = {y.start + down // 2}", np.s_[:, down // 2, :], voxel_size.x),
-            (f"yz at x = {x.start + across // 2}", np.s_[:, :, across // 2], voxel_size.y),
-        ]
-    zoom = max(1, PANEL_PX // max(depth, down, across))
-    widths = [zoom * columns[0].volume[cut].shape[1] for _, cut, _ in rows]
-    heights = [max(1, round(zoom * depth * voxel_size.z / across)) for _, _, across in rows]
+    depth = columns[0].volume.shape[0]
+    zoom = max(1, PANEL_PX // max(columns[0].volume.shape))
+    widths = [zoom * columns[0].volume[row.cut].shape[1] for row in rows]
+    heights = [max(1, round(zoom * depth * plane_nm / row.voxel_nm)) for row in rows]
     top = TOP_PX + (TITLE_PX if title else 0)
     right = RIGHT_PX if columns[-1].coloured else GAP_PX
     size = (
@@ -122,48 +143,36 @@ def comparison_picture(
     canvas = FigureCanvasAgg(figure)
     if title:
         figure.text(LEFT_PX / size[0], 1 - 8 / size[1], title, fontsize=10, fontweight="bold", va="top")
-
     grey = np.percentile(columns[0].volume, [1, 99])
     colour = (0, max((np.percentile(column.volume, 99) for column in columns if column.coloured), default=1))
     offset = top
-    for row, ((label, cut, across), width, height) in enumerate(zip(rows, widths, heights, strict=True)):
+    for row, width, height in zip(rows, widths, heights, strict=True):
         for place, column in enumerate(columns):
             left = LEFT_PX + place * (max(widths) + GAP_PX)
             axes = _add_axes(figure, size, left, offset, width, height)
             low, high = colour if column.coloured else grey
             colormap = "inferno" if column.coloured else "gray"
             image = axes.imshow(
-                column.volume[cut], cmap=colormap, vmin=low, vmax=high, interpolation="nearest", aspect="auto"
+                column.volume[row.cut], cmap=colormap, vmin=low, vmax=high, interpolation="nearest", aspect="auto"
             )
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            if row == 0:
+            if row is rows[0]:
                 axes.set_title(column.heading, fontsize=9, pad=4)
             if place == 0:
-                axes.set_ylabel(label, fontsize=9)
-                _draw_scale_bar(axes, width / zoom, across, scale_bar_nm)
-        if row == 0 and columns[-1].coloured:
+                axes.set_ylabel(row.label, fontsize=9)
+                draw_scale_bar(axes, width / zoom * row.voxel_nm, scale_bar_nm)
+        if row is rows[0] and columns[-1].coloured:
             bar_axes = _add_axes(figure, size, left + max(widths) + GAP_PX, offset, 12, height)
             figure.colorbar(image, cax=bar_axes).set_label("grey levels", fontsize=9)
             bar_axes.tick_params(labelsize=8)
         offset += height + GAP_PX
-
-    temporary = path.with_name(f".{path.name}.part")
-    canvas.print_png(temporary, pil_kwargs={"optimize": True})
-    temporary.replace(path)
+    canvas.print_png(path, pil_kwargs={"optimize": True})
 
 
-def _check(
-    path: Path,
-    sections: np.ndarray,
-    reconstruction: np.ndarray,
-    others: dict[str, np.ndarray | None],
-    factor: float,
+def _check_shapes(
+    sections: np.ndarray, reconstruction: np.ndarray, others: dict[str, np.ndarray | None], factor: float
 ) -> None:
-    if path.suffix.lower() != ".png":
-        raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"folder {str(path.parent)!r} of the picture does not exist; create it first.")
     if reconstruction.ndim != 3 or sections.ndim != 3 or sections.shape[1:] != reconstruction.shape[1:]:
         raise InputError(
             f"sections have shape {sections.shape}, reconstruction {reconstruction.shape}; expected (sections, y, x) "
@@ -183,47 +192,6 @@ def _check(
             )
 
 
-def _middle(side: int) -> slice:
-    start = max(0, (side - CROP) // 2)
-    return slice(start, min(side, start + CROP))
-
-
 def _add_axes(figure: Figure, size: tuple[int, int], left: int, top: int, width: int, height: int) -> Axes:
     """Axes that cover exactly these pixels, counted from the top left corner."""
     return figure.add_axes((left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1]))
-
-
-def _draw_scale_bar(axes: Axes, voxels_across: float, voxel_nm: float, length_nm: float | None) -> None:
-    """A white bar with a dark rim in the lower right corner, its length above it."""
-    from matplotlib.patheffects import withStroke
-
-    if length_nm is None:
-        wanted = voxels_across * voxel_nm / 4
-        length_nm = max(
-            step * 10.0**power for power in range(-3, 9) for step in (1, 2, 5) if step * 10**power <= wanted
-        )
-    share = length_nm / (voxels_across * voxel_nm)
-    label = f"{length_nm / 1000:g} \N{MICRO SIGN}m" if length_nm >= 1000 else f"{length_nm:g} nm"
-    rim = [withStroke(linewidth=2.5, foreground="black")]
-    axes.plot(
-        [0.96 - share, 0.96],
-        [0.05, 0.05],
-        color="white",
-        lw=3,
-        transform=axes.transAxes,
-        path_effects=[withStroke(linewidth=5, foreground="black")],
-        solid_capstyle="butt",
-        scalex=False,
-        scaley=False,
-    )
-    axes.text(
-        0.96 - share / 2,
-        0.075,
-        label,
-        color="white",
-        fontsize=9,
-        ha="center",
-        va="bottom",
-        transform=axes.transAxes,
-        path_effects=rim,
-    )

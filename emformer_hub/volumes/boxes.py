@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
 
+import numpy as np
+
 from emformer_hub.errors import InputError
 
 Box = tuple[slice, slice, slice]
@@ -37,6 +39,19 @@ def within(box: Box, whole: Box) -> Box:
     """The same box counted from the first voxel of ``whole``, a box that contains it."""
     z, y, x = (slice(part.start - begin.start, part.stop - begin.start) for part, begin in zip(box, whole, strict=True))
     return (z, y, x)
+
+
+def middle(shape: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
+    """The middle of an array of any number of axes: at most so many voxels along each."""
+    starts = [max(0, (length - side) // 2) for length, side in zip(shape, sides, strict=True)]
+    return tuple(
+        slice(start, min(length, start + side)) for start, length, side in zip(starts, shape, sides, strict=True)
+    )
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of the numbers from 0 to ``count - 1``, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, max(0, min(count, most))).round().astype(int)).tolist()
 
 
 @dataclass(frozen=True)

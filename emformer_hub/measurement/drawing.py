@@ -1,0 +1,63 @@
+"""What pictures of volumes have in common: their names, and the scale bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emformer_hub.errors import InputError, import_extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def check_picture(path: Path) -> None:
+    """Raise ``InputError`` unless a picture can be drawn, and written under this name: it ends in ``.png``, its folder
+    exists, and matplotlib is installed."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"folder {str(path.parent)!r} of the picture does not exist; create it first.")
+    import_extra("matplotlib", "evaluate", f"{path} is drawn with matplotlib")
+
+
+def draw_scale_bar(axes: Axes, width_nm: float, length_nm: float | None = None) -> None:
+    """Draw a white bar with a dark rim into the lower right corner, its length above it.
+
+    Args:
+        axes: that of an image.
+        width_nm: what the image is across.
+        length_nm: length of the bar; by default a round number near a quarter of the width.
+    """
+    from matplotlib.patheffects import withStroke
+
+    if length_nm is None:
+        wanted = width_nm / 4
+        length_nm = max(
+            step * 10.0**power for power in range(-3, 9) for step in (1, 2, 5) if step * 10**power <= wanted
+        )
+    fraction = length_nm / width_nm
+    label = f"{length_nm / 1000:g} \N{MICRO SIGN}m" if length_nm >= 1000 else f"{length_nm:g} nm"
+    rim = [withStroke(linewidth=2.5, foreground="black")]
+    axes.plot(
+        [0.96 - fraction, 0.96],
+        [0.05, 0.05],
+        color="white",
+        lw=3,
+        transform=axes.transAxes,
+        path_effects=[withStroke(linewidth=5, foreground="black")],
+        solid_capstyle="butt",
+        scalex=False,
+        scaley=False,
+    )
+    axes.text(
+        0.96 - fraction / 2,
+        0.075,
+        label,
+        color="white",
+        fontsize=9,
+        ha="center",
+        va="bottom",
+        transform=axes.transAxes,
+        path_effects=rim,
+    )

@@ -82,6 +82,19 @@ class VoxelSize:
         return f"{self.z:g},{self.y:g},{self.x:g} nm (z,y,x)"
 
 
+def recut_origin(
+    size: VoxelSize, new_size: VoxelSize, first: tuple[float, float, float] | None = None
+) -> tuple[float, float, float]:
+    """Centre of the first voxel (z, y, x; nm) once the same extent along z is cut into voxels of another size.
+
+    Args:
+        size, new_size: voxel sizes before and after.
+        first: centre of the first voxel before; default: the origin.
+    """
+    z, y, x = first or (0.0, 0.0, 0.0)
+    return (z + (new_size.z - size.z) / 2, y, x)
+
+
 def check_factor(factor: float) -> float:
     """Return ``factor`` if it is a real number from 1 to 16, else raise ``InputError``."""
     if not (math.isfinite(factor) and FACTOR_MIN <= factor <= FACTOR_MAX):
@@ -133,6 +146,21 @@ class SectionModel:
         """Centre of the imaged part within the slab, in section spacings: 0.5 unless an offset was given."""
         assert self.offset is not None
         return self.offset / self.factor + self.thickness / 2
+
+    def plane_size(self, section_size: VoxelSize) -> VoxelSize:
+        """Voxel size of the planes (nm) that sections of this voxel size become."""
+        return section_size.with_z(section_size.z / self.factor)
+
+    def plane_origin(
+        self, section_size: VoxelSize, first_section: tuple[float, float, float] | None = None
+    ) -> tuple[float, float, float]:
+        """Centre of the first voxel of the planes (z, y, x; nm): planes begin at the face where the sections begin.
+
+        Args:
+            section_size: voxel size of the sections.
+            first_section: centre of the first voxel of the sections; default: the origin.
+        """
+        return recut_origin(section_size, self.plane_size(section_size), first_section)
 
     def num_planes(self, num_sections: int) -> int:
         """Planes that ``num_sections`` sections become: ``round(n * s)``, halves up."""

@@ -169,8 +169,8 @@ def run(
 
     result = reconstruct(stack, factor=factor, model=model, thickness=sections.thickness, device=device, progress=told)
     seconds = time.monotonic() - begin
-    planes_size = size.with_z(size.z / factor)
-    z = (volume.translation_nm or (0.0, 0.0, 0.0))[0] + (planes_size.z - size.z) / 2
+    planes_size = sections.plane_size(size)
+    z, _, _ = sections.plane_origin(size, volume.translation_nm)
     files = [folder / f"{name}_{what}.ome.tif" for what in ("isotropic", "uncertainty")]
     for path, data in zip(files, (result.volume, result.uncertainty), strict=True):
         write_volume(path, data, planes_size, translation_nm=(z, 0.0, 0.0), overwrite=True)

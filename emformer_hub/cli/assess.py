@@ -28,11 +28,11 @@ from emformer_hub.cli.options import (
     roi,
 )
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.volumes.boxes import parse_region
+from emformer_hub.geometry import SectionModel, VoxelSize, recut_origin
 
 if TYPE_CHECKING:
-    from emformer_hub.volumes import Volume
+    from emformer_hub.reconstruction.settings import OpenStack
+    from emformer_hub.volumes.boxes import Box
 
 
 @click.command("inspect")
@@ -104,7 +104,7 @@ def audit_command(
     thickness: float,
     model: str,
     device: str,
-    roi: str | None,
+    roi: Box | None,
     overwrite: bool,
 ) -> None:
     """Measure on a STACK itself how far its reconstruction can be trusted, and write a report.
@@ -113,42 +113,42 @@ def audit_command(
     a large stack, only the middle 64 sections of 512 x 512 voxels are examined.
     """
     from emformer_hub.audit import check_report
+    from emformer_hub.reconstruction.settings import OpenStack
     from emformer_hub.volumes import open_volume
 
     check_one_target(target_nm, factor)
     check_different(stack, output)
     check_report(output, overwrite)
-    _, size = with_voxel_size(stack, voxel_size, open_volume)
+    volume, size = with_voxel_size(stack, voxel_size, open_volume)
     geometry = geometry_of(size, target_nm, factor, thickness)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    audit(stack, output, size, geometry, model, roi, device)
+    audit(OpenStack(str(stack), volume), output, size, geometry, model, roi, device)
 
 
 def audit(
-    stack: Path | str,
+    stack: OpenStack,
     page: Path,
     size: VoxelSize,
     geometry: SectionModel,
     model: str,
-    roi: str | None,
+    roi: Box | None,
     device: str,
 ) -> None:
     """Audit a stack, write the report, and print the verdicts."""
     from tqdm import tqdm
 
     from emformer_hub.audit import audit_stack, write_report
-    from emformer_hub.volumes import open_volume
 
     with tqdm(desc="audit", bar_format="{desc}: {postfix} [{elapsed}]", disable=None) as bar:
         found = audit_stack(
-            open_volume(stack).data,
+            stack.volume.data,
             geometry,
             size,
             model=model,
-            region=None if roi is None else parse_region(roi),
-            name=str(stack).rstrip("/").rsplit("/", 1)[-1],
+            region=roi,
+            name=stack.path.rstrip("/").rsplit("/", 1)[-1],
             device=device,
             progress=bar.set_postfix_str,
         )
@@ -229,16 +229,10 @@ def degrade_command(
     check_volume(volume.data, str(truth))
     degraded = to_dtype(geometry.degrade(volume.data), volume.data.dtype)
     section_size = size.with_z(size.z * factor)
-    where = _first_centre(volume, size, section_size)
+    where = recut_origin(size, section_size, volume.translation_nm)
     write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite, ome_zarr=ome_zarr)
     left_out = volume.data.shape[0] - geometry.num_planes(len(degraded))
     click.echo(
         f"{output}: {shape_text(degraded)} {degraded.dtype}, {section_size}"
         + (f"; the last {left_out} planes do not fill a section and were left out" if left_out else "")
     )
-
-
-def _first_centre(volume: Volume, size: VoxelSize, new_size: VoxelSize) -> tuple[float, float, float]:
-    """Centre of the first voxel (z, y, x; nm) once the same extent along z is cut into voxels of another size."""
-    z, y, x = volume.translation_nm or (0.0, 0.0, 0.0)
-    return (z + (new_size.z - size.z) / 2, y, x)

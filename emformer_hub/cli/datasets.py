@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,9 @@ from emformer_hub.cli.inputs import shape_text
 from emformer_hub.cli.options import OVERWRITE, PATH, PRIVATE, REPO_ID, roi
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.boxes import parse_region
+
+if TYPE_CHECKING:
+    from emformer_hub.volumes.boxes import Box
 
 
 @click.group("dataset")
@@ -41,7 +44,7 @@ def list_command(as_json: bool) -> None:
 @click.argument("output", metavar="OUT", type=PATH)
 @roi("Fetch only this part, in voxels of the store.  [default: all]")
 @OVERWRITE
-def fetch_command(name: str, output: Path, roi: str | None, overwrite: bool) -> None:
+def fetch_command(name: str, output: Path, roi: Box | None, overwrite: bool) -> None:
     """Fetch a public volume, or a part of one, into OUT (.ome.tif, .tif or .zarr) with its voxel size."""
     from emformer_hub.datasets.public import fetch, public_volumes
     from emformer_hub.volumes import check_output, write_volume
@@ -50,11 +53,10 @@ def fetch_command(name: str, output: Path, roi: str | None, overwrite: bool) -> 
     if name not in known:
         raise InputError(f"volume {name!r} is not known; expected one of {', '.join(known)}.")
     volume = known[name]
-    region = parse_region(roi) if roi else None
     check_output(output, overwrite)
-    data = fetch(volume, region)
+    data = fetch(volume, roi)
     size = VoxelSize(*volume.voxel_size)
-    where = tuple(part.start * length for part, length in zip(region, size.zyx, strict=True)) if region else (0, 0, 0)
+    where = tuple(part.start * length for part, length in zip(roi, size.zyx, strict=True)) if roi else (0, 0, 0)
     write_volume(output, data, size, translation_nm=where, overwrite=overwrite)
     click.echo(f"{output}: {shape_text(data)} {data.dtype}, {size}")
     click.echo(f"licence: {volume.licence or f'none was found stated; ask its owners: {volume.page}'}")

@@ -30,6 +30,17 @@ class Input(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Region(click.ParamType):
+    """A part of a volume, ``Z0:Z1,Y0:Y1,X0:X1`` in voxels."""
+
+    name = "region"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from emformer_hub.volumes.boxes import parse_region
+
+        return parse_region(value) if isinstance(value, str) else value
+
+
 INPUT = Input()
 VOXEL_SIZE = click.option(
     "--voxel-size",
@@ -69,7 +80,7 @@ LIST_ONLY = click.option("--dry-run", is_flag=True, help="Only list the files th
 
 def roi(help: str) -> Option:
     """The option for a part of a volume; ``help`` says what it does in this command."""
-    return click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help=help)
+    return click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", type=Region(), help=help)
 
 
 def json_file(help: str) -> Option:

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,11 +28,14 @@ from emformer_hub.cli.options import (
     roi,
 )
 from emformer_hub.errors import InputError
-from emformer_hub.projection import DEFAULT_MODE, MODES, Mode
-from emformer_hub.volumes.boxes import parse_region
 
 if TYPE_CHECKING:
-    from emformer_hub.reconstruction.forecast import Forecast
+    from emformer_hub.geometry import VoxelSize
+    from emformer_hub.projection import Mode
+    from emformer_hub.reconstruction.parts import Scheduler
+    from emformer_hub.reconstruction.settings import FileSettings, OpenStack
+    from emformer_hub.volumes import Volume
+    from emformer_hub.volumes.boxes import Box
 
 
 @click.command("reconstruct")
@@ -60,8 +63,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--mode",
-    type=click.Choice(MODES),
-    default=DEFAULT_MODE,
+    type=click.Choice(["clean", "faithful"]),
+    default="clean",
     show_default=True,
     help="What becomes of the noise of sections: clean leaves it out; faithful keeps it, so that the planes average to "
     "the measured sections.",
@@ -110,7 +113,7 @@ def reconstruct_command(
     repair: str,
     mode: Mode,
     device: str,
-    roi: str | None,
+    roi: Box | None,
     scheduler: str,
     workers: int | None,
     report: bool,
@@ -127,107 +130,80 @@ def reconstruct_command(
     .h5 or .mrc; without a suffix it becomes a folder of TIFF slices. It is made part by part: it need not fit into
     memory, and an interrupted run continues with --resume.
     """
-    from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
 
     from emformer_hub.reconstruction.cluster import on_dask
-    from emformer_hub.reconstruction.follow import sections_landing
-    from emformer_hub.reconstruction.forecast import forecast
-    from emformer_hub.reconstruction.from_file import reconstruct_file
-    from emformer_hub.reconstruction.job import confident_path, make_job
-    from emformer_hub.volumes import check_output, open_volume
+    from emformer_hub.reconstruction.follow import preview_path
+    from emformer_hub.reconstruction.job import confident_path
+    from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
+    from emformer_hub.volumes import check_output
 
     check_one_target(target_nm, factor)
     if follow is not None and (resume or roi or dry_run):
         raise click.UsageError("--follow takes no --resume, --roi or --dry-run: the stack is not complete yet.")
+    if workers and scheduler not in ("threads", "processes"):
+        raise click.UsageError("--workers goes with --scheduler threads or processes.")
     confident = None if confidence_mask is None else confident_path(output)
     outputs = [path for path in (output, uncertainty, confident) if path is not None]
     check_different(input_path, *outputs)
     for path in outputs:
         check_output(path, overwrite or resume)
-    if workers and scheduler not in ("threads", "processes"):
-        raise click.UsageError("--workers goes with --scheduler threads or processes.")
-    volume, size = with_voxel_size(
-        input_path,
-        voxel_size,
-        open_volume if follow is None else lambda folder: next(sections_landing(Path(folder), follow)),
-    )
-    page = output.with_name(f"{output.name}.audit.html") if report else None
-    if size.z < min(size.y, size.x):
-        raise InputError(
-            f"z is finer than y and x in the voxel size {size} of {input_path}; expected sections further apart than "
-            f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
-        )
+    volume, size = _open(input_path, voxel_size, follow)
     geometry = geometry_of(size, target_nm, factor, thickness)
+    page = output.with_name(f"{output.name}.audit.html") if report else None
     if page is not None:
         from emformer_hub.audit import check_auditable, check_report
 
         check_report(page, overwrite)
-        shape = tuple(part.stop - part.start for part in parse_region(roi)) if roi else volume.data.shape
+        shape = tuple(side.stop - side.start for side in roi) if roi else volume.data.shape
         check_auditable(shape, geometry, str(input_path))
-    planes_size = size.with_z(size.z / geometry.factor)
-
-    from transformers.utils.logging import disable_progress_bar
-
     disable_progress_bar()  # of loading weights; the reconstruction has its own
-    settings: dict[str, Any] = {
+    settings: FileSettings = {
         "voxel_size": size,
         "factor": geometry.factor,
-        "model": model,
         "thickness": thickness,
-        "ensemble": ensemble,
+        "model": ModelOnce(model),
         "device": device,
-    }
-    part: dict[str, Any] = {
+        "ensemble": ensemble,
         "uncertainty": uncertainty,
         "confidence": confidence_mask,
-        "region": roi and parse_region(roi),
+        "region": roi,
         "mode": mode,
         "ome_zarr": ome_zarr,
     }
+    stack = OpenStack(str(input_path), volume)
     if dry_run:
-        _say_forecast(output, forecast(make_job(input_path, output, **settings, **part), device))
+        _print_forecast(stack, output, settings)
         return
-    preview = None if follow is None else _preview(input_path, output, settings, follow)
-    start = time.monotonic()
-    with tqdm(desc="reconstruct", unit="block", disable=None) as bar:  # shown on a terminal only
-
-        def progress(made: int, blocks: int) -> None:
-            if bar.total is None:
-                bar.initial = made  # by the run that this one goes on with
-            bar.total, bar.n = blocks, made
-            bar.refresh()
-
-        record = reconstruct_file(
-            input_path,
-            output,
-            **settings,
-            **part,
-            repair=repair,
-            overwrite=overwrite,
-            resume=resume,
-            scheduler=None if scheduler == "local" else on_dask(scheduler, workers),
-            progress=progress,
-        )
-    if preview is not None:
-        shutil.rmtree(preview)
-    made = open_volume(output).data
-    seconds = time.monotonic() - start
-    click.echo(
-        f"{output}: {shape_text(made)} {made.dtype}, {planes_size}, factor {geometry.factor:g}; "
-        f"{seconds:.1f} s, {made.size / seconds / 1e6:.2f} Mvoxel/s ({ensemble} passes, {model})"
-    )
-    facts = json.loads(record.read_text())
-    for section, reason, share in facts["repair"]:
-        click.echo(f"section {section} was filled" + ("" if share == 1 else f" in {share:.1%} of it") + f": {reason}")
-    if facts["residual"]:
-        residual = facts["residual"]
-        click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
+    if follow is not None:
+        stack = OpenStack(str(input_path), _follow(Path(input_path), output, follow, settings))
+    settings["repair"] = repair
+    cluster = None if scheduler == "local" else on_dask(scheduler, workers)
+    record, seconds = _run(stack, output, settings, overwrite=overwrite, resume=resume, scheduler=cluster)
+    if follow is not None:
+        shutil.rmtree(preview_path(output))
+    _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
     if page is not None:
-        audit(input_path, page, size, geometry, model, roi, device)
+        audit(stack, page, size, geometry, model, roi, device)
 
 
-def _preview(folder: Path | str, output: Path, settings: dict[str, Any], idle_s: float) -> Path:
-    """Show sections as they land, until none has for a while; the path of the preview."""
+def _open(path: Path | str, voxel_size: str | None, follow: float | None) -> tuple[Volume, VoxelSize]:
+    """The stack and its voxel size; of a folder that is still being filled, the sections that are there."""
+    from emformer_hub.reconstruction.follow import sections_landing
+    from emformer_hub.volumes import open_volume
+
+    read = open_volume if follow is None else lambda folder: next(sections_landing(Path(folder), follow))
+    volume, size = with_voxel_size(path, voxel_size, read)
+    if size.z < min(size.y, size.x):
+        raise InputError(
+            f"z is finer than y and x in the voxel size {size} of {path}; expected sections further apart than "
+            f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
+        )
+    return volume, size
+
+
+def _follow(folder: Path, output: Path, idle_s: float, settings: FileSettings) -> Volume:
+    """Show sections in a preview as they land; return the stack once none has landed for a while."""
     from emformer_hub.reconstruction.follow import follow, preview_path
 
     preview = preview_path(output)
@@ -236,13 +212,75 @@ def _preview(folder: Path | str, output: Path, settings: dict[str, Any], idle_s:
     def told(sections: int, planes: int) -> None:
         click.echo(f"{sections} sections have landed: {planes} planes")
 
-    follow(Path(folder), preview, **{**settings, "ensemble": 1}, idle_s=idle_s, told=told)
-    return preview
+    return follow(
+        folder,
+        preview,
+        idle_s=idle_s,
+        told=told,
+        voxel_size=settings["voxel_size"],
+        factor=settings["factor"],
+        thickness=settings["thickness"],
+        model=settings["model"],
+        device=settings["device"],
+    )
 
 
-def _say_forecast(output: Path, expected: Forecast) -> None:
+def _run(
+    stack: OpenStack,
+    output: Path,
+    settings: FileSettings,
+    *,
+    overwrite: bool,
+    resume: bool,
+    scheduler: Scheduler | None,
+) -> tuple[Path, float]:
+    """Reconstruct, with a progress bar on a terminal; return the record of the run, and how many seconds it took."""
     from tqdm import tqdm
 
+    from emformer_hub.reconstruction.from_file import reconstruct_file
+
+    start = time.monotonic()
+    with tqdm(desc="reconstruct", unit="block", disable=None) as bar:
+
+        def progress(made: int, blocks: int) -> None:
+            if bar.total is None:
+                bar.initial = made  # by the run that this one continues
+            bar.total, bar.n = blocks, made
+            bar.refresh()
+
+        record = reconstruct_file(
+            stack, output, overwrite=overwrite, resume=resume, scheduler=scheduler, progress=progress, **settings
+        )
+    return record, time.monotonic() - start
+
+
+def _print_summary(output: Path, record: Path, planes: str, seconds: float, model: str) -> None:
+    """Print what was made, what was repaired, and how far it is from the measured sections."""
+    from emformer_hub.volumes import open_volume
+
+    made, facts = open_volume(output).data, json.loads(record.read_text())
+    click.echo(
+        f"{output}: {shape_text(made)} {made.dtype}, {planes}; "
+        f"{seconds:.1f} s, {made.size / seconds / 1e6:.2f} Mvoxel/s ({facts['ensemble']} passes, {model})"
+    )
+    for section, reason, fraction in facts["repair"]:
+        place = "" if fraction == 1 else f" in {fraction:.1%} of it"
+        click.echo(f"section {section} was filled{place}: {reason}")
+    if residual := facts["residual"]:
+        click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
+
+
+def _print_forecast(stack: OpenStack, output: Path, settings: FileSettings) -> None:
+    """Compute one block, and print what the whole run takes."""
+    from tqdm import tqdm
+
+    from emformer_hub.reconstruction.forecast import forecast
+    from emformer_hub.reconstruction.job import make_job
+    from emformer_hub.reconstruction.parts import Parts
+    from emformer_hub.reconstruction.settings import ModelOnce
+
+    job = make_job(stack, output, **settings)
+    expected = forecast(Parts(job, settings["device"], stack=stack, model=ModelOnce.of(settings["model"])))
     needs = expected.needs
     click.echo(f"{expected.voxels / 1e6:,.1f} Mvoxel in {expected.parts:,} parts of {expected.blocks:,} blocks")
     seconds = tqdm.format_interval(expected.seconds)

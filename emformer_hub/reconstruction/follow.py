@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import HALO_ZYX, Block, Span, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
+from emformer_hub.reconstruction.settings import ModelOnce, Settings, geometry_of, with_defaults
 from emformer_hub.volumes import Volume, slices
 from emformer_hub.volumes.checks import MIN_SECTIONS
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, is_zarr
@@ -92,51 +93,50 @@ def follow(
     folder: Path,
     preview: Path,
     *,
-    voxel_size: VoxelSize,
-    factor: float,
-    model: str = "emformer-small",
-    thickness: float = 1.0,
-    offset: float | None = None,
-    ensemble: int = 1,
-    device: str | None = None,
     idle_s: float = 60.0,
     told: Landed = lambda sections, planes: None,
-) -> None:
+    **settings: Unpack[Settings],
+) -> Volume[Any]:
     """Reconstruct sections as they land, into an OME-Zarr that grows, until none has landed for a while.
 
-    A preview: intensities are measured on the sections at hand, because the whole stack is not known. The newest
-    planes are made again once the sections after them have landed.
+    This is a preview: intensities are measured on the sections at hand, because the whole stack is not known. The
+    newest planes are made again once the sections after them have landed.
 
     Args:
-        folder: of sections.
-        preview: OME-Zarr to make; one that exists is replaced.
-        voxel_size: of the stack, nm.
-        factor, model, thickness, offset, ensemble, device: as for :func:`~emformer_hub.reconstruction.reconstruct`.
+        folder: folder that sections are written to.
+        preview: OME-Zarr to make; one that already exists is replaced.
         idle_s: seconds without a new section after which the stack is complete.
-        told: is told how many sections have landed, and how many planes the preview has.
+        told: called with the number of sections that have landed and the number of planes of the preview.
+        settings: keys of :class:`~emformer_hub.reconstruction.settings.Settings`; one pass by default.
+
+    Returns:
+        The complete stack.
 
     Raises:
-        InputError: as :func:`sections_landing`; or an argument is unusable.
+        InputError: as :func:`sections_landing`; or a setting is unusable.
     """
-    sections = SectionModel(factor, thickness, offset)
-    network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
-    growing = _Preview(network, processor, sections, ensemble, device, preview, voxel_size)
+    chosen = with_defaults({**settings, "ensemble": settings.get("ensemble", 1)}, Settings)
+    geometry, model = geometry_of(chosen), ModelOnce.of(chosen["model"])
+    growing = _Preview(
+        model.network, model.processor, geometry, chosen["ensemble"], chosen["device"], preview, chosen["voxel_size"]
+    )
     shown = 0
     for volume in sections_landing(folder, idle_s):
         while len(volume.data) - shown >= (STEP if shown else MIN_SECTIONS):
             shown = min(shown + MOST, len(volume.data))
             growing.add(volume, shown)
-            told(shown, sections.num_planes(shown))
+            told(shown, geometry.num_planes(shown))
     if shown < len(volume.data):
         growing.add(volume, len(volume.data))
-        told(len(volume.data), sections.num_planes(len(volume.data)))
+        told(len(volume.data), geometry.num_planes(len(volume.data)))
+    return volume
 
 
 @dataclass
 class _Preview:
     network: EMformerModel
     processor: EMformerProcessor
-    sections: SectionModel
+    geometry: SectionModel
     ensemble: int
     device: str | None
     path: Path
@@ -152,13 +152,13 @@ class _Preview:
         window = np.asarray(volume.data[first:landed])
         statistics = self.processor.measure(window)
         restorer = Restorer(
-            self.network, self.processor, self.sections, statistics, self.ensemble, choose_device(self.device)
+            self.network, self.processor, self.geometry, statistics, self.ensemble, choose_device(self.device)
         )
-        planes = self.sections.num_planes(landed)
-        owned = slice(math.floor(self.complete * self.sections.factor), planes, 1)
+        planes = self.geometry.num_planes(landed)
+        owned = slice(math.floor(self.complete * self.geometry.factor), planes, 1)
         made = np.empty((planes - owned.start, *window.shape[1:]), window.dtype)
         z, y, x = window.shape
-        for block in make_plan((z, y, x), self.sections, self.network.config).blocks():
+        for block in make_plan((z, y, x), self.geometry, self.network.config).blocks():
             if block.z.owned.start == 0:  # along z, the window is one block
                 whole = Block(Span(owned, slice(first, landed, 1)), block.y, block.x)
                 made[:, block.y.owned, block.x.owned], _ = restorer.restore(
@@ -170,10 +170,9 @@ class _Preview:
     def _write(self, volume: Volume[Any], owned: slice, made: np.ndarray) -> None:
         if owned.start == 0:
             shutil.rmtree(self.path, ignore_errors=True)
-            planes_size = self.voxel_size.with_z(self.voxel_size.z / self.sections.factor)
-            at_z, at_y, at_x = volume.translation_nm or (0.0, 0.0, 0.0)
-            where = (at_z + (planes_size.z - self.voxel_size.z) / 2, at_y, at_x)
-            writer = OMEZarrWriter.create(self.path, made.shape, made.dtype, planes_size, where)
+            where = self.geometry.plane_origin(self.voxel_size, volume.translation_nm)
+            size = self.geometry.plane_size(self.voxel_size)
+            writer = OMEZarrWriter.create(self.path, made.shape, made.dtype, size, where)
         else:
             writer = OMEZarrWriter(self.path)
             writer.grow(owned.stop)

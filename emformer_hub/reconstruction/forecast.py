@@ -10,7 +10,7 @@ from pathlib import Path
 from emformer_hub.errors import InputError
 from emformer_hub.reconstruction.blocks import Plan
 from emformer_hub.reconstruction.job import Job, is_zarr_path
-from emformer_hub.reconstruction.parts import part_sides, parts_of, timed
+from emformer_hub.reconstruction.parts import Parts, part_sides, timed
 from emformer_hub.volumes.boxes import within
 
 NETWORK_BYTES = 10**9
@@ -84,13 +84,12 @@ class Forecast:
         return self.blocks * self.block_seconds
 
 
-def forecast(job: Job, device: str | None = None) -> Forecast:
-    """Make one block in the middle of the stack, to say what the whole will take; nothing is written.
+def forecast(parts: Parts) -> Forecast:
+    """Make one block in the middle of a stack, and estimate from it what the whole takes; nothing is written.
 
     Raises:
         InputError: the stack cannot be read.
     """
-    parts = parts_of(job, device)
     number = len(parts.boxes) // 2
     whole, seen = parts.plan.seen(parts.boxes[number]), parts.read(number)
     blocks = list(parts.plan.blocks(parts.boxes[number]))
@@ -98,6 +97,7 @@ def forecast(job: Job, device: str | None = None) -> Forecast:
     seconds = min(
         timed(parts.restorer.restore, seen[within(block.seen, whole)], block)[1] for _ in range(2)
     )  # the first one warms up
-    share = math.prod(part.stop - part.start for part in block.owned) / math.prod(parts.plan.output_zyx)
-    of_all = seconds / share / len(parts.plan)  # blocks at the end of an axis are smaller
-    return Forecast(needs(job, parts.plan), math.prod(parts.plan.output_zyx), len(parts.boxes), len(parts.plan), of_all)
+    voxels = math.prod(parts.plan.output_zyx)
+    fraction = math.prod(side.stop - side.start for side in block.owned) / voxels
+    of_all = seconds / fraction / len(parts.plan)  # blocks at the end of an axis are smaller
+    return Forecast(needs(parts.job, parts.plan), voxels, len(parts.boxes), len(parts.plan), of_all)

@@ -12,20 +12,20 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Unpack
 
 from emformer_hub.errors import InputError
 from emformer_hub.files import put_in_place
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.forecast import needs
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, make_job, partial_output
-from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, parts_of
+from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
 from emformer_hub.reconstruction.repair import Repair, choose_repair
+from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, with_defaults
 from emformer_hub.volumes import check_output, open_volume, write_volume
-from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 
 Progress = Callable[[int, int], None]
@@ -33,113 +33,57 @@ Progress = Callable[[int, int], None]
 
 
 def reconstruct_file(
-    path: str | os.PathLike[str],
+    stack: str | os.PathLike[str] | OpenStack,
     output: str | os.PathLike[str],
     *,
-    voxel_size: VoxelSize,
-    factor: float,
-    model: str = "emformer-small",
-    thickness: float = 1.0,
-    offset: float | None = None,
-    ensemble: int = 2,
-    uncertainty: str | os.PathLike[str] | None = None,
-    confidence: float | None = None,
-    region: Box | None = None,
-    repair: str | Sequence[int] = "none",
-    mode: Mode = DEFAULT_MODE,
-    device: str | None = None,
-    precision: str = "auto",
-    tile_zyx: tuple[int, int, int] | None = None,
-    ome_zarr: str = "0.5",
     overwrite: bool = False,
     resume: bool = False,
     scheduler: Scheduler | None = None,
     progress: Progress = lambda made, blocks: None,
+    **settings: Unpack[FileSettings],
 ) -> Path:
     """Reconstruct a stack that need not fit into memory.
 
-    The output, and the uncertainty beside it, appear under their names once they are complete. Until then they lie
-    beside their place under hidden names, with the list of what is done, and a run that was killed goes on with
-    ``resume``. Voxels are those of :func:`reconstruct`, to the bit.
+    The outputs appear under their names once they are complete. Until then they lie beside their final place under
+    hidden names, with a list of what is done, and ``resume`` continues a run that was killed. Voxels equal those of
+    :func:`~emformer_hub.reconstruct` to the bit.
 
     Args:
-        path: a stack, in any format of ``open_volume``; Zarr, HDF5 and uncompressed TIFF are never loaded as a whole.
-        output: its suffix chooses the format, as for ``create_volume``. OME-Zarr is written as it is made; any other
-            format from an OME-Zarr under a hidden name, which takes its place on the disk too until the end. The record
-            of the run lies beside it as ``.json``.
-        voxel_size: of the stack, nm.
-        factor, model, thickness, offset, ensemble, device, precision, tile_zyx: as for :func:`reconstruct`; the model
-            by name.
-        uncertainty: also write it here, in any of these formats.
-        confidence: also write which voxels are right, with this probability (0 to 0.99), to within half a standard
-            deviation of the stack's intensities: 1 or 0, uint8, beside the output as ``.confident``.
-        repair: ``"none"``; ``"auto"``, sections that an inspection flags; or numbers of sections, from 0. They are
-            filled in the same pass (:class:`~emformer_hub.reconstruction.repair.Repair`); no other voxel of the input
-            is. The record lists them.
-        mode: as for :func:`reconstruct`. In either, the record says how far sections cut from the output are
-            from those of the input.
-        region: only this part of the stack; intensities are measured on the whole stack, so that a trial looks as the
-            whole will.
-        ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
-        overwrite: replace outputs that exist, and forget a run that was not finished.
-        resume: go on with a run that was not finished.
+        stack: path or address of a stack, in any format of ``open_volume``, or the stack itself if it is open. Zarr,
+            HDF5 and uncompressed TIFF are never loaded as a whole.
+        output: path of the result; the suffix chooses the format, as for ``create_volume``. OME-Zarr is written as it
+            is made. Any other format is written at the end from a hidden OME-Zarr, which takes up disk until then. The
+            record of the run lies beside the output as ``.json``.
+        overwrite: replace outputs that already exist, and discard an unfinished run.
+        resume: continue an unfinished run.
         scheduler: what makes the parts; default: this process.
-        progress: is told how many blocks are made, and how many there are: after each block in this process, after each
-            part elsewhere.
+        progress: called with the number of blocks that are made and the number of all blocks: after each block in this
+            process, after each part elsewhere.
+        settings: ``voxel_size`` and ``factor``, and what else to change of the keys of
+            :class:`~emformer_hub.reconstruction.settings.Settings` and
+            :class:`~emformer_hub.reconstruction.settings.FileSettings`.
 
     Returns:
-        The record of the run.
+        Path of the record of the run.
 
     Raises:
-        InputError: the stack, an argument or an output is unusable; there is not enough disk; or what is to be resumed
-            is another run, or none, or is at work still.
+        InputError: the stack, a setting or an output is unusable; the disk is too small; or the run to resume is a
+            different one, does not exist, or is still at work.
     """
     begin = time.time()
-    repaired = Repair() if repair == "none" else choose_repair(open_volume(path).data, repair, str(path))
-    job = make_job(
-        path,
-        output,
-        voxel_size=voxel_size,
-        factor=factor,
-        model=model,
-        thickness=thickness,
-        offset=offset,
-        ensemble=ensemble,
-        uncertainty=uncertainty,
-        confidence=confidence,
-        region=region,
-        repair=repaired,
-        mode=mode,
-        device=device,
-        precision=precision,
-        tile_zyx=tile_zyx,
-        ome_zarr=ome_zarr,
-    )
+    chosen = with_defaults(settings)
+    stack, model, device = OpenStack.of(stack), ModelOnce.of(chosen["model"]), chosen["device"]
+    repair = choose_repair(stack.volume.data, chosen["repair"], stack.path)
+    chosen["model"], chosen["repair"] = model, repair
+    job = make_job(stack, output, **chosen)
     for one in job.outputs:
         check_output(one, overwrite or resume)
     with _alone(job):
-        parts = parts_of(job, device)
-        _begin(job, parts, repaired, resume=resume, overwrite=overwrite)
+        parts = put_to_work(Parts(job, device, stack=stack, model=model))
+        _begin(job, parts, repair, resume=resume, overwrite=overwrite)
         done = _done(job)
         numbers = [number for number in range(len(parts)) if number not in done]
-        made = sum(map(parts.num_blocks, done))
-
-        def tick(blocks: int = 1) -> None:
-            nonlocal made
-            made += blocks
-            progress(made, len(parts.plan))
-
-        tick(0)
-        _write_done(job, done)
-        at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers)
-        with (job.folder / "done").open("a") as file:
-            for part in at_work:
-                done[part.number] = part
-                file.write(_line(part))
-                file.flush()
-                os.fsync(file.fileno())
-                if scheduler is not None and (blocks := parts.num_blocks(part.number)):
-                    tick(blocks)
+        _make(parts, numbers, done, device, scheduler, progress)
         for writer, final in zip(parts.writers, job.outputs, strict=True):
             if writer.path.exists():  # a run may have been killed between two outputs
                 _complete(job, writer, final)
@@ -155,6 +99,36 @@ def reconstruct_file(
         record.write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(job.folder)
     return record
+
+
+def _make(
+    parts: Parts,
+    numbers: list[int],
+    done: dict[int, Made],
+    device: str | None,
+    scheduler: Scheduler | None,
+    progress: Progress,
+) -> None:
+    """Make the parts of these numbers, and list each in ``done``, here and on the disk, once it is on the disk."""
+    job = parts.job
+    made = sum(map(parts.num_blocks, done))
+
+    def tick(blocks: int = 1) -> None:
+        nonlocal made
+        made += blocks
+        progress(made, len(parts.plan))
+
+    tick(0)
+    _write_done(job, done)
+    at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers)
+    with (job.folder / "done").open("a") as file:
+        for part in at_work:
+            done[part.number] = part
+            file.write(_line(part))
+            file.flush()
+            os.fsync(file.fileno())
+            if scheduler is not None and (blocks := parts.num_blocks(part.number)):
+                tick(blocks)
 
 
 def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: bool) -> None:

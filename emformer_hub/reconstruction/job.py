@@ -11,21 +11,19 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
 
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.model_files import fingerprint
-from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.projection import DEFAULT_MODE, Mode
-from emformer_hub.reconstruction.repair import Repair
+from emformer_hub.geometry import SectionModel
+from emformer_hub.projection import Mode, check_mode
+from emformer_hub.reconstruction.repair import choose_repair
 from emformer_hub.reconstruction.restorer import ENSEMBLES
-from emformer_hub.volumes import check_volume, open_volume
-from emformer_hub.volumes.boxes import Box, check_region
+from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
+from emformer_hub.volumes import check_volume
+from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES
@@ -98,7 +96,8 @@ class Job:
         os.replace(partial, path)
 
     @property
-    def sections(self) -> SectionModel:
+    def geometry(self) -> SectionModel:
+        """How the sections of the stack sample tissue."""
         return SectionModel(self.factor, self.thickness, self.offset)
 
     @property
@@ -140,87 +139,78 @@ def is_zarr_path(path: Path) -> bool:
 
 
 def make_job(
-    path: str | os.PathLike[str],
-    output: str | os.PathLike[str],
-    *,
-    voxel_size: VoxelSize,
-    factor: float,
-    model: str = "emformer-small",
-    thickness: float = 1.0,
-    offset: float | None = None,
-    ensemble: int = 2,
-    uncertainty: str | os.PathLike[str] | None = None,
-    confidence: float | None = None,
-    region: Box | None = None,
-    repair: Repair | None = None,
-    mode: Mode = DEFAULT_MODE,
-    device: str | None = None,
-    precision: str = "auto",
-    tile_zyx: tuple[int, int, int] | None = None,
-    ome_zarr: str = "0.5",
+    stack: str | os.PathLike[str] | OpenStack, output: str | os.PathLike[str], **settings: Unpack[FileSettings]
 ) -> Job:
-    """Look at the stack and the model, and fix what is to be made; arguments are those of :func:`reconstruct_file`.
+    """Examine the stack and the model, and fix what is to be made.
 
-    But for ``repair``, which is what :func:`~emformer_hub.reconstruction.repair.choose_repair` makes of it.
+    Args:
+        stack: path or address of the stack, or the stack itself if it is open.
+        output: as for :func:`~emformer_hub.reconstruct_file`.
+        settings: keys of :class:`~emformer_hub.reconstruction.settings.FileSettings`.
 
     Raises:
-        InputError: the stack or an argument is unusable.
+        InputError: the stack or a setting is unusable.
     """
-    sections = SectionModel(factor, thickness, offset)
-    path = str(path)
-    if ensemble not in ENSEMBLES:
-        raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
-    volume = open_volume(path)
-    check_stack(volume.data.shape, volume.data.dtype, path)
-    depth, height, width = volume.data.shape
-    z, y, x = region or (slice(0, depth), slice(0, height), slice(0, width))
-    check_region((z, y, x), volume.data.shape, path)
-    chosen = ((z.start, z.stop), (y.start, y.stop), (x.start, x.stop))
-    part = path if region is None else f"the region of {path}"
-    check_stack(tuple(stop - start for start, stop in chosen), volume.data.dtype, part)
-    repair = repair or Repair()
-    repair.check((z, y, x))
-    whole = check_mask(repair.sections(depth), volume.data.shape) if repair.whole else None
-    if isinstance(volume.data, np.ndarray):  # others are looked at part by part, as they are read
-        check_volume(volume.data[z, y, x], part, repair.mask((z, y, x)))
-    weights = fingerprint(EMformerModel.from_pretrained(model))
-    processor = EMformerProcessor.from_pretrained(model)
+    chosen = with_defaults(settings)
+    geometry, size, confidence = geometry_of(chosen), chosen["voxel_size"], chosen["confidence"]
+    if chosen["ensemble"] not in ENSEMBLES:
+        raise InputError(f"ensemble is {chosen['ensemble']}; expected one of {', '.join(map(str, ENSEMBLES))}.")
+    check_mode(chosen["mode"])
+    stack, model = OpenStack.of(stack), ModelOnce.of(chosen["model"])
+    path, data = stack.path, stack.volume.data
+    check_stack(data.shape, data.dtype, path)
+    region = chosen["region"] or (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
+    check_region(region, data.shape, path)
+    part = path if chosen["region"] is None else f"the region of {path}"
+    check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
+    repair = choose_repair(data, chosen["repair"], path)
+    repair.check(region)
+    whole = check_mask(repair.sections(len(data)), data.shape) if repair.whole else None
+    if isinstance(data, np.ndarray):  # others are checked part by part, as they are read
+        check_volume(data[region], part, repair.mask(region))
     if confidence is not None:
-        processor.interval(confidence, sections)  # says what is wrong with it
-    statistics = processor.measure(volume.data, whole)
-    planes_size = voxel_size.with_z(voxel_size.z / sections.factor)
-    first = volume.translation_nm or (0.0, 0.0, 0.0)
-    at_z, at_y, at_x = (
-        place + start * length for place, (start, _), length in zip(first, chosen, voxel_size.zyx, strict=True)
-    )
+        model.processor.interval(confidence, geometry)  # says what is wrong with it
+    statistics = model.processor.measure(data, whole)
+    first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
+    at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
+    planes_size = geometry.plane_size(size)
+    z, y, x = region
     return Job(
         input=absolute(path),
-        input_shape=(depth, height, width),
-        input_dtype=str(volume.data.dtype),
+        input_shape=data.shape,
+        input_dtype=str(data.dtype),
         input_modified=None if is_url(path) else split_address(Path(path))[0].stat().st_mtime,
-        region=chosen,
-        model=str(Path(model).absolute()) if Path(model).is_dir() else model,
-        weights=weights,
-        factor=sections.factor,
-        thickness=sections.thickness,
-        offset=sections.offset,
-        ensemble=ensemble,
+        region=((z.start, z.stop), (y.start, y.stop), (x.start, x.stop)),
+        model=str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name,
+        weights=model.fingerprint,
+        factor=geometry.factor,
+        thickness=geometry.thickness,
+        offset=geometry.offset,
+        ensemble=chosen["ensemble"],
         mean=statistics.mean,
         std=statistics.std,
         voxel_size=(float(planes_size.z), float(planes_size.y), float(planes_size.x)),
-        translation=(at_z + (planes_size.z - voxel_size.z) / 2, at_y, at_x),
-        output=str(Path(output).absolute()),
-        uncertainty=None if uncertainty is None else str(Path(uncertainty).absolute()),
+        translation=geometry.plane_origin(size, (at_z, at_y, at_x)),
+        output=_absolute(output),
+        uncertainty=_absolute(chosen["uncertainty"]),
         confidence=confidence,
-        confident=None if confidence is None else str(confident_path(Path(output)).absolute()),
+        confident=None if confidence is None else _absolute(confident_path(Path(output))),
         repair=repair.listed,
         damage=repair.digest,
-        mode=mode,
-        precision=str(choose_precision(precision, choose_device(device))).removeprefix("torch."),
-        tile_zyx=tile_zyx,
-        ome_zarr=ome_zarr,
+        mode=chosen["mode"],
+        precision=str(choose_precision(chosen["precision"], choose_device(chosen["device"]))).removeprefix("torch."),
+        tile_zyx=chosen["tile_zyx"],
+        ome_zarr=chosen["ome_zarr"],
         version=importlib.metadata.version("emformer-hub"),
     )
+
+
+@overload
+def _absolute(path: str | os.PathLike[str]) -> str: ...
+@overload
+def _absolute(path: str | os.PathLike[str] | None) -> str | None: ...
+def _absolute(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _with_tuples(value: Any) -> Any:

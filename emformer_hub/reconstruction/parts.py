@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,14 +16,13 @@ import numpy as np
 from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.model_files import fingerprint
-from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
+from emformer_hub.processing_emformer import IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, Plan, make_plan
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, partial_output
 from emformer_hub.reconstruction.repair import Repair
 from emformer_hub.reconstruction.restorer import Restorer
-from emformer_hub.volumes import boxes, open_volume
+from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
+from emformer_hub.volumes import boxes
 from emformer_hub.volumes.boxes import Box, within
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
 
@@ -60,30 +60,38 @@ Scheduler = Callable[[Job, list[int]], Iterable[Made]]
 
 
 class Parts:
-    """A job at work in this process: makes its parts, in any order.
+    """The parts of a job, made in this process in any order.
+
+    Args:
+        job: what is made.
+        device: what computes; default: a GPU if there is one.
+        stack: the input, if it is open already.
+        model: the model, if it is loaded already.
 
     Raises:
         InputError: the input or the model is not what it was when the job was made.
     """
 
-    def __init__(self, job: Job, device: str | None = None):
+    def __init__(
+        self, job: Job, device: str | None = None, *, stack: OpenStack | None = None, model: ModelOnce | None = None
+    ):
         self.job = job
-        self.stack = open_volume(job.input).data
+        self.stack = OpenStack.of(stack or job.input).volume.data
         if (self.stack.shape, str(self.stack.dtype)) != (job.input_shape, job.input_dtype):
             raise InputError(
                 f"{job.input} is {self.stack.shape} {self.stack.dtype}; the run was begun on {job.input_shape} "
                 f"{job.input_dtype}. Begin again with --overwrite."
             )
-        network, processor = EMformerModel.from_pretrained(job.model), EMformerProcessor.from_pretrained(job.model)
-        if fingerprint(network) != job.weights:
+        model = ModelOnce.of(model or job.model)
+        if model.fingerprint != job.weights:
             raise InputError(
                 f"{job.model} holds other weights than when the run was begun. Begin again with --overwrite."
             )
         statistics = IntensityStatistics(job.mean, job.std, self.stack.dtype)
         self.restorer = Restorer(
-            network,
-            processor,
-            job.sections,
+            model.network,
+            model.processor,
+            job.geometry,
             statistics,
             job.ensemble,
             choose_device(device),
@@ -91,7 +99,7 @@ class Parts:
             job.mode,
         )
         (z, y, x) = (stop - start for start, stop in job.region)
-        self.plan: Plan = make_plan((z, y, x), job.sections, network.config, job.tile_zyx)
+        self.plan: Plan = make_plan((z, y, x), job.geometry, model.network.config, job.tile_zyx)
 
     @cached_property
     def repair(self) -> Repair:
@@ -185,7 +193,7 @@ class Parts:
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
         """Which voxels are right to within ``TOLERANCE``, with the probability that was asked for."""
         assert self.job.confidence is not None
-        processor, sections = self.restorer.processor, self.job.sections
+        processor, sections = self.restorer.processor, self.job.geometry
         width = uncertainty * np.float32(processor.interval(self.job.confidence, sections))
         if mask is not None:
             of = sections.sections_of(len(width), block.z.owned.start).clip(max=block.z.seen.stop - 1)
@@ -198,7 +206,7 @@ class Parts:
 
         Sections of which the part holds a piece only are left out, and so are voxels that were filled.
         """
-        box, sections = self.boxes[number], self.job.sections
+        box, sections = self.boxes[number], self.job.geometry
         first, last = (
             round_(end / sections.factor) for round_, end in ((math.ceil, box[0].start), (math.floor, box[0].stop))
         )
@@ -243,10 +251,29 @@ class Parts:
         return Made(number, read, compute, write, *self.residual(number, seen, made[0]))
 
 
-@lru_cache(maxsize=1)
+_at_work: dict[Job, Parts] = {}
+_lock = threading.Lock()
+
+
+def put_to_work(parts: Parts) -> Parts:
+    """Let :func:`parts_of` return these parts from now on, and forget those of another job."""
+    _at_work.clear()
+    _at_work[parts.job] = parts
+    return parts
+
+
 def parts_of(job: Job, device: str | None = None) -> Parts:
-    """A job at work in this process, which reads input and weights once."""
-    return Parts(job, device)
+    """The parts of a job in this process, which opens its input and loads its weights once.
+
+    Args:
+        job: what is made.
+        device: what computes; default: where the job is at work already, or else a GPU if there is one.
+    """
+    with _lock:  # several threads may ask at the same time
+        known = _at_work.get(job)
+        if known is not None and (device is None or choose_device(device) == known.restorer.device):
+            return known
+        return put_to_work(Parts(job, device))
 
 
 def here(

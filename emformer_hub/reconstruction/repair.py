@@ -117,23 +117,28 @@ def parse_sections(text: str) -> list[int]:
     return sorted(set(numbers))
 
 
-def choose_repair(stack: Any, chosen: str | Sequence[int], name: str) -> Repair:
+def choose_repair(stack: Any, chosen: str | Sequence[int] | Repair, name: str) -> Repair:
     """What is replaced of a stack.
 
     Args:
         stack: ``(sections, y, x)``.
-        chosen: ``"auto"``, what :func:`~emformer_hub.inspect_stack` flags as missing, duplicate, unlike its
-            neighbours or blurred beyond use, and in places what it flags as damaged; or numbers of sections.
+        chosen: ``"none"``; ``"auto"``, what :func:`~emformer_hub.inspect_stack` flags as missing, duplicate, unlike its
+            neighbours or blurred beyond use, and in places what it flags as damaged; numbers of sections; or what was
+            chosen already.
         name: of the stack, for messages.
 
     Raises:
         InputError: a section that is not there; no list of sections; or, for ``"auto"``, as ``inspect_stack``.
     """
+    if isinstance(chosen, Repair):
+        return chosen
     if not isinstance(chosen, str):
         beyond = [z for z in chosen if not 0 <= z < len(stack)]
         if beyond:
             raise InputError(f"section {beyond[0]} is not there; {name} has sections 0 to {len(stack) - 1}.")
         return Repair(dict.fromkeys(chosen, "named"))
+    if chosen == "none":
+        return Repair()
     if chosen != "auto":
         return choose_repair(stack, parse_sections(chosen), name)
     from emformer_hub.inspection.sections import inspect_stack

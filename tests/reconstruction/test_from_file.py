@@ -66,7 +66,7 @@ def test_the_pyramid_is_made_in_parts_and_goes_on_where_it_stopped(
 
 def test_a_forecast_writes_nothing_and_comes_near(stack: Path, tmp_path: Path) -> None:
     job = make_job(stack, tmp_path / "out.zarr", tile_zyx=TILE, voxel_size=SIZE, **SETTINGS)
-    expected = forecast(job, "cpu")
+    expected = forecast(parts.Parts(job, "cpu"))
     assert list(tmp_path.iterdir()) == []
     record = run(stack, tmp_path / "out.zarr")
     took = json.loads(record.read_text())["seconds"]["network"]

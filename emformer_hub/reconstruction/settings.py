@@ -1,0 +1,163 @@
+"""The settings of a reconstruction from file to file, and what it reads: declared once, opened once, loaded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Required, TypedDict, cast
+
+import numpy as np
+
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.loading import load_model
+from emformer_hub.model_files import fingerprint
+from emformer_hub.projection import DEFAULT_MODE, Mode
+from emformer_hub.volumes import StoredArray, Volume, open_volume
+
+if TYPE_CHECKING:
+    from emformer_hub.modeling_emformer import EMformerModel
+    from emformer_hub.processing_emformer import EMformerProcessor
+    from emformer_hub.reconstruction.repair import Repair
+    from emformer_hub.volumes.boxes import Box
+
+
+@dataclass(frozen=True, eq=False)
+class OpenStack:
+    """A stack that is open, to be passed on instead of its path.
+
+    Attributes:
+        path: path or address of the stack.
+        volume: the stack as ``open_volume`` returns it.
+    """
+
+    path: str
+    volume: Volume[np.ndarray | StoredArray]
+
+    @classmethod
+    def of(cls, stack: str | os.PathLike[str] | OpenStack) -> OpenStack:
+        """Open the stack, unless it is open already."""
+        return stack if isinstance(stack, OpenStack) else cls(str(stack), open_volume(stack))
+
+
+@dataclass(frozen=True, eq=False)
+class ModelOnce:
+    """A model by name, loaded when it is first used and never again.
+
+    Attributes:
+        name: name of a bundled model, a folder, or a Hub id.
+    """
+
+    name: str
+
+    @classmethod
+    def of(cls, model: str | ModelOnce) -> ModelOnce:
+        """Wrap a name, unless it is wrapped already."""
+        return model if isinstance(model, ModelOnce) else cls(model)
+
+    @cached_property
+    def _loaded(self) -> tuple[EMformerModel, EMformerProcessor]:
+        return load_model(self.name)
+
+    @property
+    def network(self) -> EMformerModel:
+        """The network."""
+        return self._loaded[0]
+
+    @property
+    def processor(self) -> EMformerProcessor:
+        """The processor that belongs to the weights."""
+        return self._loaded[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and their names."""
+        return fingerprint(self.network)
+
+
+class Settings(TypedDict, total=False):
+    """Keyword arguments of every reconstruction from files.
+
+    Keys:
+        voxel_size: voxel size of the stack, nm.
+        factor: section spacing divided by the spacing of the output planes, any real number from 1 to 16.
+        model: name of a bundled model, a folder or a Hub id; or a :class:`ModelOnce`.
+        thickness: imaged fraction of the section spacing, in (0, 1].
+        offset: where the imaged part begins within the slab of a section, in output planes; default: centred.
+        ensemble: passes to average: 1, 2, 4, 8 or 16.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
+    """
+
+    voxel_size: Required[VoxelSize]
+    factor: Required[float]
+    model: str | ModelOnce
+    thickness: float
+    offset: float | None
+    ensemble: int
+    device: str | None
+
+
+class FileSettings(Settings, total=False):
+    """Keyword arguments of :func:`~emformer_hub.reconstruct_file`, beyond those of :class:`Settings`.
+
+    Keys:
+        uncertainty: path of an additional output, in any of the formats: the standard deviation of each voxel's error.
+        confidence: probability from 0 to 0.99. Adds an output beside the main one, ``.confident``, uint8: 1 where the
+            error is below half a standard deviation of the stack's intensities with this probability, else 0.
+        region: part of the stack to reconstruct. Intensities are measured on the whole stack, so that a trial looks
+            as the whole will.
+        repair: ``"none"``; ``"auto"``, the sections that an inspection flags; numbers of sections, from 0; or a
+            :class:`~emformer_hub.reconstruction.repair.Repair`. These sections are predicted from their neighbours
+            in the same pass, and the record lists them. No other voxel of the input is replaced.
+        mode: what becomes of the noise of the sections. ``"clean"`` leaves it out; ``"faithful"`` keeps it, so that
+            averaging the planes gives the measured sections, but for rounding. The record says in either case how far
+            sections cut from the output are from the measured ones.
+        precision: ``"auto"`` (bfloat16 products where the device is faster in it), ``"float32"`` or ``"bfloat16"``.
+        tile_zyx: the most that the network sees at once, (sections, y, x); default: about a gigabyte of work.
+        ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
+    """
+
+    uncertainty: str | os.PathLike[str] | None
+    confidence: float | None
+    region: Box | None
+    repair: str | Sequence[int] | Repair
+    mode: Mode
+    precision: str
+    tile_zyx: tuple[int, int, int] | None
+    ome_zarr: str
+
+
+DEFAULTS: dict[str, Any] = {
+    "model": "emformer-small",
+    "thickness": 1.0,
+    "offset": None,
+    "ensemble": 2,
+    "device": None,
+    "uncertainty": None,
+    "confidence": None,
+    "region": None,
+    "repair": "none",
+    "mode": DEFAULT_MODE,
+    "precision": "auto",
+    "tile_zyx": None,
+    "ome_zarr": "0.5",
+}
+
+
+def with_defaults(settings: Settings, kind: type = FileSettings) -> FileSettings:
+    """Settings in which every key has a value.
+
+    Raises:
+        TypeError: a key is not one of ``kind``, or the voxel size or the factor is missing.
+    """
+    for name in settings.keys() - kind.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {name!r}; expected {', '.join(kind.__annotations__)}")
+    for name in {"voxel_size", "factor"} - settings.keys():
+        raise TypeError(f"missing keyword argument {name!r}")
+    return cast(FileSettings, DEFAULTS | dict(settings))
+
+
+def geometry_of(settings: Settings) -> SectionModel:
+    """How the sections of a stack sample tissue, from settings in which every key has a value."""
+    return SectionModel(settings["factor"], settings["thickness"], settings["offset"])

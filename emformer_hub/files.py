@@ -66,6 +66,13 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(partial)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all; errors of the operating system pass through."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 def put_in_place(new: Path, target: Path) -> None:
     """Give a complete output its name; what was there is replaced."""
     if target.is_dir():

@@ -71,3 +71,28 @@ class ErrorQuantiles:
             ends = (self.masked_full_thickness, self.masked_single_plane)
         multiples = imaged * np.array(ends[0]) + (1 - imaged) * np.array(ends[1])
         return float(np.interp(probability, (0, *PROBABILITIES), (0, *multiples)))
+
+
+def half_width(
+    uncertainty: np.ndarray,
+    multiples: tuple[float, float],
+    mask: np.ndarray | None = None,
+    sections: np.ndarray | None = None,
+) -> np.ndarray:
+    """Half width of the interval around each voxel of a result, float32, in the unit of the uncertainty.
+
+    Args:
+        uncertainty: stated standard deviations, float32 ``(planes, y, x)``.
+        multiples: how many of them hold the error of a measured voxel, and of a masked one
+            (:meth:`ErrorQuantiles.multiple`).
+        mask: which voxels of the sections were masked, bool ``(sections, y, x)``.
+        sections: for each plane, the place in ``mask`` of the section that it lies in; needed with a mask.
+    """
+    measured, masked = map(np.float32, multiples)
+    width = uncertainty * measured
+    if mask is not None:
+        assert sections is not None
+        for plane, section in enumerate(sections):
+            hidden = mask[section]
+            width[plane][hidden] = uncertainty[plane][hidden] * masked
+    return width

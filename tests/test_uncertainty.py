@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
-from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
+from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles, half_width
 
 COUNT = len(PROBABILITIES)
 THICK, THIN = (tuple(multiple * np.arange(1.0, COUNT + 1)) for multiple in (0.5, 0.2))
@@ -103,3 +103,14 @@ def test_masked_voxels_have_maps_of_their_own() -> None:
     )
     thin = SectionModel(4, 1 / 4)
     assert quantiles.multiple(0.8, thin, masked=True) == quantiles.multiple(0.8, thin)
+
+
+def test_the_half_width_of_masked_voxels_takes_their_own_multiple() -> None:
+    uncertainty = np.random.default_rng(0).random((4, 3, 2), np.float32)
+    mask = np.zeros((2, 3, 2), bool)
+    mask[1, 0] = True
+    width = half_width(uncertainty, (2.0, 5.0), mask, np.array([0, 0, 1, 1]))
+    factors = np.full(uncertainty.shape, 2.0, np.float32)
+    factors[2:, 0] = 5
+    np.testing.assert_array_equal(width, uncertainty * factors)
+    np.testing.assert_array_equal(half_width(uncertainty, (2.0, 5.0)), uncertainty * np.float32(2))

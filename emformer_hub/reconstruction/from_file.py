@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Unpack
 
 from emformer_hub.errors import InputError
-from emformer_hub.files import put_in_place
+from emformer_hub.files import put_in_place, write_text
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction.forecast import needs
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, make_job, partial_output
@@ -96,7 +96,7 @@ def reconstruct_file(
             "seconds": _seconds(parts, done.values()),
             "residual": _residual(done.values()),
         }
-        record.write_text(json.dumps(facts, indent=2) + "\n")
+        write_text(record, json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(job.folder)
     return record
 
@@ -230,9 +230,7 @@ def _line(part: Made) -> str:
 
 def _write_done(job: Job, done: dict[int, Made]) -> None:
     """Write the list anew, without a line that was cut; whole, or not at all."""
-    partial = job.folder / "done.partial"
-    partial.write_text("".join(map(_line, done.values())))
-    os.replace(partial, job.folder / "done")
+    write_text(job.folder / "done", "".join(map(_line, done.values())))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
+from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
 
 log = logging.getLogger(__name__)
@@ -57,15 +58,11 @@ class Reconstruction:
         Raises:
             InputError: a probability outside 0 to 0.99.
         """
-        multiple, masked = (
-            np.float32(self.processor.interval(probability, self.sections, masked)) for masked in (False, True)
-        )
-        width = self.uncertainty * multiple
+        measured, masked = (self.processor.interval(probability, self.sections, masked) for masked in (False, True))
+        sections = self.sections.sections_of(len(self.uncertainty))
         if self.mask is not None:
-            for plane, section in enumerate(np.minimum(self.sections.sections_of(len(width)), len(self.mask) - 1)):
-                hidden = self.mask[section]
-                width[plane][hidden] = self.uncertainty[plane][hidden] * masked
-        return width
+            sections = sections.clip(max=len(self.mask) - 1)
+        return half_width(self.uncertainty, (measured, masked), self.mask, sections)
 
     def confident(self, probability: float, tolerance: float) -> np.ndarray:
         """Which voxels are right to within a tolerance, with at least this probability: bool, shape of the volume.

@@ -15,8 +15,9 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
+from emformer_hub.files import write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.projection import Mode, check_mode
 from emformer_hub.reconstruction.repair import choose_repair
@@ -91,9 +92,7 @@ class Job:
 
     def save(self, path: Path) -> None:
         """Write as JSON; whole, or not at all."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-        os.replace(partial, path)
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @property
     def geometry(self) -> SectionModel:
@@ -198,7 +197,7 @@ def make_job(
         repair=repair.listed,
         damage=repair.digest,
         mode=chosen["mode"],
-        precision=str(choose_precision(chosen["precision"], choose_device(chosen["device"]))).removeprefix("torch."),
+        precision=dtype_name(choose_precision(chosen["precision"], choose_device(chosen["device"]))),
         tile_zyx=chosen["tile_zyx"],
         ome_zarr=chosen["ome_zarr"],
         version=importlib.metadata.version("emformer-hub"),

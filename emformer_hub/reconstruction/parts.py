@@ -22,6 +22,7 @@ from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, partial_o
 from emformer_hub.reconstruction.repair import Repair
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
+from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes import boxes
 from emformer_hub.volumes.boxes import Box, within
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
@@ -193,12 +194,11 @@ class Parts:
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
         """Which voxels are right to within ``TOLERANCE``, with the probability that was asked for."""
         assert self.job.confidence is not None
-        processor, sections = self.restorer.processor, self.job.geometry
-        width = uncertainty * np.float32(processor.interval(self.job.confidence, sections))
-        if mask is not None:
-            of = sections.sections_of(len(width), block.z.owned.start).clip(max=block.z.seen.stop - 1)
-            hidden = mask[of - block.z.seen.start, block.y.inside, block.x.inside]
-            width[hidden] = uncertainty[hidden] * np.float32(processor.interval(self.job.confidence, sections, True))
+        processor, geometry = self.restorer.processor, self.job.geometry
+        measured, masked = (processor.interval(self.job.confidence, geometry, masked) for masked in (False, True))
+        hidden = None if mask is None else mask[:, block.y.inside, block.x.inside]
+        sections = geometry.sections_of(len(uncertainty), block.z.owned.start).clip(max=block.z.seen.stop - 1)
+        width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.seen.start)
         return width <= TOLERANCE * self.job.std
 
     def residual(self, number: int, seen: np.ndarray, volume: np.ndarray) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emformer_hub.devices import choose_precision
+from emformer_hub.devices import choose_precision, is_out_of_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
@@ -101,7 +101,7 @@ class Restorer:
         try:
             return self._joined(seen, block, mask, pieces)
         except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            if not is_out_of_memory(error):
                 raise
             found = str(error).splitlines()[0]
         if len(self._pieces(block, self._quarterings + 1)) == len(pieces):

@@ -8,13 +8,19 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
 $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || rm -f $(STAMP))
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-random test-slow lint types clean
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/python examples/demo.py
 
 test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)
+
+test-random: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+test-random: SEED := $(SEED)
+test-random: $(STAMP) ## the same with new random examples; repeat a run with SEED=
+	@echo "==> Random examples of seed $(SEED); the same again: make test-random SEED=$(SEED)"
+	env -u CI OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --hypothesis-seed=$(SEED) $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## the slow tests
 	$(VENV)/bin/python -m pytest -q -m slow

@@ -1,6 +1,11 @@
 """Settings that all tests share."""
 
-from hypothesis import settings
+import os
 
-settings.register_profile("patient", deadline=None)  # the time of one example says nothing on a busy machine
-settings.load_profile("patient")
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says nothing on a busy machine.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("random", PATIENT, derandomize=False)
+settings.register_profile("same", PATIENT, derandomize=True)  # the same examples in every run: no failure by chance
+settings.load_profile("same" if os.environ.get("CI") else "random")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .errors import InputError
 from .geometry import SectionModel
@@ -89,3 +91,24 @@ def _keys(distance: np.ndarray) -> np.ndarray:
     near = ((KEYS_A + 2) * distance - (KEYS_A + 3)) * distance**2 + 1
     far = KEYS_A * (((distance - 5) * distance + 8) * distance - 4)
     return np.where(distance <= 1, near, far)
+
+
+def fill_masked_rows(sections: Tensor, mask: Tensor) -> Tensor:
+    """Replace masked samples by linear interpolation along rows between the nearest measured ones.
+
+    Args:
+        sections: ``(batch, frames, rows, columns)``; mask: bool, broadcastable to it, True where nothing was measured.
+
+    Samples with no measured one on either side stay as the mean, zero.
+    """
+    mask = mask.expand_as(sections)
+    rows = sections.shape[2]
+    index = torch.arange(rows, device=sections.device).view(1, 1, rows, 1)
+    below = torch.where(mask, -1, index).cummax(dim=2).values
+    above = torch.where(mask, rows, index).flip(2).cummin(dim=2).values.flip(2)
+    nowhere = (below < 0) & (above >= rows)
+    below, above = torch.where(below < 0, above, below), torch.where(above >= rows, below, above)
+    below, above = below.clamp(0, rows - 1), above.clamp(0, rows - 1)
+    weight = (index - below) / (above - below).clamp(min=1)
+    low, high = sections.gather(2, below), sections.gather(2, above)
+    return torch.where(mask, torch.where(nowhere, 0.0, low + weight * (high - low)), sections)

@@ -3,6 +3,8 @@
 A clip is ``(batch, frames, rows, columns)``: a video whose frames run along one lateral axis, whose rows are sections
 (coarse) and whose columns run along the other lateral axis. All heavy work happens on this coarse grid; a continuous
 decoder then evaluates each section's basis functions at the rows that are wanted, at any real factor.
+
+Letters of einops patterns: b batch, f frames, r rows, c columns, d channels, w windows, n tokens of one, h heads.
 """
 
 import math
@@ -15,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
@@ -27,7 +30,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
-from .interpolation import interpolation_matrix
+from .interpolation import fill_masked_rows, interpolation_matrix
 from .model_files import HUB_OPTIONS, attach, commit_of, is_adapter, model_folder
 from .pretrained import loading
 from .projection import Mode, check_mode, project
@@ -54,27 +57,6 @@ class EMformerOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def fill_masked_rows(sections: Tensor, mask: Tensor) -> Tensor:
-    """Replace masked samples by linear interpolation along rows between the nearest measured ones.
-
-    Args:
-        sections: ``(batch, frames, rows, columns)``; mask: bool, broadcastable to it, True where nothing was measured.
-
-    Samples with no measured one on either side stay as the mean, zero.
-    """
-    mask = mask.expand_as(sections)
-    rows = sections.shape[2]
-    index = torch.arange(rows, device=sections.device).view(1, 1, rows, 1)
-    below = torch.where(mask, -1, index).cummax(dim=2).values
-    above = torch.where(mask, rows, index).flip(2).cummin(dim=2).values.flip(2)
-    nowhere = (below < 0) & (above >= rows)
-    below, above = torch.where(below < 0, above, below), torch.where(above >= rows, below, above)
-    below, above = below.clamp(0, rows - 1), above.clamp(0, rows - 1)
-    weight = (index - below) / (above - below).clamp(min=1)
-    low, high = sections.gather(2, below), sections.gather(2, above)
-    return torch.where(mask, torch.where(nowhere, 0.0, low + weight * (high - low)), sections)
-
-
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -95,8 +77,8 @@ def eager_attention_forward(
 
 def convolve(convolution: nn.Conv2d, tokens: Tensor) -> Tensor:
     """Convolve rows and columns of ``(batch, frames, rows, columns, channels)``; channels stay last in memory."""
-    images = convolution(tokens.flatten(0, 1).permute(0, 3, 1, 2))
-    return images.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
+    images = convolution(rearrange(tokens, "b f r c d -> (b f) d r c"))
+    return rearrange(images, "(b f) d r c -> b f r c d", b=len(tokens))
 
 
 def frames_in_cache(tokens: Tensor, multiple: int = 1) -> int:
@@ -138,7 +120,7 @@ class EMformerEmbeddings(nn.Module):
         return tokens
 
     def _patches(self, sections: Tensor) -> Tensor:
-        return sections.unflatten(3, (-1, self.patch_size))
+        return rearrange(sections, "b f r (c patch) -> b f r c patch", patch=self.patch_size)
 
 
 class EMformerConditioning(nn.Module):
@@ -199,20 +181,19 @@ class EMformerAttention(nn.Module):
         return result, torch.cat(maps) if maps else None
 
     def _mix(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        wf, wr, wc = self.window
-        shape = [n // w for n, w in zip(tokens.shape[1:4], self.window, strict=True)]
-        windows = self.norm(tokens, condition)
-        windows = windows.unflatten(3, (-1, wc)).unflatten(2, (-1, wr)).unflatten(1, (-1, wf))
-        windows = windows.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(0, 3)  # one row a window
-        query, key, value = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        grid, windows = "b (f wf) (r wr) (c wc) d", "(b f r c) (wf wr wc) d"
+        sides = dict(zip(("wf", "wr", "wc"), self.window, strict=True))
+        f, r, c = (n // side for n, side in zip(tokens.shape[1:4], self.window, strict=True))
+        inside = rearrange(self.norm(tokens, condition), f"{grid} -> {windows}", **sides)  # one row a window
+        query, key, value = rearrange(self.qkv(inside), "w n (qkv h d) -> qkv w h n d", qkv=3, h=self.num_heads)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         mixed, weights = attention_interface(
             self, query, key, value, None, scaling=self.scaling, is_causal=False, dropout=0.0, **kwargs
         )
-        windows = self.proj(mixed.flatten(2)).unflatten(0, (-1, *shape)).unflatten(4, self.window)
-        return windows.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2), weights
+        mixed = self.proj(rearrange(mixed, "w n h d -> w n (h d)"))
+        return rearrange(mixed, f"{windows} -> {grid}", f=f, r=r, c=c, **sides), weights
 
 
 class EMformerFeedForward(nn.Module):
@@ -310,17 +291,19 @@ class EMformerDecoder(nn.Module):
         rows = slice(nearest[0], nearest[-1] + 1)  # no others have a plane to give
         where, offsets = plane_slots(positions, nearest)
         tokens = tokens[:, :, rows]
-        basis = self.basis(torch.tensor(offsets, device=tokens.device), factor).unflatten(0, (tokens.shape[2], -1))
+        basis = self.basis(torch.tensor(offsets, device=tokens.device), factor)
+        basis = rearrange(basis, "(r slots) k -> r slots k", r=tokens.shape[2])
         parts = tokens.split(frames_in_cache(tokens), dim=1)
         values, scales = zip(*(self._decode(part, condition, basis, where) for part in parts), strict=True)
         return torch.cat(values, 1), torch.cat(scales, 1)
 
     def _decode(self, tokens: Tensor, condition: Tensor, basis: Tensor, where: list[int]) -> list[Tensor]:
         coefficients = self.coefficients(self.norm(tokens, condition))
-        coefficients = coefficients.unflatten(4, (self.patch_size, -1)).flatten(3, 4)  # one column after another
+        coefficients = rearrange(coefficients, "b f r c (patch k) -> b f r (c patch) k", patch=self.patch_size)
         outputs = []
         for phi, part in zip(basis.split(self.splits, -1), coefficients.split(self.splits, -1), strict=True):
-            planes = torch.matmul(phi, part.transpose(-1, -2)).flatten(2, 3)  # (b, f, rows * slots, columns)
+            planes = torch.matmul(phi, rearrange(part, "b f r c k -> b f r k c"))
+            planes = rearrange(planes, "b f r slots c -> b f (r slots) c")
             if where != list(range(planes.shape[2])):  # an integer factor fills every slot, in order
                 planes = planes.index_select(2, torch.tensor(where, device=planes.device))
             outputs.append(planes.float())

@@ -20,8 +20,8 @@ from emformer_hub import modeling_emformer
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
-from emformer_hub.interpolation import interpolate
-from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput, fill_masked_rows
+from emformer_hub.interpolation import fill_masked_rows, interpolate
+from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput
 from emformer_hub.processing_emformer import EMformerProcessor
 
 TINY = {

@@ -1,4 +1,4 @@
-"""The code that travels with weights: ``trust_remote_code=True`` loads them where only transformers is installed."""
+"""The code that travels with weights: ``trust_remote_code=True`` loads them with transformers and einops alone."""
 
 from __future__ import annotations
 

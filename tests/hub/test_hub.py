@@ -732,11 +732,11 @@ def test_a_mistake_in_publishing_is_a_message_and_exit_status_2(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- where only transformers is installed ------------------------------------------------------------------------
+# --- where only transformers and einops are installed ------------------------------------------------------------
 
 ALONE = """
 import importlib.util, sys
-assert not any(map(importlib.util.find_spec, ("emformer_hub", "einops", "peft", "accelerate", "zarr", "tifffile")))
+assert not any(map(importlib.util.find_spec, ("emformer_hub", "peft", "accelerate", "zarr", "tifffile")))
 import numpy, torch
 from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
@@ -748,27 +748,43 @@ numpy.savez(sys.argv[2], output=out.reconstruction.numpy(), percentiles=processo
 """
 
 
+def loaded_alone(
+    name: str, where: str, server: HubServer, home: Path, folder: Path, lacking: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Load with the packages of this environment, without ours, what only ours needs, and one more if named."""
+    packages = folder / "packages"
+    packages.mkdir()
+    left_out = "|".join(filter(None, ["emformer", "peft", "accelerate", "zarr", "tifffile", r".*\.pth", lacking]))
+    for path in Path(torch.__file__).parents[1].iterdir():
+        if not re.match(rf"_?({left_out})", path.name):
+            (packages / path.name).symlink_to(path)
+    alone = {"PYTHONPATH": str(packages), "HF_MODULES_CACHE": str(folder / "modules"), **OFFLINE[where]}
+    settings = environment(server, home, None, **alone)
+    words = [sys.executable, "-S", "-c", ALONE, name, str(folder / "out.npz")]
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=folder, env=settings)
+
+
 @pytest.mark.parametrize("where", ["folder", "Hub"])
-def test_transformers_alone_loads_what_was_pushed(
+def test_transformers_and_einops_load_what_was_pushed(
     server: HubServer, home: Path, client: Client, tmp_path: Path, repo_id: str, where: str
 ) -> None:
     client(push, PAGE, repo_id)
     name = repo_id if where == "Hub" else str(client(fetch, repo_id, tmp_path))
-    packages = tmp_path / "packages"  # those of this environment, without ours and what only ours needs
-    packages.mkdir()
-    for path in Path(torch.__file__).parents[1].iterdir():
-        if not re.match(r"_?(emformer|einops|peft|accelerate|zarr|tifffile|.*\.pth)", path.name):
-            (packages / path.name).symlink_to(path)
-    alone = {"PYTHONPATH": str(packages), "HF_MODULES_CACHE": str(tmp_path / "modules"), **OFFLINE[where]}
-    settings = environment(server, home, None, **alone)
-    words = [sys.executable, "-S", "-c", ALONE, name, str(tmp_path / "out.npz")]
-    run = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=settings)
+    run = loaded_alone(name, where, server, home, tmp_path)
     assert run.returncode == 0, run.stderr
     found = np.load(tmp_path / "out.npz")
     with torch.inference_mode():
         expected = EMformerModel.from_pretrained(NAME).eval()(CLIP, 3.5, thickness=0.5).reconstruction
     assert np.array_equal(found["output"], expected.numpy())
     assert found["percentiles"].tolist() == EMformerProcessor.from_pretrained(NAME).percentiles
+
+
+def test_without_einops_the_package_that_is_missing_is_named(
+    server: HubServer, home: Path, client: Client, tmp_path: Path, repo_id: str
+) -> None:
+    client(push, PAGE, repo_id)
+    run = loaded_alone(str(client(fetch, repo_id, tmp_path)), "folder", server, home, tmp_path, lacking="einops")
+    assert run.returncode != 0 and "pip install einops" in run.stderr
 
 
 OFFLINE: dict[str, dict[str, str]] = {"folder": {"HF_HUB_OFFLINE": "1"}, "Hub": {}}

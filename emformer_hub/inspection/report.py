@@ -67,7 +67,6 @@ def as_lines(sections: Sequence[SectionQuality], flagged: Sequence[int], stack: 
         lines.append("factor     cannot be told")
     else:
         lines.append(f"factor     {stack.factor:g} (from the {stack.factor_source})")
-    lines.append(f"thickness  {'cannot be told' if stack.thickness is None else f'{stack.thickness:g}'}")
     return [*lines, *(f"- {remark}" for remark in stack.remarks)]
 
 

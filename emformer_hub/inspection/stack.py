@@ -35,7 +35,6 @@ class StackQuality:
         factor: recommended: section spacing over lateral voxel size; ``None`` if it cannot be told.
         factor_source: ``voxel size``, ``correlation`` or "".
         estimated_factor: what the correlation of sections says, whatever the voxel size; ``None`` if it does not.
-        thickness: recommended imaged share of the spacing, 0 to 1; ``None`` if it cannot be told.
         remarks: sentences: what is wrong with the stack, what cannot be told and why.
     """
 
@@ -44,7 +43,6 @@ class StackQuality:
     factor: float | None
     factor_source: str
     estimated_factor: float | None
-    thickness: float | None
     remarks: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +97,6 @@ def stack_quality(
             f"and what was clipped is lost."
         )
     noise, estimate = None, None
-    thickness = None
     if lateral:
         curve = np.median(lateral, axis=0)
         signal = min(1.0, float((4 * curve[1] - curve[2]) / 3))
@@ -123,7 +120,7 @@ def stack_quality(
         "The thickness cannot be told from the images: take 1 for sections that were seen through (ssTEM), 1 / factor "
         "for block faces (FIB-SEM, SBF-SEM)."
     )
-    return StackQuality(alignment, noise, factor, source, estimate, thickness, remarks)
+    return StackQuality(alignment, noise, factor, source, estimate, remarks)
 
 
 def _remarks(flags: Sequence[tuple[str, ...]]) -> list[str]:

@@ -11,8 +11,6 @@ import click
 
 from emformer_hub.errors import InputError
 
-LENGTHS = ("minutes", "steps")
-
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(

@@ -1,7 +1,8 @@
-"""Blocks: which voxels of the result are computed together, and what the network sees for them. Pure functions.
+"""Blocks: which voxels of the result are computed together, and from which input. Pure functions.
 
-Every output voxel belongs to one block, and a block depends on nothing but the input around it: blocks may be computed
-in any order, on any machine, and again. What the network sees reaches beyond the block by a halo.
+Every output voxel belongs to one block, and a block depends only on the input around it: blocks may be computed in any
+order, on any machine, and again. A block has an output box, ``owned``, and an input box, ``seen``, which extends beyond
+the output box by a halo.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.volumes.boxes import Box
 
 HALO_ZYX = (6, 16, 16)
-"""Sections, rows and columns seen beyond a block: leaves differences below one grey level to an undivided volume."""
+"""Sections, rows and columns of input beyond a block; differences from an undivided volume stay below a grey level."""
 TILE_SECTIONS, TILE_PLANES = 48, 640
 TILE_SIDE = 128
-"""What the network sees at once by default: at most 0.8 million voxels, that become at most 10.5 million; of so many
-rows and columns in a deep stack, and of more in a shallow one."""
+"""Default limits of the input box: at most 0.8 million voxels, which become at most 10.5 million, with this many rows
+and columns in a deep stack, and more in a shallow one."""
 TILE_MULTIPLE = 16
 PLANES_MULTIPLE = 32
-"""Blocks of a divided volume hold a multiple of so many planes, so that chunks of a file can be whole blocks."""
+"""Blocks of a divided volume have a multiple of this many planes, so that chunks of a file can be whole blocks."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Span:
     """A block along one axis.
 
     Attributes:
-        owned: its samples of the result: output planes along z, voxels along y and x.
-        seen: input voxels that the network sees for them.
+        owned: output samples: planes along z, voxels along y and x.
+        seen: input samples: sections along z, voxels along y and x.
     """
 
     owned: slice
@@ -45,11 +46,11 @@ class Span:
 
     @property
     def inside(self) -> slice:
-        """The owned voxels within the seen ones, along y or x."""
+        """Place of the output voxels within the input voxels, along y or x."""
         return slice(self.owned.start - self.seen.start, self.owned.stop - self.seen.start)
 
     def halves(self, halo: int, multiple: int) -> list[Span]:
-        """The same samples as two spans, along y or x; one, if it is no longer than ``multiple``."""
+        """Divide a span along y or x into two; a span that is no longer than ``multiple`` stays whole."""
         middle = self.owned.start + math.ceil((self.owned.stop - self.owned.start) / 2 / multiple) * multiple
         if middle >= self.owned.stop:
             return [self]
@@ -70,16 +71,16 @@ class Block:
 
     @property
     def owned(self) -> Box:
-        """Its voxels of the result."""
+        """Output box."""
         return (self.z.owned, self.y.owned, self.x.owned)
 
     @property
     def seen(self) -> Box:
-        """Voxels of the input that it is computed from."""
+        """Input box."""
         return (self.z.seen, self.y.seen, self.x.seen)
 
     def quarters(self, multiple: int) -> list[Block]:
-        """The same voxels as up to four blocks with their own halos; one, if no side is longer than ``multiple``."""
+        """Divide a block into up to four with their own halos; a side no longer than ``multiple`` stays whole."""
         _, halo_y, halo_x = HALO_ZYX
         return [Block(self.z, y, x) for y in self.y.halves(halo_y, multiple) for x in self.x.halves(halo_x, multiple)]
 
@@ -89,11 +90,11 @@ class Plan:
     """How a volume is divided.
 
     Args:
-        shape_zyx: of the input, (sections, y, x).
-        sections: how it samples tissue.
-        tile_zyx: the most that the network sees at once, (sections, y, x).
-        grid_zyx: what blocks begin at multiples of, in (sections, y, x) as the network sees them, so that attention
-            windows lie the same however the volume is divided.
+        shape_zyx: shape of the input, (sections, y, x).
+        sections: geometry of its sections.
+        tile_zyx: largest input box, (sections, y, x).
+        grid_zyx: grid on which input boxes begin, (sections, y, x), so that attention windows lie in the same places
+            however the volume is divided.
 
     Raises:
         InputError: a tile has no room for a halo.
@@ -150,17 +151,17 @@ class Plan:
         return math.prod(map(len, self._spans))
 
     def num_blocks(self, box: Box) -> int:
-        """Of a box of the result, whose sides blocks must not cross."""
+        """Number of blocks in a box of the result, whose sides must not cut a block."""
         return math.prod(len(_within(*axis)) for axis in zip(self._spans, box, strict=True))
 
     def blocks(self, box: Box | None = None) -> Iterator[Block]:
-        """The blocks, along x, then y, then z; those of a box of the result, whose sides blocks must not cross."""
+        """All blocks, or those in a box of the result, whose sides must not cut a block; along x, then y, then z."""
         chosen = self._spans if box is None else [_within(*axis) for axis in zip(self._spans, box, strict=True)]
         for z, y, x in itertools.product(*chosen):
             yield Block(z, y, x)
 
     def seen(self, box: Box) -> Box:
-        """Voxels of the input that a box of the result is computed from."""
+        """Input box of a box of the result."""
         z, y, x = (
             slice(inside[0].seen.start, max(span.seen.stop for span in inside), 1)
             for inside in (_within(*axis) for axis in zip(self._spans, box, strict=True))
@@ -174,7 +175,7 @@ def make_plan(
     config: EMformerConfig,
     tile_zyx: tuple[int, int, int] | None = None,
 ) -> Plan:
-    """Divide a volume for a network; by default into blocks that need about a gigabyte to compute.
+    """Divide a volume for a network, by default into blocks that need about a gigabyte of memory.
 
     Raises:
         InputError: ``tile_zyx`` is not three whole numbers, or has no room for a halo.
@@ -188,13 +189,13 @@ def make_plan(
 
 
 def lateral_grid(config: EMformerConfig) -> int:
-    """Voxels along y and x after which attention windows of either orientation begin anew."""
+    """Period of the attention windows of both orientations along y and x, in voxels."""
     frames, _, columns = config.window_size
     return int(np.lcm(frames, columns * config.patch_size))
 
 
 def default_tile(depth: int, factor: float) -> tuple[int, int, int]:
-    """The most that the network sees at once by default, (sections, y, x), of a stack of so many sections."""
+    """Default input box for a stack of this many sections, (sections, y, x)."""
     sections = min(TILE_SECTIONS, int(TILE_PLANES / factor))
     seen = min(sections, depth)
     area = TILE_SIDE**2 * min(TILE_SECTIONS / seen, TILE_PLANES / (seen * factor))
@@ -203,7 +204,7 @@ def default_tile(depth: int, factor: float) -> tuple[int, int, int]:
 
 
 def _spans(samples: int, length: int, side: int, scale: float, halo: int, multiple: int) -> Iterator[Span]:
-    """Blocks of ``side`` samples along an axis of ``length`` input voxels with ``scale`` samples each."""
+    """Blocks of ``side`` output samples along an axis of ``length`` input voxels with ``scale`` samples each."""
     for start in range(0, samples, side):
         stop = min(start + side, samples)
         first, last = math.floor(start / scale) - halo, math.ceil(stop / scale) + halo
@@ -211,7 +212,7 @@ def _spans(samples: int, length: int, side: int, scale: float, halo: int, multip
 
 
 def _share(length: int, most_of_two: int, most: int, multiple: int) -> int:
-    """Into how long parts to divide an axis evenly; two parts have one neighbour each, and so more room."""
+    """Length of the parts that divide an axis evenly; two parts have one neighbour each, and so more room."""
     parts = (
         2 if 2 * (most_of_two // multiple * multiple) >= length else math.ceil(length / (most // multiple * multiple))
     )

@@ -1,7 +1,7 @@
-"""Parts of a reconstruction made by Dask: by processes of this machine, or by the workers of a cluster.
+"""Parts of a reconstruction made with Dask: by processes of this machine, or by the workers of a cluster.
 
-Workers read the input and write the output themselves, so both lie where all of them see them under the same path; each
-loads the weights once. What a worker that is lost had in hand is given to another.
+Workers read the input and write the output themselves, so both must be visible to all of them under the same path; each
+loads the weights once. The parts of a lost worker are given to another.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 IN_FLIGHT = 8
-"""Parts that are given to each thread of a worker at most; given anew, all at once, when half of them are done."""
+"""Most parts assigned to each thread of a worker; topped up once half of them are done."""
 TIMEOUT_S = 20
-"""Until a scheduler answers."""
+"""Seconds to wait for a scheduler to answer."""
 RETRIES = 2
-"""How often a part is tried again after an error, such as a file server that did not answer."""
+"""Number of further attempts after an error, such as a file server that did not answer."""
 
 
 def make_part(job: Job, number: int) -> Made:
-    """Make one part, on a worker; returns once it is on the disk."""
+    """Make one part on a worker; return once it is on the disk."""
     from distributed import get_worker
 
     return parts_of(job, gpu_of(get_worker().name, torch.cuda.device_count())).complete(number)
 
 
 def gpu_of(worker: object, gpus: int) -> str | None:
-    """The GPU of a worker of this machine, which is named by its number; ``None`` where there is no choice."""
+    """Device of a worker of this machine, which is named by its number; ``None`` if there is no choice of GPUs."""
     return f"cuda:{int(str(worker)) % gpus}" if gpus > 1 and str(worker).isdigit() else None
 
 
@@ -45,9 +45,10 @@ def on_dask(address: str, workers: int | None = None) -> Scheduler:
     """A scheduler for :func:`~emformer_hub.reconstruct_file`.
 
     Args:
-        address: ``processes`` or ``threads`` of this machine, or that of a running scheduler, ``tcp://HOST:PORT``.
-        workers: how many, on this machine; default: one for each GPU, or else for each core. Processes take turns in
-            the choice of a GPU.
+        address: ``processes`` or ``threads`` of this machine, or the address of a running scheduler,
+            ``tcp://HOST:PORT``.
+        workers: number of processes or threads on this machine; default: one per GPU, or else one per core. Processes
+            are distributed over the GPUs.
 
     Raises:
         InputError: Dask is not installed, or the address is none; when it is used: there is no scheduler, it went away,
@@ -72,7 +73,7 @@ def on_dask(address: str, workers: int | None = None) -> Scheduler:
 
 
 def run(client: Client, make: Any, job: Any, numbers: list[int]) -> Iterator[Any]:
-    """Give out parts, a few for each worker at a time, and yield what is made of each.
+    """Assign parts, a few to each worker at a time, and yield each result.
 
     Raises:
         InputError: the scheduler went away, workers were lost again and again, or a part failed every time.

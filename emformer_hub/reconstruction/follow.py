@@ -1,4 +1,4 @@
-"""A stack that grows while the microscope runs: a preview of what has landed, section by section."""
+"""A stack that grows while the microscope runs: a preview of the sections that have landed."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from emformer_hub.volumes.checks import MIN_SECTIONS
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, is_zarr
 
 STEP = 8
-"""Sections that land before the preview goes on; more at once where they are there already."""
+"""Sections to wait for before the preview is extended; more at once if they are there already."""
 MOST = 32
 POLL_S = 0.5
 
 Landed = Callable[[int, int], None]
-"""Is told how many sections have landed, and how many planes the preview has."""
+"""A function that is called with the number of sections that have landed and the number of planes of the preview."""
 
 
 def sections_landing(folder: Path, idle_s: float, *, at_least: int = MIN_SECTIONS) -> Iterator[Volume[Any]]:
-    """The stack in a folder each time that more sections have landed, until none has for a while.
+    """Yield the stack in a folder each time more sections have landed, until none has for a while.
 
     A section that is still being written, or whose number comes before one that is missing yet, has not landed.
 
     Args:
-        folder: of TIFF or PNG sections; may be empty still.
+        folder: folder of TIFF or PNG sections; may still be empty.
         idle_s: seconds without a new section after which the stack is complete.
-        at_least: sections that are waited for before the first time.
+        at_least: number of sections to wait for before the first time.
 
     Raises:
-        InputError: no folder; or the time is over and what lies there cannot be read, or is less than ``at_least``.
+        InputError: not a folder; or time is up and the files cannot be read, or are fewer than ``at_least``.
     """
     if not folder.is_dir() or is_zarr(folder):
-        raise InputError(f"{folder} is no folder of sections; --follow waits for TIFF or PNG files in a folder.")
+        raise InputError(f"{folder} is not a folder of sections; --follow waits for TIFF or PNG files in a folder.")
     last, landed, seen, known = time.monotonic(), 0, 0, -1
     trouble: InputError | None = None
     while True:
@@ -72,7 +72,7 @@ def sections_landing(folder: Path, idle_s: float, *, at_least: int = MIN_SECTION
 
 
 def _whole(folder: Path, seen: int) -> tuple[Volume[Any] | None, InputError | None]:
-    """The sections that can be read, all or all but the last, and what is wrong if not all can."""
+    """The readable sections, all or all but the last, and the error if not all can be read."""
     trouble = None
     for but_last in (False, True):
         try:
@@ -85,7 +85,7 @@ def _whole(folder: Path, seen: int) -> tuple[Volume[Any] | None, InputError | No
 
 
 def preview_path(output: Path) -> Path:
-    """Of an output, while its stack grows."""
+    """Path of the preview of an output whose stack is still growing."""
     return output.with_name(f"{output.name.split('.')[0]}.preview.zarr")
 
 

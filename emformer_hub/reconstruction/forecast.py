@@ -1,4 +1,4 @@
-"""What a run from file to file will take of time, memory and disk, and whether this machine has it."""
+"""The time, memory and disk that a run from file to file needs, and whether this machine has them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from emformer_hub.reconstruction.parts import Parts, part_sides, timed
 from emformer_hub.volumes.boxes import within
 
 NETWORK_BYTES = 10**9
-"""That the network takes at most for a block of the default tile, on a CPU."""
+"""Memory that the network needs at most for a block of the default tile, on a CPU."""
 PARTS_AT_ONCE = 3
-"""In memory: one is made, one is written, and input is read ahead."""
+"""Parts in memory at the same time: one is computed, one is written, and input is read ahead."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run takes of a machine, about, and what is there; bytes.
+    """Estimated needs of a run, and what this machine has, in bytes.
 
     Attributes:
-        disk, free_disk: for the outputs, at the most that lies there at once.
-        memory, free_memory: for the network on its largest block, and parts that are read, made and written.
+        disk, free_disk: disk that the outputs take up at their peak, and free disk.
+        memory, free_memory: memory for the network on its largest block and for the parts in work, and free memory.
     """
 
     disk: int
@@ -48,7 +48,7 @@ class Needs:
 
 
 def needs(job: Job, plan: Plan) -> Needs:
-    """What a run takes of this machine."""
+    """Disk and memory that a run needs on this machine."""
     from psutil import virtual_memory
 
     voxels, disk = math.prod(plan.output_zyx), 0.0
@@ -64,12 +64,12 @@ def needs(job: Job, plan: Plan) -> Needs:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take.
+    """Estimated time and needs of a run.
 
     Attributes:
-        needs: of disk and memory.
-        voxels, parts, blocks: of the output.
-        block_seconds: that the network took for one block, on this device.
+        needs: disk and memory.
+        voxels, parts, blocks: numbers of voxels, parts and blocks of the output.
+        block_seconds: seconds that the network took for one block on this device.
     """
 
     needs: Needs
@@ -80,12 +80,12 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of one process; reading, writing and the pyramid add a twentieth or so, on a disk of this machine."""
+        """Seconds of one process; reading, writing and the pyramid add about a twentieth on a local disk."""
         return self.blocks * self.block_seconds
 
 
 def forecast(parts: Parts) -> Forecast:
-    """Make one block in the middle of a stack, and estimate from it what the whole takes; nothing is written.
+    """Compute one block in the middle of a stack and estimate from it what the run needs; nothing is written.
 
     Raises:
         InputError: the stack cannot be read.

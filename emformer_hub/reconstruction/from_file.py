@@ -29,7 +29,7 @@ from emformer_hub.volumes import check_output, open_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 
 Progress = Callable[[int, int], None]
-"""Is told how many blocks are made, and how many there are."""
+"""A function that is called with the number of finished blocks and the number of all blocks."""
 
 
 def reconstruct_file(
@@ -56,10 +56,11 @@ def reconstruct_file(
             record of the run lies beside the output as ``.json``.
         overwrite: replace outputs that already exist, and discard an unfinished run.
         resume: continue an unfinished run.
-        scheduler: what makes the parts; default: this process.
-        progress: called with the number of blocks that are made and the number of all blocks: after each block in this
-            process, after each part elsewhere.
-        settings: ``voxel_size`` and ``factor``, and what else to change of the keys of
+        scheduler: function that makes the parts, as :func:`~emformer_hub.reconstruction.cluster.on_dask` returns it;
+            default: this process makes them.
+        progress: called with the numbers of finished and of all blocks: after each block in this process, after each
+            part elsewhere.
+        settings: ``voxel_size``, ``factor``, and any other key of
             :class:`~emformer_hub.reconstruction.settings.Settings` and
             :class:`~emformer_hub.reconstruction.settings.FileSettings`.
 
@@ -68,7 +69,7 @@ def reconstruct_file(
 
     Raises:
         InputError: the stack, a setting or an output is unusable; the disk is too small; or the run to resume is a
-            different one, does not exist, or is still at work.
+            different one, does not exist, or is still running.
     """
     begin = time.time()
     chosen = with_defaults(settings)
@@ -109,7 +110,7 @@ def _make(
     scheduler: Scheduler | None,
     progress: Progress,
 ) -> None:
-    """Make the parts of these numbers, and list each in ``done``, here and on the disk, once it is on the disk."""
+    """Make the parts with these numbers, and add each to ``done`` and to the list on the disk once it is written."""
     job = parts.job
     made = sum(map(parts.num_blocks, done))
 
@@ -132,15 +133,15 @@ def _make(
 
 
 def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: bool) -> None:
-    """Make the outputs, or see that those that are there belong to this job."""
+    """Create the outputs, or check that the unfinished ones belong to this job."""
     file = job.folder / "job.json"
     if file.exists() and resume:
         _check_same(Job.load(file), job)
         return
     if file.exists() and not overwrite and _done(job):
         raise InputError(
-            f"{job.output} was begun by a run that did not finish ({len(_done(job))} of {len(parts)} parts are "
-            f"done); add --resume to go on with it, or --overwrite to begin again."
+            f"{job.output} belongs to a run that did not finish ({len(_done(job))} of {len(parts)} parts are "
+            f"done); add --resume to continue it, or --overwrite to begin again."
         )
     if resume and all(path.exists() for path in job.outputs):
         raise InputError(f"{job.output} is complete; there is nothing to resume. Give --overwrite to make it again.")
@@ -168,7 +169,7 @@ def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: b
 
 
 def _seconds(parts: Parts, done: Iterable[Made]) -> dict[str, float]:
-    """What all parts took, added up over runs and workers: reading, network, writing, and the pyramid."""
+    """Seconds spent on reading, network, writing and pyramid, summed over runs and workers."""
     fine = [part for part in done if part.number < len(parts.boxes)]
     pyramid = [part for part in done if part.number >= len(parts.boxes)]
     return {
@@ -180,7 +181,7 @@ def _seconds(parts: Parts, done: Iterable[Made]) -> dict[str, float]:
 
 
 def _residual(done: Iterable[Made]) -> dict[str, float] | None:
-    """How far sections cut from the output are from those measured, grey levels."""
+    """Differences between measured sections and those cut from the output, in grey levels."""
     parts = list(done)
     compared = sum(part.compared for part in parts)
     if not compared:
@@ -190,7 +191,7 @@ def _residual(done: Iterable[Made]) -> dict[str, float] | None:
 
 
 def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
-    """Give what was made its format and its name."""
+    """Bring a finished output into its format and give it its name."""
     if is_zarr_path(final):
         put_in_place(writer.path, final)
         return
@@ -198,11 +199,14 @@ def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
     try:
         write_volume(final, made, VoxelSize(*job.voxel_size), translation_nm=job.translation, overwrite=True)
     except InputError as error:
-        raise InputError(f"{error} All is made: the same command with --resume writes it.") from error
+        raise InputError(
+            f"{error} The reconstruction is complete: the same command with --resume writes it."
+        ) from error
     shutil.rmtree(writer.path)
 
 
 def _check_same(begun: Job, job: Job) -> None:
+    """Raise ``InputError`` unless the unfinished run makes the same result."""
     different = [
         f"{field.name} was {getattr(begun, field.name)!r}, is {getattr(job, field.name)!r}"
         for field in dataclasses.fields(Job)
@@ -210,13 +214,13 @@ def _check_same(begun: Job, job: Job) -> None:
     ]
     if different:
         raise InputError(
-            f"the unfinished run of {job.output} is another one: {'; '.join(different)}. Resume it as it was begun, or "
-            f"begin again with --overwrite."
+            f"the unfinished run of {job.output} is another one: {'; '.join(different)}. Resume it with the settings "
+            f"that it began with, or begin again with --overwrite."
         )
 
 
 def _done(job: Job) -> dict[int, Made]:
-    """The parts that are on the disk, by number; a line that was cut when the run was killed does not count."""
+    """Finished parts by number; an incomplete last line, from a run that was killed, does not count."""
     file = job.folder / "done"
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     parts = (Made(int(number), *map(float, seconds)) for number, *seconds in map(str.split, lines))
@@ -229,13 +233,13 @@ def _line(part: Made) -> str:
 
 
 def _write_done(job: Job, done: dict[int, Made]) -> None:
-    """Write the list anew, without a line that was cut; whole, or not at all."""
+    """Rewrite the list without an incomplete line, whole or not at all."""
     write_text(job.folder / "done", "".join(map(_line, done.values())))
 
 
 @contextmanager
 def _alone(job: Job) -> Iterator[None]:
-    """See to it that nobody else makes this output at the same time."""
+    """Keep other processes from making this output at the same time."""
     from filelock import FileLock, Timeout
 
     job.folder.mkdir(exist_ok=True)
@@ -250,8 +254,8 @@ def _alone(job: Job) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{job.output} could not be written: {error.strerror or error}. What is done stays: free some disk, and go "
-            f"on with --resume."
+            f"{job.output} could not be written: {error.strerror or error}. What is done stays: free some disk, and "
+            f"continue with --resume."
         ) from error
     finally:
         if not _done(job):  # or all is done, and in its place

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
+from emformer_hub.loading import load_model
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.projection import DEFAULT_MODE, Mode
@@ -27,15 +28,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What :func:`reconstruct` returns.
+    """An isotropic volume and its uncertainty.
 
     Attributes:
-        volume: ``(round(sections * factor), y, x)``, dtype of the input.
-        uncertainty: standard deviation of each voxel's error, as the network states it plus the spread of its passes;
-            same shape, float32, intensity units of the input.
-        sections: how the input samples tissue.
-        processor: of the weights; knows how their errors compare with the uncertainty that they state.
-        mask: which voxels of the input were filled, bool ``(sections, y, x)``, if some were.
+        volume: voxels, ``(round(sections * factor), y, x)``, in the dtype of the input.
+        uncertainty: standard deviation of each voxel's error, from the network's own estimate and the spread of its
+            passes; same shape, float32, intensity units of the input.
+        sections: geometry of the sections of the input.
+        processor: processor of the weights, which holds the calibration of their uncertainty.
+        mask: voxels of the input that were predicted from their surroundings, bool ``(sections, y, x)``, if any.
     """
 
     volume: np.ndarray
@@ -50,7 +51,7 @@ class Reconstruction:
         return self.sections.factor
 
     def half_width(self, probability: float) -> np.ndarray:
-        """How far from each voxel the truth lies at most, with this probability: intensity units, float32.
+        """Largest distance of the truth from each voxel with this probability, float32, intensity units.
 
         ``volume - half_width(0.95)`` to ``volume + half_width(0.95)`` holds 95 % of the true intensities, on tissue
         like that of the weights' calibration.
@@ -65,11 +66,11 @@ class Reconstruction:
         return half_width(self.uncertainty, (measured, masked), self.mask, sections)
 
     def confident(self, probability: float, tolerance: float) -> np.ndarray:
-        """Which voxels are right to within a tolerance, with at least this probability: bool, shape of the volume.
+        """Which voxels are within a tolerance of the truth with at least this probability, bool, shape of the volume.
 
         Args:
-            probability: from 0 to 0.99.
-            tolerance: grey levels of the volume.
+            probability: probability from 0 to 0.99.
+            tolerance: largest error, in grey levels of the volume.
 
         Raises:
             InputError: a probability outside that range, or a tolerance that is not a positive number.
@@ -99,27 +100,27 @@ def reconstruct(
     Args:
         volume: ``(sections, y, x)``, 8-bit, 16-bit or float; may be memory-mapped. At least 4 sections.
         factor: section spacing over output plane spacing, any real number from 1 to 16.
-        model: a bundled name, a folder, a Hub id, or a loaded model, which moves to the device and is used with the
-            processor that it was loaded beside, or the default one if it was not loaded.
-        thickness: imaged share of the section spacing, in (0, 1]: 1 for physical sections (ssTEM), 1/factor for block
-            faces (FIB-SEM, SBF-SEM).
+        model: name of a bundled model, a folder, a Hub id, or a loaded model. A loaded model moves to the device; its
+            processor is read from where its weights came from, and is the default one if they were not loaded.
+        thickness: imaged fraction of the section spacing, in (0, 1]: 1 for physical sections (ssTEM), 1/factor for
+            block faces (FIB-SEM, SBF-SEM).
         offset: where the imaged part begins within a section's slab, in output planes; default: centred.
         ensemble: passes to average: 1 (one orientation), 2 (both), 4, 8, 16 (and mirrored along z, columns, frames).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device; default: a GPU if there is one.
-        precision: ``"auto"`` (bfloat16 products where the device computes in it), ``"float32"`` or ``"bfloat16"``.
-        tile_zyx: the most that the network sees at once, (sections, y, x); default: at most 0.8 million voxels, of at
-            most 48 sections, that become at most 10.5 million.
-        mask: bool, True where voxels are not to be believed: ``(sections,)`` for whole sections, or ``(sections, y,
-            x)`` for local damage. The network fills them from what is around; what they hold, NaN too, is never looked
-            at. At most 3 sections in a row, and 3 of 7 neighbours, at the ends too.
+        precision: ``"auto"`` (bfloat16 products where the device is faster in it), ``"float32"`` or ``"bfloat16"``.
+        tile_zyx: the most that the network sees at once, (sections, y, x); default: at most 0.8 million voxels in at
+            most 48 sections, which become at most 10.5 million.
+        mask: bad voxels, bool: ``(sections,)`` for whole sections, or ``(sections, y, x)`` for local damage. The
+            network predicts them from their surroundings; their values, NaN included, are never used. At most 3
+            sections in a row, and 3 of 7 neighbours, also at the ends of the stack.
         mode: what becomes of the noise of the sections. ``"clean"`` leaves it out: what is expected of the tissue.
             ``"faithful"`` keeps it: the same, corrected as little as can be, so that sections cut from the result as
             ``thickness`` says are those of the input, but for rounding (:func:`~emformer_hub.projection.project`).
-        progress: show a progress bar on a terminal's stderr; or what is called after each block, with how many are
-            done and how many there are.
+        progress: whether to show a progress bar on a terminal; or a function that is called after each block with the
+            numbers of finished and of all blocks.
 
     Returns:
-        :class:`Reconstruction`.
+        The volume with its uncertainty.
 
     Raises:
         InputError: the volume or an argument is unusable; the message says why and what to do.
@@ -134,7 +135,7 @@ def reconstruct(
     if isinstance(model, EMformerModel):
         network, processor = model, _processor_beside(model)
     else:
-        network, processor = EMformerModel.from_pretrained(model), EMformerProcessor.from_pretrained(model)
+        network, processor = load_model(model)
     z, y, x = volume.shape
     plan = make_plan((z, y, x), sections, network.config, tile_zyx)
     restorer = Restorer(
@@ -165,7 +166,7 @@ def reconstruct(
 
 
 def _processor_beside(model: EMformerModel) -> EMformerProcessor:
-    """Of what the weights were loaded from, on this machine; the default one if they were not, or if that is gone."""
+    """The processor beside the files that weights were loaded from; the default one if there are none any more."""
     if not model.name_or_path:
         return EMformerProcessor()
     try:

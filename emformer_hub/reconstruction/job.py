@@ -31,31 +31,32 @@ from emformer_hub.volumes.output import ZARR_SUFFIXES
 from emformer_hub.volumes.remote import absolute, is_url
 
 DAMAGE = "damage.npz"
-"""Beside the job: where sections are damaged."""
+"""Name of the file beside the job that says where sections are damaged."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that fixes a result, and where it goes.
+    """Everything that fixes a result, and the paths that it is written to.
 
     Attributes:
-        input: path or address of the stack; ``input_shape``, ``input_dtype`` and ``input_modified`` say that it is the
-            same still.
-        region: of the input, first and last voxel along z, y and x.
-        model, weights: its name, and the fingerprint of its weights.
+        input: path or address of the stack.
+        input_shape, input_dtype, input_modified: shape, dtype and time of change of the input, to notice that it was
+            replaced.
+        region: start and stop along z, y and x of the part of the input that is reconstructed.
+        model, weights: name of the model, and fingerprint of its weights.
         factor, thickness, offset: how sections sample tissue.
-        ensemble: passes that are averaged.
+        ensemble: number of passes that are averaged.
         precision: ``float32`` or ``bfloat16``.
-        mean, std: of the whole input, as the processor measures it.
-        tile_zyx: the most that the network sees at once.
-        voxel_size, translation: of the output, nm.
-        repair: number, reason and share of the sections that are filled instead of believed.
-        damage: digest of the masks of those that are filled in places.
+        mean, std: mean and standard deviation of the whole input, as the processor measures them.
+        tile_zyx: the most that the network sees at once, (sections, y, x).
+        voxel_size, translation: voxel size of the output, and position of its first voxel, nm.
+        repair: number, reason and replaced fraction of each section that is predicted from its neighbours.
+        damage: digest of the masks of the sections that are replaced only in places.
         mode: what becomes of the noise of the sections, ``faithful`` or ``clean``.
-        output, uncertainty: where they go.
-        confidence, confident: a probability, and where the mask of voxels that are confident by it goes.
+        output, uncertainty: paths of the result and of its uncertainty.
+        confidence, confident: probability, and path of the mask of the voxels that are right with it.
         ome_zarr: version of OME-Zarr.
-        version: of this package.
+        version: version of this package.
     """
 
     input: str
@@ -87,11 +88,21 @@ class Job:
 
     @classmethod
     def load(cls, path: Path) -> Job:
-        """Read what :meth:`save` wrote."""
-        return cls(**_with_tuples(json.loads(path.read_text())))
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: a version of this package wrote it that knew other settings.
+        """
+        content = _with_tuples(json.loads(path.read_text()))
+        if content.keys() != {field.name for field in dataclasses.fields(cls)}:
+            raise InputError(
+                f"{path} is of version {content.get('version')} of emformer-hub, which has other settings than this "
+                f"one. Finish the run with that version, or begin again with --overwrite."
+            )
+        return cls(**content)
 
     def save(self, path: Path) -> None:
-        """Write as JSON; whole, or not at all."""
+        """Write the job as JSON, whole or not at all."""
         write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @property
@@ -101,16 +112,17 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where this file and the list of parts that are done lie, until the output is complete."""
+        """Folder of the job and of the list of finished parts, until the output is complete."""
         return state_folder(Path(self.output))
 
     @property
     def outputs(self) -> list[Path]:
+        """Paths of all outputs: the result, its uncertainty, and the mask of confident voxels."""
         return [Path(path) for path in (self.output, self.uncertainty, self.confident) if path is not None]
 
     @property
     def dtypes(self) -> list[np.dtype]:
-        """Of the outputs."""
+        """Data types of the outputs."""
         every = zip(
             (self.output, self.uncertainty, self.confident), (self.input_dtype, "float32", "uint8"), strict=True
         )
@@ -118,29 +130,30 @@ class Job:
 
 
 def state_folder(output: Path) -> Path:
-    """Beside an output that is in the making: what is known of the run."""
+    """Folder beside an unfinished output that keeps the state of the run."""
     return output.with_name(f".{output.name}.run")
 
 
 def confident_path(output: Path) -> Path:
-    """Where the mask of confident voxels goes: ``out.ome.zarr`` -> ``out.confident.ome.zarr``."""
+    """Path of the mask of confident voxels: ``out.ome.zarr`` -> ``out.confident.ome.zarr``."""
     name, dot, suffix = output.name.partition(".")
     return output.with_name(f"{name}.confident{dot}{suffix}")
 
 
 def partial_output(output: Path) -> Path:
-    """Where an output is in the making; the name says nothing of the process, so that another one can go on."""
+    """Hidden path of an unfinished output; it does not name the process, so that another one can continue."""
     return output.with_name(f".{output.name}.partial")
 
 
 def is_zarr_path(path: Path) -> bool:
+    """Whether a path names an OME-Zarr, by its suffix."""
     return path.suffix.lower() in ZARR_SUFFIXES
 
 
 def make_job(
     stack: str | os.PathLike[str] | OpenStack, output: str | os.PathLike[str], **settings: Unpack[FileSettings]
 ) -> Job:
-    """Examine the stack and the model, and fix what is to be made.
+    """Examine the stack and the model, and fix what the run makes.
 
     Args:
         stack: path or address of the stack, or the stack itself if it is open.
@@ -213,7 +226,7 @@ def _absolute(path: str | os.PathLike[str] | None) -> str | None:
 
 
 def _with_tuples(value: Any) -> Any:
-    """JSON knows no tuples."""
+    """Lists as tuples, which JSON does not have."""
     if isinstance(value, list):
         return tuple(map(_with_tuples, value))
     return {key: _with_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value

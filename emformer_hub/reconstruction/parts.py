@@ -28,23 +28,24 @@ from emformer_hub.volumes.boxes import Box, within
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
 
 PART_VOXELS = 2**24
-"""A part of the output holds about so many voxels at most: a minute or two on a CPU, lost at most when a run is killed,
-and 200 MB of volume and uncertainty while it waits to be written."""
+"""Most voxels in a part of the output: a minute or two of work on a CPU, which is lost if the run is killed, and 200 MB
+of volume and uncertainty that wait to be written."""
 CHUNK_PLANES, CHUNK_SIDE = 64, 128
 TOLERANCE = 0.5
-"""Standard deviations of the stack's intensities: less than the step from cytoplasm to a membrane."""
+"""Largest error of a confident voxel, in standard deviations of the stack's intensities: less than the step from
+cytoplasm to a membrane."""
 
 Result = TypeVar("Result")
 
 
 class Made(NamedTuple):
-    """A part that is on the disk.
+    """A finished part, which is on the disk.
 
     Attributes:
-        number: of the part.
-        read, compute, write: seconds that it took.
-        squares, compared, furthest: sum of squares, count and greatest of the differences between voxels that were
-            measured and sections cut from the part, grey levels.
+        number: number of the part.
+        read, compute, write: seconds that reading, computing and writing took.
+        squares, compared, furthest: sum of squares, number and maximum of the differences between measured voxels and
+            sections cut from the part, in grey levels.
     """
 
     number: int
@@ -57,15 +58,15 @@ class Made(NamedTuple):
 
 
 Scheduler = Callable[[Job, list[int]], Iterable[Made]]
-"""What makes the parts of these numbers, stage by stage, and yields each when it is on the disk."""
+"""A function that makes the parts with these numbers, stage by stage, and yields each once it is on the disk."""
 
 
 class Parts:
-    """The parts of a job, made in this process in any order.
+    """The parts of a job, which this process makes in any order.
 
     Args:
-        job: what is made.
-        device: what computes; default: a GPU if there is one.
+        job: the job.
+        device: device that computes; default: a GPU if there is one.
         stack: the input, if it is open already.
         model: the model, if it is loaded already.
 
@@ -80,14 +81,12 @@ class Parts:
         self.stack = OpenStack.of(stack or job.input).volume.data
         if (self.stack.shape, str(self.stack.dtype)) != (job.input_shape, job.input_dtype):
             raise InputError(
-                f"{job.input} is {self.stack.shape} {self.stack.dtype}; the run was begun on {job.input_shape} "
+                f"{job.input} is {self.stack.shape} {self.stack.dtype}; the run began on {job.input_shape} "
                 f"{job.input_dtype}. Begin again with --overwrite."
             )
         model = ModelOnce.of(model or job.model)
         if model.fingerprint != job.weights:
-            raise InputError(
-                f"{job.model} holds other weights than when the run was begun. Begin again with --overwrite."
-            )
+            raise InputError(f"{job.model} holds other weights than when the run began. Begin again with --overwrite.")
         statistics = IntensityStatistics(job.mean, job.std, self.stack.dtype)
         self.restorer = Restorer(
             model.network,
@@ -104,20 +103,22 @@ class Parts:
 
     @cached_property
     def repair(self) -> Repair:
+        """The sections that are predicted from their neighbours."""
         return Repair.load(self.job.repair, self.job.folder / DAMAGE)
 
     @cached_property
     def writers(self) -> list[OMEZarrWriter]:
+        """Writers of the unfinished outputs."""
         return [OMEZarrWriter(partial_output(path)) for path in self.job.outputs]
 
     @cached_property
     def boxes(self) -> Sequence[Box]:
-        """Of the output, each a file of it; whole blocks."""
+        """Box of the output that each part fills: whole blocks, and one file."""
         return boxes(self.plan.output_zyx, part_sides(self.plan))
 
     @cached_property
     def pyramid(self) -> list[Sequence[Box]]:
-        """Boxes of the coarser levels, the finest first; their parts are numbered after those of the output."""
+        """Boxes of the coarser levels, finest first; their parts are numbered after those of the output."""
         if not any(is_zarr_path(path) for path in self.job.outputs):
             return []
         levels = pyramid(self.plan.output_zyx, VoxelSize(*self.job.voxel_size), self.job.translation)
@@ -127,12 +128,12 @@ class Parts:
         return len(self.boxes) + sum(map(len, self.pyramid))
 
     def stages(self, numbers: Iterable[int]) -> Iterator[list[int]]:
-        """The same numbers, ascending; parts of one stage are made in any order, once all before it are done."""
+        """Group part numbers into stages: within a stage in any order, one stage after the other."""
         for _, stage in itertools.groupby(sorted(numbers), lambda number: self.place(number)[0]):
             yield list(stage)
 
     def place(self, number: int) -> tuple[int, Box]:
-        """Level and box of a part; level 0 is the output itself."""
+        """Level of the pyramid and box of a part; level 0 is the output itself."""
         for level, inside in enumerate((self.boxes, *self.pyramid)):
             if number < len(inside):
                 return level, inside[number]
@@ -140,7 +141,7 @@ class Parts:
         raise IndexError(number)
 
     def read(self, number: int) -> np.ndarray:
-        """The voxels of the input that a part is made from.
+        """Read the voxels of the input that a part is computed from.
 
         Raises:
             InputError: they cannot be read, or some are NaN or infinite.
@@ -163,7 +164,7 @@ class Parts:
         return seen
 
     def _of_input(self, box: Box) -> Box:
-        """A box of the region, as one of the whole input."""
+        """A box of the region in coordinates of the whole input."""
         z, y, x = (
             slice(first + part.start, first + part.stop, 1)
             for (first, _), part in zip(self.job.region, box, strict=True)
@@ -171,12 +172,12 @@ class Parts:
         return (z, y, x)
 
     def num_blocks(self, number: int) -> int:
-        """That the network makes for a part: none for one of the pyramid."""
+        """Number of blocks that the network computes for a part; none for a part of the pyramid."""
         level, box = self.place(number)
         return 0 if level else self.plan.num_blocks(box)
 
     def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
-        """A part of each output, from what is seen for it; ``tick`` is called after each block."""
+        """Compute a part of each output from its input voxels; ``tick`` is called after each block."""
         box, whole = self.boxes[number], self.plan.seen(self.boxes[number])
         parts = [np.empty([part.stop - part.start for part in box], dtype) for dtype in self.job.dtypes]
         for block in self.plan.blocks(box):
@@ -192,7 +193,7 @@ class Parts:
         return parts
 
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
-        """Which voxels are right to within ``TOLERANCE``, with the probability that was asked for."""
+        """Which voxels of a block are within ``TOLERANCE`` of the truth with the job's probability."""
         assert self.job.confidence is not None
         processor, geometry = self.restorer.processor, self.job.geometry
         measured, masked = (processor.interval(self.job.confidence, geometry, masked) for masked in (False, True))
@@ -202,9 +203,9 @@ class Parts:
         return width <= TOLERANCE * self.job.std
 
     def residual(self, number: int, seen: np.ndarray, volume: np.ndarray) -> tuple[float, float, float]:
-        """Sum of squares, count and greatest of the differences between a part, cut into sections, and those measured.
+        """Sum of squares, number and maximum of the differences between measured sections and those cut from a part.
 
-        Sections of which the part holds a piece only are left out, and so are voxels that were filled.
+        Sections that extend beyond the part are left out, and so are repaired voxels.
         """
         box, sections = self.boxes[number], self.job.geometry
         first, last = (
@@ -229,19 +230,19 @@ class Parts:
         return squares, compared, furthest
 
     def write(self, number: int, parts: list[np.ndarray]) -> None:
-        """Put a part of each output on the disk."""
+        """Write a part of each output to the disk."""
         for writer, voxels in zip(self.writers, parts, strict=True):
             writer.write(self.boxes[number], voxels)
 
     def coarsen(self, number: int) -> None:
-        """Make a part of the pyramid of each output that is to have one."""
+        """Make a part of the pyramid of each output that has one."""
         level, box = self.place(number)
         for writer, final in zip(self.writers, self.job.outputs, strict=True):
             if is_zarr_path(final):
                 writer.coarsen(level, box)
 
     def complete(self, number: int) -> Made:
-        """Make a part of any stage, from file to file."""
+        """Read, compute and write a part of any stage."""
         if number >= len(self.boxes):
             _, seconds = timed(self.coarsen, number)
             return Made(number, 0.0, 0.0, seconds)
@@ -256,7 +257,7 @@ _lock = threading.Lock()
 
 
 def put_to_work(parts: Parts) -> Parts:
-    """Let :func:`parts_of` return these parts from now on, and forget those of another job."""
+    """Make :func:`parts_of` return these parts from now on, and forget those of other jobs."""
     _at_work.clear()
     _at_work[parts.job] = parts
     return parts
@@ -266,8 +267,8 @@ def parts_of(job: Job, device: str | None = None) -> Parts:
     """The parts of a job in this process, which opens its input and loads its weights once.
 
     Args:
-        job: what is made.
-        device: what computes; default: where the job is at work already, or else a GPU if there is one.
+        job: the job.
+        device: device that computes; default: the one already at work on the job, or else a GPU if there is one.
     """
     with _lock:  # several threads may ask at the same time
         known = _at_work.get(job)
@@ -279,7 +280,7 @@ def parts_of(job: Job, device: str | None = None) -> Parts:
 def here(
     job: Job, numbers: list[int], device: str | None = None, tick: Callable[[], None] = lambda: None
 ) -> Iterator[Made]:
-    """Make parts in this process: one is read ahead, and one is written, while another is computed."""
+    """Make parts in this process: while one is computed, the next is read and the previous one written."""
     parts = parts_of(job, device)
     for stage in parts.stages(numbers):
         yield from (_overlapped(parts, stage, tick) if stage[0] < len(parts.boxes) else map(parts.complete, stage))
@@ -305,12 +306,13 @@ def _written(part: tuple[Made, Future[tuple[None, float]]]) -> Made:
 
 
 def timed(function: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
+    """Call a function; return its result and the seconds that it took."""
     begin = time.perf_counter()
     return function(*arguments), time.perf_counter() - begin
 
 
 def part_sides(plan: Plan) -> tuple[int, int, int]:
-    """Sides of the parts of an output, (planes, y, x): as many whole blocks as ``PART_VOXELS`` hold."""
+    """Sides of a part, (planes, y, x): as many whole blocks as ``PART_VOXELS`` allows."""
     planes, *sides = plan.block_zyx
     most = max(1, math.isqrt(PART_VOXELS // planes))
     y, x = (side * max(1, most // side) for side in sides)
@@ -318,7 +320,7 @@ def part_sides(plan: Plan) -> tuple[int, int, int]:
 
 
 def chunk_sides(plan: Plan) -> tuple[int, int, int]:
-    """Sides of the chunks, (z, y, x), of which parts hold a whole number."""
+    """Sides of a chunk, (z, y, x); parts consist of whole chunks."""
     planes, *sides = plan.block_zyx
     z = CHUNK_PLANES if planes >= plan.output_zyx[0] else math.gcd(planes, CHUNK_PLANES)
     y, x = (CHUNK_SIDE if side >= length else side for side, length in zip(sides, plan.output_zyx[1:], strict=True))

@@ -1,4 +1,4 @@
-"""Sections that are not to be believed: named by the user, or found by an inspection; filled in the same pass."""
+"""Bad sections, named by the user or found by an inspection, which are predicted from their neighbours."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """What of a stack is filled instead of believed.
+    """The voxels of a stack that are predicted from their neighbours instead of used.
 
     Attributes:
-        reasons: of the sections that are replaced, whole or in places; by number.
-        damage: bool ``(y, x)``, True where the section is damaged, of those that are replaced in places only.
+        reasons: why each section is replaced, whole or in places, by number.
+        damage: bool ``(y, x)``, True where a section is damaged, for the sections that are replaced only in places.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
@@ -32,19 +32,19 @@ class Repair:
 
     @property
     def whole(self) -> list[int]:
-        """Numbers of the sections that are replaced whole."""
+        """Numbers of the sections that are replaced as a whole."""
         return [z for z in self.reasons if z not in self.damage]
 
     @property
     def listed(self) -> tuple[tuple[int, str, float], ...]:
-        """Number, reason, and the share of the section that is replaced, of each."""
+        """Number, reason and replaced fraction of each section."""
         return tuple(
             (z, why, float(self.damage[z].mean()) if z in self.damage else 1.0) for z, why in self.reasons.items()
         )
 
     @property
     def digest(self) -> str | None:
-        """Of the damage: two repairs that list the same and have the same digest are the same."""
+        """Digest of the damage; repairs with equal lists and equal digests are equal."""
         if not self.damage:
             return None
         digest = hashlib.sha256()
@@ -53,7 +53,7 @@ class Repair:
         return digest.hexdigest()
 
     def sections(self, depth: int) -> np.ndarray:
-        """Which sections are replaced whole: bool ``(depth,)``."""
+        """Which sections are replaced as a whole, bool ``(depth,)``."""
         mask = np.zeros(depth, bool)
         mask[[z for z in self.whole if z < depth]] = True
         return mask
@@ -70,7 +70,7 @@ class Repair:
         return mask if mask.any() else None
 
     def check(self, box: Box) -> None:
-        """Raise ``InputError`` if what is left of a box of the stack does not suffice to fill the rest."""
+        """Raise ``InputError`` if too few neighbours are left in a box of the stack to predict its bad sections."""
         z, y, x = box
         check_mask(self.sections(z.stop)[z], (z.stop - z.start, 1, 1))
         for first in (number for number in self.reasons if z.start <= number < z.stop):
@@ -87,13 +87,13 @@ class Repair:
                     )
 
     def save(self, path: Path) -> None:
-        """Write the damage, compressed."""
+        """Write the damage to a compressed file."""
         masks: dict[str, Any] = {str(z): mask for z, mask in self.damage.items()}
         np.savez_compressed(path, **masks)
 
     @classmethod
     def load(cls, listed: Sequence[tuple[int, str, float]], path: Path) -> Repair:
-        """What :attr:`listed` and :meth:`save` keep."""
+        """Restore a repair from its list and from what :meth:`save` wrote."""
         reasons = {z: why for z, why, _ in listed}
         if not path.exists():
             return cls(reasons)
@@ -118,17 +118,18 @@ def parse_sections(text: str) -> list[int]:
 
 
 def choose_repair(stack: Any, chosen: str | Sequence[int] | Repair, name: str) -> Repair:
-    """What is replaced of a stack.
+    """Choose the voxels of a stack to replace.
 
     Args:
-        stack: ``(sections, y, x)``.
+        stack: the stack, ``(sections, y, x)``.
         chosen: ``"none"``; ``"auto"``, what :func:`~emformer_hub.inspect_stack` flags as missing, duplicate, unlike its
-            neighbours or blurred beyond use, and in places what it flags as damaged; numbers of sections; or what was
-            chosen already.
-        name: of the stack, for messages.
+            neighbours or blurred beyond use, and in places what it flags as damaged; numbers of sections; or a
+            repair, which is returned.
+        name: name of the stack in messages.
 
     Raises:
-        InputError: a section that is not there; no list of sections; or, for ``"auto"``, as ``inspect_stack``.
+        InputError: a section does not exist, the text is not a list of sections, or, for ``"auto"``, as
+            ``inspect_stack``.
     """
     if isinstance(chosen, Repair):
         return chosen

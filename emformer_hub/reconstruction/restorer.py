@@ -31,17 +31,17 @@ falls at least five-fold from one to the next from factor 1.5 on."""
 
 @dataclass
 class Restorer:
-    """Makes blocks of one result, in any order; all that the blocks share.
+    """Computes the blocks of one result, in any order.
 
-    Where the memory does not hold a block, it is made in quarters, and so are those after it. Voxels at the new sides
-    then differ from those of the whole block, as at sides of other blocks: by less than a grey level.
+    If a block does not fit into memory, it is computed in quarters, and so are all later blocks. Voxels at the new
+    sides then differ by less than a grey level from those of the whole block, as they do at the sides of any block.
 
     Args:
-        network: moves to the device.
-        processor, statistics: of intensities.
-        sections: how the input samples tissue.
-        ensemble: passes to average.
-        device, precision: what computes, and how (:func:`~emformer_hub.devices.choose_precision`).
+        network: the network, which moves to the device.
+        processor, statistics: normalisation of intensities, and the statistics of the stack.
+        sections: geometry of the sections of the input.
+        ensemble: number of passes to average.
+        device, precision: device that computes, and its precision (:func:`~emformer_hub.devices.choose_precision`).
         mode: what becomes of the noise of the sections.
     """
 
@@ -67,13 +67,13 @@ class Restorer:
         mask: np.ndarray | None = None,
         told: Callable[[int], None] = lambda done: None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """All voxels of a result, and their uncertainty, as :meth:`restore` makes them block by block.
+        """All voxels of a result and their uncertainty, computed block by block by :meth:`restore`.
 
         Args:
-            volume: ``(sections, y, x)``.
-            plan: how it is divided.
-            mask: bool, of the same shape.
-            told: called after each block, with how many are done.
+            volume: the stack, ``(sections, y, x)``.
+            plan: how the result is divided into blocks.
+            mask: voxels to predict from their surroundings, bool, same shape.
+            told: called after each block with the number of finished blocks.
         """
         result = np.empty(plan.output_zyx, volume.dtype), np.empty(plan.output_zyx, np.float32)
         for done, block in enumerate(plan.blocks(), start=1):
@@ -84,18 +84,19 @@ class Restorer:
         return result
 
     def restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The voxels of a block, and their uncertainty, from those that are seen for it.
+        """The voxels of a block and their uncertainty, computed from the input box of the block.
 
         Args:
-            seen: ``(sections, y, x)`` of ``block.seen``, intensity units.
-            mask: bool, of the same shape (or broadcastable to it, with three axes): True for voxels that are filled,
-                and never looked at. A block that sees none is what it is without a mask, to the bit.
+            seen: voxels of the input box ``block.seen``, ``(sections, y, x)``, intensity units.
+            mask: voxels to predict from their surroundings, bool, of the same shape or broadcastable to it with three
+                axes. Their values are never used. A block without such voxels equals the one without a mask to the bit.
 
         Returns:
-            ``(planes, y, x)`` of ``block.owned`` in the dtype of the volume, and float32, both in intensity units.
+            Voxels of the output box ``block.owned``, ``(planes, y, x)``, in the dtype of the volume, and their
+            uncertainty, float32, both in intensity units.
 
         Raises:
-            InputError: there is not enough memory for the smallest blocks either.
+            InputError: even the smallest blocks do not fit into memory.
         """
         pieces = self._pieces(block, self._quarterings)
         try:
@@ -111,7 +112,7 @@ class Restorer:
             )
         self._quarterings += 1
         log.warning(
-            "There is not enough memory on %s (%s): going on with blocks a quarter as large.", self.device, found
+            "There is not enough memory on %s (%s): continuing with blocks a quarter as large.", self.device, found
         )
         return self.restore(seen, block, mask)  # what the failed pass held is free by now
 
@@ -160,7 +161,7 @@ class Restorer:
         )
 
     def _made(self, block: Block) -> tuple[slice, slice]:
-        """The planes that the network makes for a block, and which of the seen sections they are projected onto."""
+        """The planes that the network computes for a block, and the sections of its input they are projected onto."""
         owned, seen, factor = block.z.owned, block.z.seen, self.sections.factor
         if self.mode == "clean":
             return owned, slice(0, 0)
@@ -186,7 +187,7 @@ class Restorer:
         inside_yx: tuple[slice, slice],
         member: int,
     ) -> None:
-        """Let one more orientation or mirror count in the mean so far and in the sum of variances, in place.
+        """Add one more orientation or mirror image to the mean and to the sum of variances, in place.
 
         B. P. Welford, "Note on a method for calculating corrected sums of squares and products", Technometrics 4(3),
         1962.

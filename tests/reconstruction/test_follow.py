@@ -114,7 +114,7 @@ def test_a_section_that_is_half_written_at_the_start_is_waited_for(stack: np.nda
 
 
 def test_what_never_lands_is_said(stack: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no folder of sections"):
+    with pytest.raises(InputError, match=r"is not a folder of sections"):
         next(sections_landing(tmp_path / "missing", 0.2))
     with pytest.raises(InputError, match=r"holds 0 sections, and none has landed for 0\.2 s; expected at least 4"):
         next(sections_landing(tmp_path, 0.2))

@@ -185,6 +185,17 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(
     check(output, expected.volume)
 
 
+def test_an_unfinished_run_of_another_version_is_told(stack: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    with pytest.raises(Interrupted):
+        run(stack, output, scheduler=interrupted_after(1))
+    file = state_folder(output) / "job.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "version": "0.1.0", "sharpened": True}))
+    with pytest.raises(InputError, match=r"job\.json is of version 0\.1\.0 .*begin again with --overwrite"):
+        run(stack, output, resume=True)
+
+
 def test_an_unfinished_run_is_forgotten_when_that_is_asked_for(
     stack: Path, expected: Reconstruction, tmp_path: Path
 ) -> None:

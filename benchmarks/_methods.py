@@ -18,8 +18,8 @@ from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolate
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
-from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction import Reconstruction, reconstruct
 
 UNET = "unet"

@@ -33,9 +33,9 @@ from _report import DATA, Columns, OutputFile, describe_file, describe_run, prin
 
 from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import consistency_residual, grey_range, psnr
+from emformer_hub.modes import MODES
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.projection import MODES
 from emformer_hub.reconstruction import Reconstruction, reconstruct
 
 LENGTHS = (1, 2, 3)

@@ -41,9 +41,9 @@ from _unet import trained_unet
 from emformer_hub.devices import choose_device
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.measurement import comparison_picture, evaluate, grey_range
+from emformer_hub.modes import MODES, Mode
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.projection import MODES, Mode
 from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import read_volume

@@ -32,8 +32,9 @@ from .errors import InputError
 from .geometry import SectionModel
 from .interpolation import fill_masked_rows, interpolation_matrix
 from .model_files import HUB_OPTIONS, attach, commit_of, is_adapter, model_folder
+from .modes import Mode, check_mode
 from .pretrained import loading
-from .projection import Mode, check_mode, project
+from .projection import project
 
 CACHED_TOKENS = 2**14  # that a layer works on at a time on a CPU; benchmarks/architecture.md has others
 LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from transformers.feature_extraction_utils import FeatureExtractionMixin
 from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
+from .modes import DEFAULT_MODE, MODES, Mode, check_mode
 from .pretrained import loading, resolve_pretrained
 from .uncertainty import ErrorQuantiles
 
@@ -61,7 +63,8 @@ class EMformerProcessor(FeatureExtractionMixin):
             saturated debris do not set the contrast.
         sample_size: at most about so many voxels, evenly spaced over the volume, are measured.
         error_quantiles: how the errors of the weights that this processor belongs to compare with the uncertainty that
-            they state; fields of :class:`~emformer_hub.uncertainty.ErrorQuantiles`.
+            they state: for each mode, fields of :class:`~emformer_hub.uncertainty.ErrorQuantiles`. The fields alone, as
+            weights from before there were modes have them, count for both.
 
     Raises:
         InputError: ``error_quantiles`` is no such map.
@@ -73,17 +76,20 @@ class EMformerProcessor(FeatureExtractionMixin):
         self,
         percentiles: tuple[float, float] | list[float] = (0.5, 99.5),
         sample_size: int = 2**22,
-        error_quantiles: dict[str, list[float]] | None = None,
+        error_quantiles: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.percentiles = list(percentiles)
         self.sample_size = sample_size
+        given = error_quantiles or {}
         try:
-            self.calibrate(ErrorQuantiles(**(error_quantiles or {})))
-        except (TypeError, ValueError) as error:
+            fields = given if given.keys() & set(MODES) else dict.fromkeys(MODES, given)
+            self.calibrate({mode: ErrorQuantiles(**fields[mode]) for mode in MODES})
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"error_quantiles: {error}; expected numbers for full_thickness and single_plane."
+                f"error_quantiles: {error}; expected numbers for full_thickness and single_plane, for each of "
+                f"{' and '.join(MODES)}."
             ) from error
 
     @classmethod
@@ -93,17 +99,22 @@ class EMformerProcessor(FeatureExtractionMixin):
         with loading(name):
             return super().from_pretrained(resolve_pretrained(name, kwargs.get("revision")), *args, **kwargs)
 
-    def calibrate(self, quantiles: ErrorQuantiles) -> None:
-        """Keep what was measured of the weights' errors; ``save_pretrained`` writes it."""
-        self.error_quantiles = {name: list(multiples) for name, multiples in vars(quantiles).items()}
+    def calibrate(self, quantiles: Mapping[Mode, ErrorQuantiles]) -> None:
+        """Keep what was measured of the weights' errors in each mode; ``save_pretrained`` writes it."""
+        self.error_quantiles = {
+            mode: {name: list(multiples) for name, multiples in vars(quantiles[mode]).items()} for mode in MODES
+        }
 
-    def interval(self, probability: float, sections: SectionModel, masked: bool = False) -> float:
+    def interval(
+        self, probability: float, sections: SectionModel, masked: bool = False, mode: Mode = DEFAULT_MODE
+    ) -> float:
         """How many times its stated uncertainty holds the error of a voxel, or of a masked one, with this probability.
 
         Raises:
             InputError: a probability outside 0 to 0.99.
         """
-        return ErrorQuantiles(**self.error_quantiles).multiple(probability, sections, masked)
+        check_mode(mode)
+        return ErrorQuantiles(**self.error_quantiles[mode]).multiple(probability, sections, masked)
 
     def measure(self, volume: Any, mask: Any = None) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.

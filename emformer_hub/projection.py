@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-
-from .errors import InputError
-
-Mode = Literal["faithful", "clean"]
-"""What a reconstruction does with the noise of its sections: keep it, so that sections cut from it are those that were
-measured, or leave it out."""
-MODES: tuple[Mode, ...] = get_args(Mode)
-DEFAULT_MODE: Mode = "clean"
-
-
-def check_mode(mode: str) -> None:
-    """Raise ``InputError`` for anything else than a mode."""
-    if mode not in MODES:
-        raise InputError(f"mode is {mode!r}; expected one of {', '.join(MODES)}.")
 
 
 def section_weights(positions: Sequence[float], num_sections: int, factor: float, thickness: float) -> Tensor:

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 
 LAYERS = [
-    {"errors", "files", "geometry", "records"},
+    {"errors", "files", "geometry", "modes", "records"},
     {"volumes", "interpolation", "devices"}
     | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "projection", "uncertainty"}
     | {"adapters", "loading", "model_files"},

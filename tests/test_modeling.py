@@ -22,6 +22,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import fill_masked_rows, interpolate
 from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput
+from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 
 TINY = {
@@ -429,3 +430,25 @@ def test_importing_the_package_registers_the_model(model: EMformerModel, tmp_pat
     code = f"import {imports}; print(type(transformers.AutoModel.from_pretrained({str(tmp_path)!r})).__name__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "EMformerModel", run.stderr
+
+
+@pytest.mark.parametrize("factor", [4, 5.5])
+def test_faithful_planes_give_the_sections_and_are_else_the_clean_ones(model: EMformerModel, factor: float) -> None:
+    geometry = SectionModel(factor, 1 / 2)
+    sections, mask = torch.randn(1, 3, 6, 16), torch.zeros(1, 1, 6, 1, dtype=torch.bool)
+    mask[:, :, 2] = True
+    with torch.inference_mode():
+        clean, faithful = (
+            model(sections, factor, thickness=0.5, section_mask=mask, mode=mode).reconstruction for mode in MODES
+        )
+    cut = geometry.degrade(faithful[0].transpose(0, 1).numpy())
+    given = sections[0].transpose(0, 1).numpy()
+    np.testing.assert_allclose(cut[[0, 1, 3, 4, 5]], given[[0, 1, 3, 4, 5]], atol=1e-4)
+    assert np.abs(cut[2] - given[2]).mean() > 0.1  # a masked section imposes nothing
+    imaged = geometry.matrix(6).any(axis=0)
+    torch.testing.assert_close(clean[:, :, ~imaged], faithful[:, :, ~imaged])
+
+
+def test_an_unknown_mode_is_an_error(model: EMformerModel) -> None:
+    with pytest.raises(InputError, match="mode is 'noisy'; expected one of clean, faithful"):
+        model(torch.randn(1, 2, 4, 8), 2.0, mode="noisy")  # type: ignore[arg-type]

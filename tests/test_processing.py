@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as npst
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
@@ -181,7 +182,7 @@ MEASURED = ErrorQuantiles(full_thickness=tuple(1.5 * m for m in LAPLACE), single
 def folder(tmp_path: Path) -> Path:
     """Where a calibrated processor was saved."""
     processor = EMformerProcessor()
-    processor.calibrate(MEASURED)
+    processor.calibrate({"clean": MEASURED, "faithful": ErrorQuantiles()})
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "emformer"}')
     return tmp_path
@@ -189,10 +190,19 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_calibration_survives_saving(folder: Path) -> None:
     loaded = EMformerProcessor.from_pretrained(folder)
-    assert ErrorQuantiles(**loaded.error_quantiles) == MEASURED
+    assert ErrorQuantiles(**loaded.error_quantiles["clean"]) == MEASURED
     for sections in (SectionModel(4), SectionModel(4, 1 / 4), SectionModel(6.7, 0.5)):
         assert loaded.interval(0.95, sections) == MEASURED.multiple(0.95, sections)
         assert loaded.interval(0.95, sections) != EMformerProcessor().interval(0.95, sections)
+        assert loaded.interval(0.95, sections, mode="faithful") == EMformerProcessor().interval(0.95, sections)
+    with pytest.raises(InputError, match="mode is 'noisy'"):
+        loaded.interval(0.95, SectionModel(4), mode="noisy")  # type: ignore[arg-type]
+
+
+def test_a_calibration_from_before_there_were_modes_counts_for_both() -> None:
+    loaded = EMformerProcessor(error_quantiles={name: list(values) for name, values in vars(MEASURED).items()})
+    for mode in MODES:
+        assert loaded.interval(0.95, SectionModel(4), mode=mode) == MEASURED.multiple(0.95, SectionModel(4))
 
 
 def test_a_processor_saved_before_there_was_calibration_takes_errors_for_laplacian(folder: Path) -> None:
@@ -200,7 +210,8 @@ def test_a_processor_saved_before_there_was_calibration_takes_errors_for_laplaci
     del settings["error_quantiles"]
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     loaded = EMformerProcessor.from_pretrained(folder)
-    assert ErrorQuantiles(**loaded.error_quantiles) == ErrorQuantiles()
+    for mode in MODES:
+        assert ErrorQuantiles(**loaded.error_quantiles[mode]) == ErrorQuantiles()
 
 
 def test_quantiles_that_are_no_map_are_refused() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
-from emformer_hub.projection import check_mode, project, section_weights
+from emformer_hub.modes import check_mode
+from emformer_hub.projection import project, section_weights
 
 
 @st.composite
@@ -99,5 +100,5 @@ def test_the_gradient_knows_only_what_sections_do_not_tell() -> None:
 
 
 def test_an_unknown_mode_is_an_error() -> None:
-    with pytest.raises(InputError, match="mode is 'cleen'; expected one of faithful, clean"):
+    with pytest.raises(InputError, match="mode is 'cleen'; expected one of clean, faithful"):
         check_mode("cleen")

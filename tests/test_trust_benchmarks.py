@@ -11,8 +11,9 @@ from uncertainty import PROBABILITIES, judge
 
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolate
+from emformer_hub.modes import Mode
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
-from emformer_hub.projection import Mode, project
+from emformer_hub.projection import project
 from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.volumes import check_mask
 from emformer_hub.volumes.phantom import neuropil

@@ -22,6 +22,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.loading import load_model
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import Mode
 from emformer_hub.pretrained import registry
 from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
 from emformer_hub.reconstruction import reconstruct
@@ -29,6 +30,8 @@ from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
 from emformer_hub.volumes.boxes import evenly_spaced, middle
 from emformer_hub.volumes.phantom import neuropil
 
+KEPT: dict[str, Mode] = {"left out": "clean", "kept, as it was measured": "faithful"}
+"""What becomes of the noise of sections."""
 THROUGH, FACE = "seen through (ssTEM, array tomography)", "block faces (SBF-SEM, FIB-SEM)"
 HIDDEN_SECTIONS, HIDDEN_SIDE = 6, 128
 """How many sections are left out in turn to see whether the model helps, and of what size."""
@@ -117,6 +120,7 @@ def run(
     voxel_size: str,
     thickness: str,
     model: str,
+    noise: str,
     *,
     limits: Limits,
     device: str,
@@ -130,6 +134,7 @@ def run(
         voxel_size: ``Z,Y,X`` in nm.
         thickness: ``THROUGH`` or ``FACE``.
         model: a published name.
+        noise: a key of ``KEPT``.
         limits: of size and time.
         device: as for ``reconstruct``.
         folder: gets the files to download.
@@ -152,7 +157,7 @@ def run(
     sections = SectionModel(factor, 1.0 if thickness == THROUGH else 1 / factor)
     command = (
         f"emformer-hub reconstruct {Path(paths[0]).name} isotropic.ome.zarr --voxel-size {voxel_size.strip()} "
-        f"--thickness {sections.thickness:.4g} --model {model}"
+        f"--thickness {sections.thickness:.4g} --model {model} --mode {KEPT[noise]}"
     )
     planes = sections.num_planes(len(stack))
     limits.check_size((planes, *stack.shape[1:]), command)
@@ -167,7 +172,15 @@ def run(
             done / count, f"Reconstructing: {done} of {count} blocks, about {passed * (count - done) / done:.0f} s left"
         )
 
-    result = reconstruct(stack, factor=factor, model=model, thickness=sections.thickness, device=device, progress=told)
+    result = reconstruct(
+        stack,
+        factor=factor,
+        model=model,
+        thickness=sections.thickness,
+        mode=KEPT[noise],
+        device=device,
+        progress=told,
+    )
     seconds = time.monotonic() - begin
     planes_size = sections.plane_size(size)
     z, _, _ = sections.plane_origin(size, volume.translation_nm)
@@ -276,6 +289,7 @@ class _Runs:
         voxel_size: str,
         thickness: str,
         model: str,
+        noise: str,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
     ) -> tuple[Any, ...]:
@@ -294,6 +308,7 @@ class _Runs:
                 voxel_size,
                 thickness,
                 model,
+                noise,
                 limits=self.limits,
                 device=self.device,
                 folder=_folder_of(request),
@@ -327,6 +342,7 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
                 thickness = gr.Radio([THROUGH, FACE], value=THROUGH, label="Sections are")
                 names = list(registry())
                 model = gr.Dropdown(names, value="emformer-small", label="Model")
+                noise = gr.Radio(list(KEPT), value=next(iter(KEPT)), label="Noise of the sections is")
                 with gr.Row():
                     start = gr.Button("Reconstruct", variant="primary", elem_id="start")
                     stop = gr.Button("Stop", elem_id="stop")
@@ -350,7 +366,7 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
         files.change(described_upload, files, [about, voxel_size], show_progress="minimal")
         running = start.click(
             runs.reconstructed,
-            [files, voxel_size, thickness, model],
+            [files, voxel_size, thickness, model, noise],
             [views, figures, look, volume, uncertainty],
             show_progress_on=figures,
             concurrency_limit=1,

@@ -25,6 +25,7 @@ from emformer_hub.interpolation import interpolate
 from emformer_hub.loading import load_model
 from emformer_hub.measurement.consistency import consistency_residual
 from emformer_hub.model_files import fingerprint
+from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import Box, check_region, middle, within
@@ -64,6 +65,7 @@ def audit_stack(
     voxel_size: VoxelSize,
     *,
     model: str = "emformer-small",
+    mode: Mode = DEFAULT_MODE,
     region: Box | None = None,
     name: str = "the stack",
     device: str | None = None,
@@ -77,6 +79,7 @@ def audit_stack(
         sections: how it samples tissue.
         voxel_size: of the stack, nm.
         model: by name.
+        mode: what becomes of the noise of the sections.
         region: audit the middle of this part instead.
         name: of the stack, for messages and the report.
         device: what computes.
@@ -99,7 +102,7 @@ def audit_stack(
     check_volume(crop, f"the middle of {name}")
     network, processor = load_model(model)
     where = choose_device(device)
-    restorer = Restorer(network, processor, sections, processor.measure(stack), ENSEMBLE, where)
+    restorer = Restorer(network, processor, sections, processor.measure(stack), ENSEMBLE, where, mode=mode)
     grey = restorer.statistics.std
     figures: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
@@ -145,6 +148,7 @@ def audit_stack(
         "factor": sections.factor,
         "thickness": sections.thickness,
         "model": model,
+        "mode": mode,
         "ensemble": ENSEMBLE,
         "device": str(where),
         "precision": dtype_name(choose_precision("auto", where)),

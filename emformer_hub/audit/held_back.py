@@ -22,6 +22,7 @@ from emformer_hub.interpolation import interpolation_matrix
 from emformer_hub.measurement import plane_ssim
 from emformer_hub.measurement.fidelity import SSIM_REACH
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import Mode
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
@@ -84,8 +85,8 @@ def left_out(restorer: Restorer, stack: np.ndarray, unfit: Sequence[int] = ()) -
     figures, gains = left_out_errors(stack, hidden, predicted)
     processor, sections = restorer.processor, restorer.sections
     figures["coverage"] = None
-    if calibrated_on_masked(processor):
-        multiples = [processor.interval(p, sections, masked=True) for p in PROBABILITIES]
+    if calibrated_on_masked(processor, restorer.mode):
+        multiples = [processor.interval(p, sections, True, restorer.mode) for p in PROBABILITIES]
         figures["coverage"] = coverage(predicted - stack[hidden], deviation, multiples)
     return figures, gains
 
@@ -286,13 +287,15 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
     sharp = crop[chosen].transpose(2, 0, 1)[: sections.num_planes(count)]  # x, section, y
     truth = restorer.statistics.normalise(sharp)
     degraded, target = (part.transpose(1, 0, 2) for part in (sections.degrade(truth), truth))
-    found = restore_degraded(network, degraded, target, sections, restorer.device, together=False)
+    mode = restorer.mode
+    found = restore_degraded(network, degraded, target, sections, restorer.device, together=False, mode=mode)
     error, cubic_error, scale = (part.float().cpu().numpy() for part in (found.error, found.cubic_error, found.scale))
     span = float(np.ptp(target))
+    multiples = [processor.interval(p, sections, mode=mode) for p in PROBABILITIES]
     figures = {
         "gain_over_bicubic_db": decibel(np.square(cubic_error).mean(), np.square(error).mean()),
         "psnr_db": decibel(span**2, float(np.square(error).mean())),
-        "coverage": coverage(error, math.sqrt(2) * scale, [processor.interval(p, sections) for p in PROBABILITIES]),
+        "coverage": coverage(error, math.sqrt(2) * scale, multiples),
     }
     if min(target.shape[1:]) > 2 * SSIM_REACH:
         figures["ssim"] = round(plane_ssim(target, target + error, span), 4)
@@ -306,9 +309,9 @@ def coverage(error: np.ndarray, deviation: np.ndarray, multiples: Sequence[float
     return {f"{p:g}": round(float((np.abs(error) <= multiple * deviation).mean()), 4) for p, multiple in pairs}
 
 
-def calibrated_on_masked(processor: EMformerProcessor) -> bool:
+def calibrated_on_masked(processor: EMformerProcessor, mode: Mode) -> bool:
     """Whether the weights' intervals of masked voxels were measured, rather than taken from those of the others."""
-    quantiles = processor.error_quantiles
+    quantiles = processor.error_quantiles[mode]
     return any(quantiles[f"masked_{name}"] != quantiles[name] for name in ("full_thickness", "single_plane"))
 
 

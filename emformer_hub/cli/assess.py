@@ -15,6 +15,7 @@ from emformer_hub.cli.options import (
     FACTOR,
     FACTOR_REQUIRED,
     INPUT,
+    MODE,
     MODEL,
     OME_ZARR,
     OVERWRITE,
@@ -29,6 +30,7 @@ from emformer_hub.cli.options import (
 )
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize, recut_origin
+from emformer_hub.modes import Mode
 
 if TYPE_CHECKING:
     from emformer_hub.reconstruction.settings import OpenStack
@@ -92,6 +94,7 @@ def inspect_command(
 @FACTOR
 @THICKNESS
 @MODEL
+@MODE
 @DEVICE
 @roi("Audit this part.  [default: the middle]")
 @OVERWRITE
@@ -103,6 +106,7 @@ def audit_command(
     factor: float | None,
     thickness: float,
     model: str,
+    mode: Mode,
     device: str,
     roi: Box | None,
     overwrite: bool,
@@ -124,7 +128,7 @@ def audit_command(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    audit(OpenStack(str(stack), volume), output, size, geometry, model, roi, device)
+    audit(OpenStack(str(stack), volume), output, size, geometry, model, mode, roi, device)
 
 
 def audit(
@@ -133,6 +137,7 @@ def audit(
     size: VoxelSize,
     geometry: SectionModel,
     model: str,
+    mode: Mode,
     roi: Box | None,
     device: str,
 ) -> None:
@@ -147,6 +152,7 @@ def audit(
             geometry,
             size,
             model=model,
+            mode=mode,
             region=roi,
             name=stack.path.rstrip("/").rsplit("/", 1)[-1],
             device=device,

@@ -10,6 +10,7 @@ import click
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.modes import DEFAULT_MODE, MODES
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -63,6 +64,14 @@ THICKNESS = click.option(
 )
 MODEL = click.option(
     "--model", default="emformer-small", show_default=True, help="Name of a bundled model, a folder, or a Hub id."
+)
+MODE = click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default=DEFAULT_MODE,
+    show_default=True,
+    help="What becomes of the noise of sections: clean leaves it out; faithful keeps it, so that the planes average to "
+    "the measured sections.",
 )
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 OME_ZARR = click.option(

@@ -16,6 +16,7 @@ from emformer_hub.cli.options import (
     DEVICE,
     FACTOR,
     INPUT,
+    MODE,
     MODEL,
     OME_ZARR,
     OVERWRITE,
@@ -31,7 +32,7 @@ from emformer_hub.errors import InputError
 
 if TYPE_CHECKING:
     from emformer_hub.geometry import VoxelSize
-    from emformer_hub.projection import Mode
+    from emformer_hub.modes import Mode
     from emformer_hub.reconstruction.parts import Scheduler
     from emformer_hub.reconstruction.settings import FileSettings, OpenStack
     from emformer_hub.volumes import Volume
@@ -61,14 +62,7 @@ if TYPE_CHECKING:
     metavar="none|auto|LIST",
     help="Predict bad sections from their neighbours: those that `inspect` flags, or a list such as 3,7-9, from 0.",
 )
-@click.option(
-    "--mode",
-    type=click.Choice(["clean", "faithful"]),
-    default="clean",
-    show_default=True,
-    help="What becomes of the noise of sections: clean leaves it out; faithful keeps it, so that the planes average to "
-    "the measured sections.",
-)
+@MODE
 @DEVICE
 @roi("Reconstruct this part only, as a trial: sections, rows and columns of INPUT.")
 @click.option(
@@ -184,7 +178,7 @@ def reconstruct_command(
         shutil.rmtree(preview_path(output))
     _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
     if page is not None:
-        audit(stack, page, size, geometry, model, roi, device)
+        audit(stack, page, size, geometry, model, mode, roi, device)
 
 
 def _open(path: Path | str, voxel_size: str | None, follow: float | None) -> tuple[Volume, VoxelSize]:

@@ -16,8 +16,8 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.loading import load_model
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.projection import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
 from emformer_hub.uncertainty import half_width
@@ -37,6 +37,7 @@ class Reconstruction:
         sections: geometry of the sections of the input.
         processor: processor of the weights, which holds the calibration of their uncertainty.
         mask: voxels of the input that were predicted from their surroundings, bool ``(sections, y, x)``, if any.
+        mode: what became of the noise of the sections.
     """
 
     volume: np.ndarray
@@ -44,6 +45,7 @@ class Reconstruction:
     sections: SectionModel
     processor: EMformerProcessor
     mask: np.ndarray | None = None
+    mode: Mode = DEFAULT_MODE
 
     @property
     def factor(self) -> float:
@@ -59,7 +61,9 @@ class Reconstruction:
         Raises:
             InputError: a probability outside 0 to 0.99.
         """
-        measured, masked = (self.processor.interval(probability, self.sections, masked) for masked in (False, True))
+        measured, masked = (
+            self.processor.interval(probability, self.sections, masked, self.mode) for masked in (False, True)
+        )
         sections = self.sections.sections_of(len(self.uncertainty))
         if self.mask is not None:
             sections = sections.clip(max=len(self.mask) - 1)
@@ -162,7 +166,7 @@ def reconstruct(
 
     with bar:
         result = restorer.restore_all(volume, plan, mask, told)
-    return Reconstruction(*result, sections, processor, mask)
+    return Reconstruction(*result, sections, processor, mask, mode)
 
 
 def _processor_beside(model: EMformerModel) -> EMformerProcessor:

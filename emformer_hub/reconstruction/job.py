@@ -19,7 +19,7 @@ from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
 from emformer_hub.files import write_text
 from emformer_hub.geometry import SectionModel
-from emformer_hub.projection import Mode, check_mode
+from emformer_hub.modes import Mode, check_mode
 from emformer_hub.reconstruction.repair import choose_repair
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
@@ -181,7 +181,7 @@ def make_job(
     if isinstance(data, np.ndarray):  # others are checked part by part, as they are read
         check_volume(data[region], part, repair.mask(region))
     if confidence is not None:
-        model.processor.interval(confidence, geometry)  # says what is wrong with it
+        model.processor.interval(confidence, geometry, mode=chosen["mode"])  # says what is wrong with it
     statistics = model.processor.measure(data, whole)
     first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))

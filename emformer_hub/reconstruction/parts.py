@@ -196,7 +196,9 @@ class Parts:
         """Which voxels of a block are within ``TOLERANCE`` of the truth with the job's probability."""
         assert self.job.confidence is not None
         processor, geometry = self.restorer.processor, self.job.geometry
-        measured, masked = (processor.interval(self.job.confidence, geometry, masked) for masked in (False, True))
+        measured, masked = (
+            processor.interval(self.job.confidence, geometry, masked, self.job.mode) for masked in (False, True)
+        )
         hidden = None if mask is None else mask[:, block.y.inside, block.x.inside]
         sections = geometry.sections_of(len(uncertainty), block.z.owned.start).clip(max=block.z.seen.stop - 1)
         width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.seen.start)

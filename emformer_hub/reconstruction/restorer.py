@@ -16,8 +16,9 @@ from emformer_hub.devices import choose_precision, is_out_of_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
-from emformer_hub.projection import DEFAULT_MODE, Mode, project
+from emformer_hub.projection import project
 from emformer_hub.reconstruction.blocks import Block, Plan, lateral_grid
 from emformer_hub.volumes.boxes import within
 

@@ -27,6 +27,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import alignment_note
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
 from emformer_hub.training.losses import judged_value, reconstruction_loss
@@ -314,8 +315,9 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     report = None
     if accelerator.is_main_process:
         average.swapped_into(model)
-        if (quantiles := error_quantiles(model, volumes, accelerator.device)) is not None:
-            processor.calibrate(quantiles)
+        quantiles = {mode: error_quantiles(model, volumes, accelerator.device, mode) for mode in MODES}
+        if measured := {mode: found for mode, found in quantiles.items() if found is not None}:
+            processor.calibrate(measured)
         trainee.save(output)
         processor.save_pretrained(output)
         if recipe.base is not None:

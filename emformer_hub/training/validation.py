@@ -15,6 +15,7 @@ import torch
 from emformer_hub.audit.held_back import Restored, restore_degraded
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import Mode
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
 
@@ -57,6 +58,7 @@ def restore(
     device: torch.device,
     *,
     along_z: bool = False,
+    mode: Mode = "faithful",
 ) -> Restored | None:
     """One pass over a volume's validation clip; ``None`` if the volume is too small for the geometry."""
     clips = validation_clips(volume, sections, along_z=along_z)
@@ -69,7 +71,7 @@ def restore(
         device,
         together=volume.aligned,  # a section by itself knows no neighbours
         frame_spacing=max(1.0, volume.anisotropy),
-        mode="faithful",
+        mode=mode,
     )
 
 
@@ -92,9 +94,9 @@ def validate(model: EMformerModel, volumes: Sequence[TrainingVolume], device: to
 
 
 def error_quantiles(
-    model: EMformerModel, volumes: Sequence[TrainingVolume], device: torch.device
+    model: EMformerModel, volumes: Sequence[TrainingVolume], device: torch.device, mode: Mode
 ) -> ErrorQuantiles | None:
-    """How the errors on held-out columns compare with the uncertainty stated there, volumes by their weight.
+    """How the errors of a mode on held-out columns compare with the uncertainty stated there, volumes by their weight.
 
     An isotropic volume is degraded along z, as reconstruction meets it: planes differ in brightness and noise as the
     microscope went on, which errors along y know nothing of. ``None`` if no volume is large enough.
@@ -104,7 +106,9 @@ def error_quantiles(
     for geometries in (FULL_THICKNESS, SINGLE_PLANE):
         quantiles, weights = [], []
         for volume, sections in itertools.product(volumes, geometries):
-            if volume.weight and (restored := restore(model, volume, sections, device, along_z=volume.isotropic)):
+            if not volume.weight:
+                continue
+            if restored := restore(model, volume, sections, device, along_z=volume.isotropic, mode=mode):
                 ratios = restored.error.abs() / (math.sqrt(2) * restored.scale)  # of a Laplace scale
                 quantiles.append(np.quantile(ratios.cpu().numpy(), PROBABILITIES))
                 weights.append(volume.weight)

@@ -28,8 +28,8 @@ def stack(tmp_path: Path) -> Path:
 
 
 def upload(*paths: Path, folder: Path, **changed: Any) -> Any:
-    settings = {"voxel_size": "24,8,8", "thickness": FACE, "model": "emformer-tiny", "device": "cpu"}
-    settings |= {"limits": Limits(), "progress": lambda share, doing: None}
+    settings = {"voxel_size": "24,8,8", "thickness": FACE, "model": "emformer-tiny", "noise": "left out"}
+    settings |= {"device": "cpu", "limits": Limits(), "progress": lambda share, doing: None}
     return run([str(path) for path in paths], folder=folder, **settings | changed)
 
 
@@ -46,6 +46,12 @@ def test_the_result_is_that_of_the_library_and_can_be_downloaded(stack: Path, tm
         assert written.voxel_size == VoxelSize(8, 8, 8)
         assert written.translation_nm == (8, 0, 0)  # the middle of the first plane of the slab whose middle is at 16 nm
     assert "dB" in figures and "24 x 32 x 48 voxels" in figures
+
+
+def test_noise_of_the_sections_is_kept_if_wished(stack: Path, tmp_path: Path) -> None:
+    views, *_ = upload(stack, folder=tmp_path, noise="kept, as it was measured")
+    given = read_volume(stack).data
+    np.testing.assert_array_equal(views.result.volume[1::3], given)  # of three planes, the middle one is imaged
 
 
 def test_progress_grows_to_the_end_and_can_stop_the_run(stack: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import Reconstruction, blocks, reconstruct
 from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
@@ -276,7 +277,8 @@ def test_half_widths_are_the_uncertainty_times_what_the_weights_folder_says(
     tiny: EMformerModel, stack: np.ndarray, tmp_path: Path, thickness: float, times: float
 ) -> None:
     processor = EMformerProcessor()
-    processor.calibrate(ErrorQuantiles(*(tuple(n * multiple for multiple in LAPLACE) for n in (3, 2))))
+    quantiles = ErrorQuantiles(*(tuple(n * multiple for multiple in LAPLACE) for n in (3, 2)))
+    processor.calibrate(dict.fromkeys(MODES, quantiles))
     tiny.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     result = run(stack, str(tmp_path), 4, thickness=thickness)

@@ -11,8 +11,9 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import consistency_residual
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import MODES, Mode
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.projection import MODES, Mode, project
+from emformer_hub.projection import project
 from emformer_hub.reconstruction import Reconstruction, reconstruct
 from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.restorer import Restorer
@@ -212,7 +213,7 @@ def test_masked_sections_impose_nothing(model: EMformerModel, stack: np.ndarray)
 def test_masked_voxels_have_intervals_of_their_own(model: EMformerModel, stack: np.ndarray) -> None:
     done = run(stack, model, mask=damage())
     doubled = tuple(2 * multiple for multiple in LAPLACE)
-    done.processor.calibrate(ErrorQuantiles(masked_full_thickness=doubled))
+    done.processor.calibrate(dict.fromkeys(MODES, ErrorQuantiles(masked_full_thickness=doubled)))
     hidden = damage()[np.arange(len(done.volume)) // 4]
     ratio = done.half_width(0.8) / done.uncertainty
     np.testing.assert_allclose(ratio[hidden], 2 * ratio[~hidden][0], rtol=1e-5)

@@ -11,6 +11,7 @@ import torch
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.training.validation import FULL_THICKNESS, SINGLE_PLANE, error_quantiles, restore
@@ -29,6 +30,15 @@ def model() -> EMformerModel:
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     return model
+
+
+def test_modes_differ_on_imaged_planes_alone(model: EMformerModel, tissue: np.ndarray) -> None:
+    sections = SectionModel(4, 1 / 2)
+    clean, faithful = (restore(model, volume(tissue), sections, CPU, mode=mode) for mode in MODES)
+    assert clean is not None and faithful is not None
+    imaged = sections.matrix(8).any(axis=0)
+    torch.testing.assert_close(clean.error[:, :32][:, ~imaged], faithful.error[:, :32][:, ~imaged])
+    assert (clean.error[:, :32][:, imaged] - faithful.error[:, :32][:, imaged]).abs().mean() > 1e-3
 
 
 def volume(data: np.ndarray, **changes: Any) -> TrainingVolume:
@@ -52,7 +62,7 @@ def ratios(model: EMformerModel, training: TrainingVolume, sections: SectionMode
 def test_errors_lie_within_the_multiple_as_often_as_it_says(
     model: EMformerModel, tissue: np.ndarray, geometries: tuple[SectionModel, ...], probability: float
 ) -> None:
-    quantiles = error_quantiles(model, [volume(tissue)], CPU)
+    quantiles = error_quantiles(model, [volume(tissue)], CPU, "faithful")
     assert quantiles is not None
     shares = [
         (ratios(model, volume(tissue), sections) <= quantiles.multiple(probability, sections)).mean()
@@ -65,16 +75,16 @@ def test_an_anisotropic_volume_is_calibrated_along_y(model: EMformerModel, tissu
     turned = np.ascontiguousarray(tissue.swapaxes(0, 1))  # whose y is the other's z
     statistics = EMformerProcessor().measure(tissue)
     coarse = TrainingVolume("test", turned, VoxelSize(8.9, 8, 8), statistics)  # hardly coarser, but not isotropic
-    fine = error_quantiles(model, [TrainingVolume("test", tissue, VoxelSize(8, 8, 8), statistics)], CPU)
-    found = error_quantiles(model, [coarse], CPU)
+    fine = error_quantiles(model, [TrainingVolume("test", tissue, VoxelSize(8, 8, 8), statistics)], CPU, "faithful")
+    found = error_quantiles(model, [coarse], CPU, "faithful")
     np.testing.assert_allclose(found.full_thickness, fine.full_thickness, rtol=0.05)  # the frame spacing differs
 
 
 def test_volumes_count_by_their_weight(model: EMformerModel, tissue: np.ndarray) -> None:
     other = np.random.default_rng(0).integers(0, 256, tissue.shape, np.uint8)
-    alone = [error_quantiles(model, [volume(data)], CPU) for data in (tissue, other)]
-    assert error_quantiles(model, [volume(tissue, weight=2.0), volume(other, weight=0.0)], CPU) == alone[0]
-    together = error_quantiles(model, [volume(tissue, weight=3.0), volume(other)], CPU)
+    alone = [error_quantiles(model, [volume(data)], CPU, "faithful") for data in (tissue, other)]
+    assert error_quantiles(model, [volume(tissue, weight=2.0), volume(other, weight=0.0)], CPU, "faithful") == alone[0]
+    together = error_quantiles(model, [volume(tissue, weight=3.0), volume(other)], CPU, "faithful")
     for name, multiples in vars(together).items():
         first, second = (np.array(getattr(quantiles, name)) for quantiles in alone)
         assert not np.allclose(first, second, atol=0.01)
@@ -84,9 +94,11 @@ def test_volumes_count_by_their_weight(model: EMformerModel, tissue: np.ndarray)
 def test_a_volume_too_small_for_four_sections_tells_nothing(model: EMformerModel, tissue: np.ndarray) -> None:
     small = volume(tissue[:15, :16])
     assert restore(model, small, SectionModel(4), CPU, along_z=True) is None
-    assert error_quantiles(model, [small], CPU) is None
-    assert error_quantiles(model, [small, volume(tissue, weight=0.0)], CPU) is None
-    assert error_quantiles(model, [small, volume(tissue)], CPU) == error_quantiles(model, [volume(tissue)], CPU)
+    assert error_quantiles(model, [small], CPU, "faithful") is None
+    assert error_quantiles(model, [small, volume(tissue, weight=0.0)], CPU, "faithful") is None
+    assert error_quantiles(model, [small, volume(tissue)], CPU, "faithful") == error_quantiles(
+        model, [volume(tissue)], CPU, "faithful"
+    )
 
 
 def test_only_held_out_columns_count(model: EMformerModel, tissue: np.ndarray) -> None:
@@ -94,7 +106,9 @@ def test_only_held_out_columns_count(model: EMformerModel, tissue: np.ndarray) -
     changed = tissue.copy()
     changed[:, :, : -training.holdout_columns] = 0
     same_statistics = TrainingVolume("test", changed, training.voxel_size, training.statistics)
-    assert error_quantiles(model, [same_statistics], CPU) == error_quantiles(model, [training], CPU)
+    assert error_quantiles(model, [same_statistics], CPU, "faithful") == error_quantiles(
+        model, [training], CPU, "faithful"
+    )
 
 
 @pytest.mark.parametrize("aligned", [True, False])

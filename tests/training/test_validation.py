@@ -11,13 +11,14 @@ import torch
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.modes import MODES
+from emformer_hub.modes import MODES, Mode
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.sampling import TrainingVolume
 from emformer_hub.training.validation import FULL_THICKNESS, SINGLE_PLANE, error_quantiles, restore
 from emformer_hub.volumes.phantom import neuropil
 
 CPU = torch.device("cpu")
+MODE: Mode = "faithful"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def ratios(model: EMformerModel, training: TrainingVolume, sections: SectionMode
 def test_errors_lie_within_the_multiple_as_often_as_it_says(
     model: EMformerModel, tissue: np.ndarray, geometries: tuple[SectionModel, ...], probability: float
 ) -> None:
-    quantiles = error_quantiles(model, [volume(tissue)], CPU, "faithful")
+    quantiles = error_quantiles(model, [volume(tissue)], CPU, MODE)
     assert quantiles is not None
     shares = [
         (ratios(model, volume(tissue), sections) <= quantiles.multiple(probability, sections)).mean()
@@ -75,16 +76,16 @@ def test_an_anisotropic_volume_is_calibrated_along_y(model: EMformerModel, tissu
     turned = np.ascontiguousarray(tissue.swapaxes(0, 1))  # whose y is the other's z
     statistics = EMformerProcessor().measure(tissue)
     coarse = TrainingVolume("test", turned, VoxelSize(8.9, 8, 8), statistics)  # hardly coarser, but not isotropic
-    fine = error_quantiles(model, [TrainingVolume("test", tissue, VoxelSize(8, 8, 8), statistics)], CPU, "faithful")
-    found = error_quantiles(model, [coarse], CPU, "faithful")
+    fine = error_quantiles(model, [TrainingVolume("test", tissue, VoxelSize(8, 8, 8), statistics)], CPU, MODE)
+    found = error_quantiles(model, [coarse], CPU, MODE)
     np.testing.assert_allclose(found.full_thickness, fine.full_thickness, rtol=0.05)  # the frame spacing differs
 
 
 def test_volumes_count_by_their_weight(model: EMformerModel, tissue: np.ndarray) -> None:
     other = np.random.default_rng(0).integers(0, 256, tissue.shape, np.uint8)
-    alone = [error_quantiles(model, [volume(data)], CPU, "faithful") for data in (tissue, other)]
-    assert error_quantiles(model, [volume(tissue, weight=2.0), volume(other, weight=0.0)], CPU, "faithful") == alone[0]
-    together = error_quantiles(model, [volume(tissue, weight=3.0), volume(other)], CPU, "faithful")
+    alone = [error_quantiles(model, [volume(data)], CPU, MODE) for data in (tissue, other)]
+    assert error_quantiles(model, [volume(tissue, weight=2.0), volume(other, weight=0.0)], CPU, MODE) == alone[0]
+    together = error_quantiles(model, [volume(tissue, weight=3.0), volume(other)], CPU, MODE)
     for name, multiples in vars(together).items():
         first, second = (np.array(getattr(quantiles, name)) for quantiles in alone)
         assert not np.allclose(first, second, atol=0.01)
@@ -94,9 +95,9 @@ def test_volumes_count_by_their_weight(model: EMformerModel, tissue: np.ndarray)
 def test_a_volume_too_small_for_four_sections_tells_nothing(model: EMformerModel, tissue: np.ndarray) -> None:
     small = volume(tissue[:15, :16])
     assert restore(model, small, SectionModel(4), CPU, along_z=True) is None
-    assert error_quantiles(model, [small], CPU, "faithful") is None
-    assert error_quantiles(model, [small, volume(tissue, weight=0.0)], CPU, "faithful") is None
-    assert error_quantiles(model, [small, volume(tissue)], CPU, "faithful") == error_quantiles(
+    assert error_quantiles(model, [small], CPU, MODE) is None
+    assert error_quantiles(model, [small, volume(tissue, weight=0.0)], CPU, MODE) is None
+    assert error_quantiles(model, [small, volume(tissue)], CPU, MODE) == error_quantiles(
         model, [volume(tissue)], CPU, "faithful"
     )
 
@@ -106,9 +107,7 @@ def test_only_held_out_columns_count(model: EMformerModel, tissue: np.ndarray) -
     changed = tissue.copy()
     changed[:, :, : -training.holdout_columns] = 0
     same_statistics = TrainingVolume("test", changed, training.voxel_size, training.statistics)
-    assert error_quantiles(model, [same_statistics], CPU, "faithful") == error_quantiles(
-        model, [training], CPU, "faithful"
-    )
+    assert error_quantiles(model, [same_statistics], CPU, MODE) == error_quantiles(model, [training], CPU, "faithful")
 
 
 @pytest.mark.parametrize("aligned", [True, False])

@@ -13,7 +13,7 @@ import numpy as np
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.loading import load_model
 from emformer_hub.model_files import fingerprint
-from emformer_hub.projection import DEFAULT_MODE, Mode
+from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.volumes import StoredArray, Volume, open_volume
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Whether neighbouring sections lie above each other: how far each is shifted against the one before.
+"""Whether neighbouring sections are aligned: how far each is shifted against the one before.
 
 Both sections of a pair are band-passed and tapered, and correlated at every shift at once by Fourier transform. A shift
-counts only where the correlation has one distinct peak. Tissue itself moves between sections, where processes run
-obliquely, so that shifts of a few voxels say nothing; and a drift that small but steady goes unseen.
+counts only where the correlation has one distinct peak. Tissue itself moves between sections where processes run
+obliquely, so shifts of a few voxels mean nothing; and a small but steady drift goes unseen.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from emformer_hub.volumes.boxes import evenly_spaced, middle
 
 MAX_PAIRS, MAX_SIDE = 64, 512
 FINEST, COARSEST = 2.0, 8.0
-"""Standard deviations, in voxels, of the two Gaussians whose difference is looked at: membranes, neither noise nor
+"""Standard deviations, in voxels, of the two Gaussians whose difference passes membranes, but neither noise nor
 gradients of brightness."""
 DISTINCT = 1.5
-"""How many times the second-highest peak the highest must be. Unrelated images reach less in 95 % of pairs, aligned
+"""Least ratio of the highest peak to the second-highest. Unrelated images reach less in 95 % of pairs, aligned
 sections over a field of 512 x 512 voxels more in 99 %, over one of 256 x 256 more in 94 %."""
 LARGE_SHIFT = 12.0
 """Voxels. Over the middle 512 x 512 voxels of aligned stacks shifts reach 1 (FIB-SEM, 8 nm), 3 (SBF-SEM), 8 (every 8th
 plane of a FIB-SEM), 10 and 11 voxels (ssTEM); in a stack known to be badly aligned 28 % are larger, up to 28 voxels."""
 MANY = 0.1
-"""Share of the pairs. At a tenth, two of three clips of 12 sections hold a jump; a damaged section in a large stack is
-no reason to give up all neighbours."""
+"""Fraction of the pairs. At a tenth, two of three clips of 12 sections hold a jump; one damaged section in a large
+stack is not a reason to distrust all neighbours."""
 
 
 def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
-    """How far sections are displaced against the one before them, along y and x, in whole voxels.
+    """Shift of sections against the one before them, along y and x, in whole voxels.
 
-    Looks at the middle of the sections, at most 512 x 512 voxels, and reads no more than that. Shifts up to about a
+    Reads only the middle of the sections, at most 512 x 512 voxels. Shifts up to about a
     quarter of that field are found.
 
     Args:
@@ -40,7 +40,7 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
 
     Returns:
         ``(pairs, 2)``, float64: one row for each pair of neighbours, in their order, at most 64 of them, evenly spaced
-        over the volume. NaN where none can be told: a section is blank, or the two have too little in common.
+        over the volume. NaN where no shift can be measured: a section is blank, or the two have too little in common.
     """
     depth, height, width = volume.shape
     pairs = evenly_spaced(depth - 1, MAX_PAIRS)
@@ -56,10 +56,10 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
 
 
 def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
-    """A sentence about a stack ``(z, y, x)`` whose sections do not lie above each other; ``None`` if they do.
+    """A sentence about a stack ``(z, y, x)`` whose sections are not aligned; ``None`` if they are.
 
-    Said of a stack in which at least a tenth of the pairs of :func:`section_shifts` are shifted by more than 12 voxels,
-    or in which no shift can be told for most of them.
+    A stack counts as badly aligned if at least a tenth of the pairs of :func:`section_shifts` are shifted by more than
+    12 voxels, or if no shift can be measured for most of them.
     """
     shifts = section_shifts(volume)
     told = told_lengths(shifts)
@@ -79,8 +79,10 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
 
 @lru_cache(maxsize=4)
 def taper_and_band(rows: int, columns: int, coarser: float = 1) -> tuple[np.ndarray, np.ndarray]:
-    """What an image is multiplied by, and what its spectrum is, ``(y, x)``, float32: structures as large as membranes,
-    or so many times as large, remain."""
+    """A taper to multiply an image by, and a band-pass for its spectrum, both ``(y, x)``, float32.
+
+    Structures of the size of membranes, or ``coarser`` times that size, remain.
+    """
     taper = np.outer(np.hanning(rows), np.hanning(columns)).astype(np.float32)
     frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.fftfreq(columns))  # cycles a voxel
     fine, coarse = (np.exp(-2 * (np.pi * sigma * frequency) ** 2) for sigma in (coarser * FINEST, coarser * COARSEST))
@@ -88,13 +90,13 @@ def taper_and_band(rows: int, columns: int, coarser: float = 1) -> tuple[np.ndar
 
 
 def told_lengths(shifts: np.ndarray) -> np.ndarray:
-    """How long those of :func:`section_shifts` are that could be told, voxels."""
+    """Lengths, in voxels, of those :func:`section_shifts` that could be measured."""
     return np.hypot(*shifts[~np.isnan(shifts).any(axis=1)].T)
 
 
 def distinct_peak(correlation: np.ndarray, width: float = 2 * COARSEST) -> tuple[float, float]:
-    """The shift ``(y, x)`` at which a map of all of them ``(y, x)`` peaks; NaN if it peaks as well elsewhere, that is,
-    by more than so many voxels off."""
+    """Shift ``(y, x)`` at which a correlation map ``(y, x)`` peaks; NaN if it has a second peak more than ``width``
+    voxels away."""
     peak = np.unravel_index(int(correlation.argmax()), correlation.shape)
     shifts_y, shifts_x = (np.fft.fftfreq(side, 1 / side) for side in correlation.shape)
     around = np.roll(correlation, (-peak[0], -peak[1]), axis=(0, 1))

@@ -1,12 +1,12 @@
-"""What is measured of a section, by itself and against two others: numpy and scipy only, no thresholds, no stack.
+"""Measures of a section, by itself and against two others: numpy and scipy only, without thresholds.
 
-A section is ``(y, x)``. Most functions take it standardised: median 0 and spread 1, so that brightness and contrast are
-out of the way and a difference of 1 is one usual departure from the median.
+A section is ``(y, x)``. Most functions take it standardised, with median 0 and robust standard deviation 1: brightness
+and contrast are then out of the way.
 
 Local damage is what lies outside the range of both neighbours. Tissue moves from section to section, so the range at a
-place is that of its surroundings, and it is looked at on several scales: a thin crack is extreme in itself, or stands
-out from what is around it, a fold or a charged area only on average. Paths add up what a line has in common along its
-way, however it bends. A fold takes tissue away, so that what is on its far side is displaced.
+place is taken over its surroundings, on several scales: a thin crack is extreme in itself, or stands out from its
+surroundings; a fold or a charged area is extreme only on average. Paths add up the deviation along a line, however it
+bends. A fold hides tissue, so that the two sides of it are displaced against each other.
 """
 
 from __future__ import annotations
@@ -23,36 +23,39 @@ QUANTILES = (0.25, 0.75)
 NORMAL_IQR = 1.349
 """Interquartile range of a normal distribution, in standard deviations."""
 BANDS = ((1 / 64, 1 / 16), (1 / 16, 1 / 8), (1 / 12, 1 / 6), (1 / 8, 1 / 4), (1 / 4, 1 / 2))
-"""Cycles a voxel. The first is what the others are compared with: blur leaves it nearly as it was."""
+"""Cycles per voxel. The others are compared with the first, which blur hardly changes."""
 SQUARE, SQUARE_STEP, SQUARES = 96, 32, 16
-"""Voxels a side, voxels from one to the next, most along an axis."""
+"""Voxels along each side, voxels from one square to the next, and most squares along an axis."""
 ALIKE = 0.45
-"""Correlation from which a square shows what others show."""
+"""Correlation from which on a square counts as showing the same tissue as the other sections."""
 LEAST_SQUARES, DIRECTIONS = 6, 8
 MIN_SIDE = 32
-"""Voxels: in less there are neither bands nor neighbourhoods to speak of."""
+"""Voxels along each side: smaller sections have neither bands nor neighbourhoods to measure."""
 
 
 def standardise(section: np.ndarray) -> np.ndarray:
-    """A section of any real dtype with median 0 and spread 1 (its interquartile range as that of a normal
-    distribution), float32; without spread, all zero. Voxels that are not finite become 0."""
+    """Scale a section of any real dtype to median 0 and robust standard deviation 1, float32.
+
+    A section without contrast becomes zero everywhere, and so do voxels that are not finite.
+    """
     values = section.astype(np.float32)
     finite = np.isfinite(values)
     if not finite.all():
         values[~finite] = np.median(values[finite]) if finite.any() else 0
-    centre, width = spread(values)
+    centre, width = median_and_sd(values)
     return (values - np.float32(centre)) / np.float32(width) if width > 0 else np.zeros_like(values)
 
 
-def spread(section: np.ndarray) -> tuple[float, float]:
-    """Median and robust standard deviation; the plain one where half of the voxels are equal (1-bit data)."""
+def median_and_sd(section: np.ndarray) -> tuple[float, float]:
+    """Median and robust standard deviation, from the interquartile range; the plain one where half of the voxels are
+    equal (1-bit data)."""
     low, centre, high = np.quantile(section, (QUANTILES[0], 0.5, QUANTILES[1]))
     width = float(high - low) / NORMAL_IQR
     return float(centre), width or float(section.std())
 
 
-def constant_share(section: np.ndarray) -> float:
-    """Share of the voxels that have the most frequent of all values; near 1 in a section that was not imaged."""
+def constant_fraction(section: np.ndarray) -> float:
+    """Fraction of the voxels that have the most frequent value; near 1 in a section that was not imaged."""
     _, counts = np.unique(section, return_counts=True)
     return float(counts.max() / section.size)
 
@@ -68,17 +71,17 @@ def detail(standard: np.ndarray) -> np.ndarray:
 
 
 def difference(a: np.ndarray, b: np.ndarray, sigma: float = 1.5) -> float:
-    """Root mean square of the difference of two standardised sections, a little smoothed: 0 for copies."""
+    """Root mean square difference of two standardised sections, slightly smoothed: 0 for copies."""
     return float(np.sqrt(np.mean(np.square(_gaussian(a.clip(-4, 4) - b.clip(-4, 4), sigma)))))
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """Where a section lies against another.
+    """Position of a section relative to another.
 
     Attributes:
         shift_yx: voxels; NaN where the correlation has no single peak.
-        likeness: height of the peak, -1 to 1: how far both show the same, once they are laid over each other.
+        likeness: height of the peak, -1 to 1: correlation of the two sections once they are aligned.
     """
 
     shift_yx: tuple[float, float]
@@ -86,8 +89,10 @@ class Displacement:
 
 
 def band_passed(standard: np.ndarray, coarser: float = 1) -> np.ndarray:
-    """Spectrum of the middle of a section, at most 512 x 512 voxels: what is as large as membranes, or so many times as
-    large; of norm 1."""
+    """Spectrum of the middle of a section, at most 512 x 512 voxels, of norm 1.
+
+    It is band-passed to the size of membranes, or ``coarser`` times that size.
+    """
     part = standard[middle(standard.shape, (MAX_SIDE, MAX_SIDE))].clip(-4, 4)
     taper, band = taper_and_band(*part.shape, coarser)
     spectrum = np.fft.fft2((part - part.mean()) * taper) * band
@@ -96,7 +101,7 @@ def band_passed(standard: np.ndarray, coarser: float = 1) -> np.ndarray:
 
 
 def displacement(spectrum: np.ndarray, *others: np.ndarray, coarser: float = 1) -> Displacement:
-    """Of a section against others, all given by :func:`band_passed`: where it agrees best with all of them together."""
+    """Displacement at which a section agrees best with all of the others together; all given by :func:`band_passed`."""
     summed = np.zeros(spectrum.shape, np.float64)
     for other in others:
         summed += np.fft.ifft2(other.conj() * spectrum).real
@@ -106,19 +111,20 @@ def displacement(spectrum: np.ndarray, *others: np.ndarray, coarser: float = 1) 
 
 @dataclass(frozen=True)
 class Scale:
-    """One look at a section; lengths are voxels of the section.
+    """A kind of local damage to look for; lengths are voxels of the section.
 
     Attributes:
-        name: what is looked for: lines, which are followed as paths, or clouds, which are round.
-        shrink: voxels that are averaged into one, along y and x, before anything else.
-        sigma: of the smoothing.
-        reach: half side of the surroundings whose range is that of the place: so far tissue may have moved.
-        around: sigma of what is around a line, which is taken away; 0 takes nothing away.
-        fill: dark (bright) structures narrower than this are filled in before a section is asked whether it is too dark
+        name: what to look for: lines, which are followed as paths, or clouds, which are round.
+        shrink: voxels along y and x that are averaged into one, before anything else.
+        sigma: smoothing.
+        reach: half the side of the surroundings over which the range is taken: tissue may move this far.
+        around: sigma of the background of a line, which is subtracted; 0 subtracts nothing.
+        fill: dark (bright) structures narrower than this are filled in before looking for places that are too dark
             (bright), so that membranes do not hide a fold or a shadow; 0 for lines that are as thin themselves.
-        extreme: if given, the range is the same everywhere: all but this share of the voxels of both others.
-        usual: of lines: the departure that a path must exceed on average; 0 for clouds.
-        floor: the least standard deviation of the natural logarithm of the greatest departure of a section.
+        extreme: if given, the range is the same everywhere: it holds all but this fraction of the voxels of both other
+            sections.
+        usual: for lines, the deviation that a path must exceed on average; 0 for clouds.
+        floor: smallest standard deviation of the natural logarithm of a section's greatest deviation.
     """
 
     name: str
@@ -142,19 +148,19 @@ SCALES = (
     Scale("large clouds", 8, 12.0, 8, fill=24),
 )
 MOST = 1.5
-"""Spreads: a place of a line counts no more than this, so that a speck makes no line."""
+"""Robust standard deviations: a voxel of a line counts no more than this, so that a speck makes no line."""
 
 
-def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scale: Scale) -> np.ndarray:
-    """How far a section lies below and above the range of two others around each place.
+def deviations(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scale: Scale) -> np.ndarray:
+    """Map how far a section lies below and above the range of two others.
 
     Args:
         standard, before, after: standardised sections ``(y, x)``, laid over each other.
-        scale: the look.
+        scale: what to look for.
 
     Returns:
-        ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. Of clouds, spreads; of
-        lines, spreads times hundred voxels along the best path through each place.
+        ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. For clouds in robust
+        standard deviations; for lines, these times hundred voxels along the best path through each place.
     """
     sections = []
     for part in (standard, before, after):
@@ -178,11 +184,12 @@ def departures(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
 
 
 def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray) -> float:
-    """How far the two sides of some straight line are displaced against each other, across it; voxels.
+    """Displacement of the two sides of a straight line against each other, across the line, in voxels.
 
-    Squares of 96 x 96 voxels are laid over both others at once, by the peak of their correlation; those that have too
-    little in common are passed over. Of the displacement between the medians of both sides the median scatter of either
-    is taken away, and the line is the one where most is left; 0 where nothing is, or where there are too few squares.
+    Squares of 96 x 96 voxels are aligned with both other sections at once, by the peak of their correlation; squares
+    that have too little in common with them are skipped. The median scatter of either side is subtracted from the
+    displacement between their medians, and the line is the one where most remains. The result is 0 where nothing
+    remains, or where there are too few squares.
 
     Args:
         standard, before, after: standardised sections ``(y, x)``, laid over each other.
@@ -207,7 +214,7 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
 
 
 def _across_a_line(places: np.ndarray, moved: np.ndarray) -> float:
-    """What :func:`displaced_parts` says of squares at these places, ``(n, 2)``, moved so far, ``(n, 2)``, both y, x."""
+    """Largest displacement across a line, given places of squares and their displacements, both ``(n, 2)`` as y, x."""
     best = 0.0
     for angle in np.linspace(0, np.pi, DIRECTIONS, endpoint=False):
         normal = np.array([np.sin(angle), np.cos(angle)])
@@ -235,9 +242,9 @@ def _fill(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _paths(gain: np.ndarray) -> np.ndarray:
-    """The most that a path through each place collects, at least 0: paths go down or across, at most at 45 degrees.
+    """Largest sum along a path through each place, at least 0; paths run down or across, at 45 degrees at most.
 
-    0 where the place itself adds nothing. A path may begin and end anywhere, so that it never collects less than 0
+    It is 0 where the place itself adds nothing. A path may begin and end anywhere, so its sum is never below 0
     (as in local sequence alignment: Smith & Waterman, J. Mol. Biol. 147, 1981).
     """
     best = np.zeros_like(gain)
@@ -248,7 +255,7 @@ def _paths(gain: np.ndarray) -> np.ndarray:
 
 
 def _collected(gain: np.ndarray) -> np.ndarray:
-    """What the best path from above has collected at each place, its own gain included."""
+    """Largest sum of a path that comes from above and ends at each place, that place included."""
     total = np.empty_like(gain)
     above = np.zeros(gain.shape[1] + 2, gain.dtype)
     for row, own in enumerate(gain):
@@ -258,7 +265,7 @@ def _collected(gain: np.ndarray) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means of ``factor`` x ``factor`` voxels; the rest at the far rims is left out."""
+    """Average blocks of ``factor`` x ``factor`` voxels; incomplete blocks at the far rims are dropped."""
     if factor == 1:
         return image
     rows, columns = (side // factor for side in image.shape)

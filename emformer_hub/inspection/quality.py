@@ -1,4 +1,4 @@
-"""What can be wrong with a section, and the scores from which it is said."""
+"""Flags of a section, and the scores from which on it gets them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ LIMITS = {
     "unlike": 3.0,
     "damage": 3.5,
 }
-"""Scores from which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
+"""Scores from which on a section is flagged; chosen on training stacks, see benchmarks/README.md."""
 
 
 @dataclass(frozen=True)
 class SectionQuality:
-    """What is wrong with a section.
+    """Flags and scores of a section.
 
     Attributes:
-        section: its number, from 0.
+        section: number, from 0.
         flags: any of ``missing`` (blank, or never imaged), ``duplicate`` (a copy of a neighbour, or the mean of both),
             ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of
-            either), ``shifted`` (against both neighbours, which agree), ``unlike`` (it does not show what they show).
-            The first and the last section have one neighbour only: neither of the last two is said of them.
+            either), ``shifted`` (against both neighbours, which agree), ``unlike`` (shows other tissue than they do).
+            The first and the last section have one neighbour only and never get the last two.
         scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``
-            and ``damage``; ``constant``, the share of voxels that have one value, 0 to 1; ``torn``, by how many voxels
-            parts are displaced against each other. A measure that could not be taken is left out.
-        shift_yx: how far it lies off its neighbours, voxels; ``None`` if not flagged ``shifted``.
-        detail_lost: share of the power of fine detail that its neighbours have and it lacks, 0 to 1.
+            and ``damage``; ``constant``, the fraction of voxels that have the same value, 0 to 1; ``torn``, by how many
+            voxels parts are displaced against each other. A measure that could not be taken is missing.
+        shift_yx: displacement from its neighbours, voxels; ``None`` if not flagged ``shifted``.
+        detail_lost: fraction of its neighbours' power of fine detail that the section lacks, 0 to 1.
     """
 
     section: int

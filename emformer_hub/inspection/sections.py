@@ -1,12 +1,12 @@
 """Which sections of a stack are unfit, and why: ``inspect_stack``.
 
-Each section is measured against its neighbours, and each measure against the same measure of the rest of the stack: a
-score says by how many robust standard deviations (1.4826 median absolute deviations, with a floor) a section departs
-from the running median of the sections around it. A slow drift of brightness, focus or place is thus no defect, and
-one stack's habits are not held against another's.
+Each section is measured against its neighbours, and each measure is compared with that of the rest of the stack: a
+score is the deviation from the running median of the sections around, in robust standard deviations (1.4826 median
+absolute deviations, with a floor). A slow drift of brightness, focus or position is therefore not a defect, and every
+stack is judged by its own standard.
 
-The stack is read twice, a section at a time, and a few sections are kept: memory does not grow with their number.
-Sections larger than 2048 voxels a side are looked at in means of 2 x 2, 3 x 3, ... voxels.
+The stack is read twice, one section at a time, and only a few sections are kept: memory does not grow with their
+number. Sections larger than 2048 voxels along a side are averaged over 2 x 2, 3 x 3, ... voxels.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 LONGEST_SIDE = 2048
 BLANK = 0.98
-"""Share of equal voxels from which a section counts as missing. Sections of tissue have less than half, even where a
-rim is blank; a lost one that holds a label or a scale bar has more."""
+"""Fraction of equal voxels from which on a section counts as missing. Sections of tissue have less than half, even
+with a blank rim; a missing one that holds only a label or a scale bar has more."""
 AROUND = 4
-"""Sections before and after that make the running median."""
+"""Sections before, and after, over which the running median is taken."""
 FLOORS = {
     "brightness": 0.1,
     "contrast": 0.06,
@@ -45,8 +45,9 @@ FLOORS = {
     "shift": 2.4,
     "unlike": 0.2,
 }
-"""The least standard deviation of each measure: spreads, natural logarithms of spread, power and difference, voxels,
-natural logarithm of correlation. Less than that, times the limit, is no defect even in a stack that does not vary."""
+"""Smallest standard deviation of each measure, in its unit: robust standard deviations; natural logarithms of robust
+standard deviation, power and difference; voxels; natural logarithm of correlation. Even in a stack without variation, a
+deviation below this times the limit is not a defect."""
 FLAGS = {
     "brightness": "brightness",
     "contrast": "contrast",
@@ -57,28 +58,29 @@ FLAGS = {
     "damage": "damaged",
 }
 BEYOND_USE = 1.4
-"""Natural logarithm: blur that leaves less than a quarter of the power of fine detail is beyond use."""
+"""Natural logarithm of power: a section that keeps less than a quarter of its fine detail is beyond use."""
 TRUST = {"between": 1.0, "beside": 0.7}
-"""What a departure counts; that of a section with one neighbour is less well known."""
+"""Weight of a deviation; it is less certain for a section that has one neighbour only."""
 FAR_APART = 2
-"""How many times as coarse a band tells shifts of sections that have too little in common in the usual one."""
+"""How much coarser a band is tried for sections that have too little in common in the usual one."""
 TORN, FOR_TORN = 1.3, 0.7
-"""Voxels by which parts of a section may be displaced against each other, and what each more adds to its damage."""
+"""Voxels by which parts of a section may be displaced against each other, and what each further voxel adds to the
+damage score."""
 HIGHEST = 99.0
 LEAST = 0.1
-"""Departure below which differences do not matter: it is added before a logarithm is taken."""
+"""Deviation below which differences do not matter: it is added before taking a logarithm."""
 BESIDE = 8
-"""Inner sections that are also looked at as if they were the last, to know what is usual there."""
+"""Inner sections that are also measured as if they were at an end, to learn what is usual there."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What :func:`inspect_stack` found.
+    """Result of :func:`inspect_stack`.
 
     Attributes:
         sections: one for each section, in their order.
-        stack: what holds for all of them together.
-        shape_zyx: of the stack.
+        stack: properties of the stack as a whole.
+        shape_zyx: shape of the stack.
     """
 
     sections: list[SectionQuality]
@@ -89,8 +91,8 @@ class Inspection:
 
     @cached_property
     def flagged(self) -> list[int]:
-        """Numbers of the sections that should be replaced whole: missing, duplicate, unlike, or blurred beyond use (of
-        the power of fine detail, less than a quarter is left)."""
+        """Numbers of the sections that should be replaced as a whole: missing, duplicate, unlike, or blurred beyond use
+        (less than a quarter of the power of fine detail remains)."""
         whole = {"missing", "duplicate", "unlike"}
         lost = 1 - np.exp(-BEYOND_USE)
         return [
@@ -100,21 +102,21 @@ class Inspection:
         ]
 
     def damage_mask(self, z: int) -> np.ndarray:
-        """Where a section is damaged, bool ``(y, x)``; False everywhere if it is not flagged ``damaged``.
+        """Mask of the damage in a section, bool ``(y, x)``; False everywhere if it is not flagged ``damaged``.
 
-        Marked is what departs from both neighbours by more than half of what makes a section damaged, where that
-        reaches the limit itself, and a margin as wide as tissue may have moved.
+        A region is marked where the deviation from both neighbours exceeds half the limit, if it reaches the limit
+        somewhere, with a margin as wide as tissue may have moved.
 
         Raises:
-            InputError: there is no such section, or the file has become unreadable.
+            InputError: the stack has no such section, or its file has become unreadable.
         """
         if not 0 <= z < self.shape_zyx[0]:
-            raise InputError(f"section {z} is not there; the stack has sections 0 to {self.shape_zyx[0] - 1}.")
+            raise InputError(f"section {z} does not exist; the stack has sections 0 to {self.shape_zyx[0] - 1}.")
         mask = np.zeros(self.shape_zyx[1:], bool)
         if "damaged" in self.sections[z].flags:
             from scipy import ndimage
 
-            kind, maps = self._sight.departures(z)
+            kind, maps = self._sight.deviations(z)
             most = _highest(_peaks(maps), self._usual[kind])  # below the limit if it is torn, too
             least = min(LIMITS["damage"] / TRUST[kind], most)
             for scale, found, usual in zip(SCALES, maps, self._usual[kind].T, strict=True):
@@ -143,22 +145,22 @@ def inspect_stack(
     voxel_size: VoxelSize | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Say which sections are missing, copied, blurred, damaged, out of place or of another brightness, and what the
-    stack as a whole is like.
+    """Find sections that are missing, copied, blurred, damaged, shifted or of another brightness, and characterise the
+    stack as a whole.
 
     Args:
         stack: ``(z, y, x)``, any real dtype that volumes have, at least 32 voxels along y and x. A ``StoredArray`` or a
             memory map is read a section at a time.
-        voxel_size: nm; without it, lengths are voxels.
-        progress: told how many of how many steps are done: two for each section.
+        voxel_size: nm; without it, lengths are in voxels.
+        progress: called with the number of steps done and of all steps, two for each section.
 
     Returns:
-        The inspection. A stack that allows no judgement (two sections, all blank, 1-bit, ...) is no error:
-        ``stack.remarks`` says what could not be told, and why.
+        The inspection. A stack that cannot be judged (two sections, all blank, 1-bit, ...) does not raise an error:
+        ``stack.remarks`` says what could not be determined, and why.
 
     Raises:
-        InputError: no stack ``(z, y, x)``, sections under 32 voxels a side, a dtype that is no grey value, or scipy is
-            not installed.
+        InputError: the array is not ``(z, y, x)``, a side is under 32 voxels, the dtype does not hold grey values, or
+            scipy is not installed.
     """
     _check(stack)
     shape = (int(stack.shape[0]), int(stack.shape[1]), int(stack.shape[2]))
@@ -174,13 +176,13 @@ def inspect_stack(
     also = set(np.array(inner)[np.unique(np.linspace(0, len(inner) - 1, min(BESIDE, len(inner))).astype(int))].tolist())
     for z in range(shape[0]):
         if sight.comparable(z):
-            kind, maps = sight.departures(z)
+            kind, maps = sight.deviations(z)
             found[z] = (kind, _peaks(maps))
             if kind == "between":
                 scores[z]["torn"] = round(sight.torn(z), 1)
             peaks[kind].append(found[z][1])
             if z in also and kind == "between":
-                peaks["beside"].append(_peaks(sight.departures(z, beside=True)[1]))
+                peaks["beside"].append(_peaks(sight.deviations(z, beside=True)[1]))
         told(shape[0] + z + 1, 2 * shape[0])
     usual = {kind: _usual(values) for kind, values in peaks.items() if values}
     for z, (kind, peak) in found.items():
@@ -205,7 +207,7 @@ def inspect_stack(
 
 @dataclass
 class _Look:
-    """What the first reading tells of a section."""
+    """Measures of a section from the first reading."""
 
     constant: float
     centre: float
@@ -217,7 +219,8 @@ class _Look:
 
 
 class _Sight:
-    """The sections as they are looked at: shrunken, standardised, the last few kept; and what each is compared with."""
+    """Reads sections as they are compared: shrunken and standardised, the last few kept; and chooses what to compare
+    each one with."""
 
     KEPT = 6
 
@@ -234,7 +237,7 @@ class _Sight:
         return section if self.shrink == 1 else measures.shrink(section, self.shrink)
 
     def standard(self, z: int) -> np.ndarray:
-        """Standardised, and laid over its neighbours if it is shifted."""
+        """The standardised section, aligned with its neighbours if it is shifted."""
         if z not in self._kept:
             section = measures.standardise(self.raw(z))
             if z in self.shifts:
@@ -246,7 +249,7 @@ class _Sight:
         return self._kept[z]
 
     def arrange(self, looks: Sequence[_Look], flags: Sequence[list[str]]) -> None:
-        """Settle which sections the others may be compared with, and how far each lies off."""
+        """Decide which sections the others may be compared with, and by how much each is shifted."""
         unfit = {"missing", "duplicate", "blurred", "unlike"}
         self._missing = {z for z, flag in enumerate(flags) if "missing" in flag}
         self.usable = [z for z, flag in enumerate(flags) if not unfit.intersection(flag)]
@@ -261,7 +264,7 @@ class _Sight:
         return z not in self._missing and len([other for other in self.usable if other != z]) >= 2
 
     def compared(self, z: int, beside: bool = False) -> tuple[str, int, int]:
-        """``between`` or ``beside``, the others being on both sides or on one; and their numbers."""
+        """The sections to compare with: ``between`` if they lie on both sides, else ``beside``; and their numbers."""
         before = [other for other in self.usable if other < z]
         after = [other for other in self.usable if other > z]
         if before and after and not beside:
@@ -270,16 +273,16 @@ class _Sight:
         return "beside", first, second
 
     def torn(self, z: int) -> float:
-        """How far parts of a section are displaced against each other, voxels of the stack."""
+        """Displacement of parts of a section against each other, in voxels of the stack."""
         _, first, second = self.compared(z)
         return self.shrink * measures.displaced_parts(self.standard(z), self.standard(first), self.standard(second))
 
-    def departures(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
-        """What :meth:`compared` says of the others; and the maps for each of ``SCALES``."""
+    def deviations(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
+        """Which side the compared sections lie on, as :meth:`compared` says, and a map for each of ``SCALES``."""
         kind, *pair = self.compared(z, beside)
         here, first, second = self.standard(z), *(self.standard(other) for other in pair)
-        maps = [measures.departures(here, first, second, scale) for scale in SCALES]
-        if z in self.shifts:  # what was rolled in from the other side is nothing of this section
+        maps = [measures.deviations(here, first, second, scale) for scale in SCALES]
+        if z in self.shifts:  # voxels rolled in from the other side do not belong to this section
             y, x = (abs(round(part / self.shrink)) for part in self.shifts[z])
             for found, scale in zip(maps, SCALES, strict=True):
                 _blank_rim(found, -(-(y + 2 * scale.reach) // scale.shrink), -(-(x + 2 * scale.reach) // scale.shrink))
@@ -293,8 +296,8 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
     for z in range(sight.stack.shape[0]):
         section = sight.raw(z)
         finite = section[np.isfinite(section)] if section.dtype.kind == "f" else section
-        constant = measures.constant_share(section)
-        centre, width = measures.spread(finite) if finite.size else (0.0, 0.0)
+        constant = measures.constant_fraction(section)
+        centre, width = measures.median_and_sd(finite) if finite.size else (0.0, 0.0)
         looks.append(_Look(constant, centre, width, np.full(4, np.nan)))
         told(z + 1)
         if constant >= BLANK or width == 0:
@@ -318,7 +321,7 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
 
 
 def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[float], list[list[str]]]:
-    """Scores, share of lost detail and flags of each section, local damage apart."""
+    """Scores, fraction of lost detail, and flags of each section; local damage is not among them."""
     count = len(looks)
     blank = np.array([look.constant >= BLANK or look.width == 0 for look in looks])
     scores: list[dict[str, float]] = [{"constant": look.constant} for look in looks]
@@ -330,20 +333,20 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
     some = [looks[z] for z in seen]
     widths = np.array([look.width for look in some])
     measured = {
-        "brightness": np.abs(_departure(np.array([look.centre for look in some]) / np.median(widths))),
-        "contrast": np.abs(_departure(np.log(widths))),
+        "brightness": np.abs(_deviation(np.array([look.centre for look in some]) / np.median(widths))),
+        "contrast": np.abs(_deviation(np.log(widths))),
     }
-    drops = np.stack([_departure(band) for band in np.array([look.detail for look in some]).T])
+    drops = np.stack([_deviation(band) for band in np.array([look.detail for look in some]).T])
     blur = np.stack([-drop / _width(drop, FLOORS["blur"]) for drop in drops])
     pairs = np.array([np.nan if look.difference is None else look.difference for look in some])
-    ratio = -_departure(np.log(np.maximum(pairs, 1e-6)))
+    ratio = -_deviation(np.log(np.maximum(pairs, 1e-6)))
     likeness = np.array([look.against.likeness if look.against else np.nan for look in some])
     shifts = np.array([look.against.shift_yx if look.against else (np.nan, np.nan) for look in some])
     length = np.hypot(*(shifts - np.nanmedian(shifts, axis=0)).T) if np.isfinite(shifts).any() else np.zeros(len(some))
     between = np.array([np.nan if look.between is None else look.between for look in some])
-    copied = -_departure(np.log(np.maximum(between, 1e-6)))
-    unlike = -_departure(np.log(np.maximum(likeness, 1e-3)))
-    if np.isfinite(length).any():  # tissue moves from section to section: what is usual is no shift
+    copied = -_deviation(np.log(np.maximum(between, 1e-6)))
+    unlike = -_deviation(np.log(np.maximum(likeness, 1e-3)))
+    if np.isfinite(length).any():  # tissue moves from section to section: the usual shift does not count
         length = (length - np.nanmedian(length)) / _width(length - np.nanmedian(length), FLOORS["shift"])
     twin = np.zeros(len(some))
     for i, score in enumerate(ratio / _width(ratio, FLOORS["duplicate"])):
@@ -371,8 +374,8 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
     return scores, lost_detail, flags
 
 
-def _departure(values: np.ndarray) -> np.ndarray:
-    """Of each value from the median of the four before and the four after it; NaN are passed over."""
+def _deviation(values: np.ndarray) -> np.ndarray:
+    """Deviation of each value from the median of the four before and the four after it; NaN are skipped."""
     result = np.full(len(values), np.nan)
     for i, value in enumerate(values):
         around = np.concatenate([values[max(0, i - AROUND) : i], values[i + 1 : i + 1 + AROUND]])
@@ -382,9 +385,9 @@ def _departure(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def _width(departures: np.ndarray, floor: float) -> float:
-    """Robust standard deviation of departures around zero, no less than the floor."""
-    finite = departures[np.isfinite(departures)]
+def _width(deviations: np.ndarray, floor: float) -> float:
+    """Robust standard deviation of deviations around zero, at least ``floor``."""
+    finite = deviations[np.isfinite(deviations)]
     return max(floor, 1.4826 * float(np.median(np.abs(finite)))) if len(finite) else floor
 
 
@@ -393,7 +396,7 @@ def _score(value: float) -> float:
 
 
 def _peaks(maps: list[np.ndarray]) -> np.ndarray:
-    """Natural logarithm of the greatest departure, ``(2, scales)``: too dark, too bright."""
+    """Natural logarithm of the greatest deviation, ``(2, scales)``: too dark, too bright."""
     return np.log(LEAST + np.array([found.max(axis=(1, 2)) for found in maps]).T)
 
 
@@ -406,7 +409,7 @@ def _usual(peaks: list[np.ndarray]) -> np.ndarray:
 
 
 def _highest(peaks: np.ndarray, usual: np.ndarray) -> float:
-    """The greatest departure of a section from what is usual, in robust standard deviations, over all looks."""
+    """Greatest deviation of a section from what is usual, in robust standard deviations, over all scales."""
     centre, width = usual
     return float(((peaks - centre) / width).max())
 
@@ -420,7 +423,7 @@ def _blank_rim(maps: np.ndarray, rows: float, columns: float) -> None:
 
 
 def _enlarge_into(mask: np.ndarray, marked: np.ndarray, factor: int) -> None:
-    """Mark in ``mask`` what is marked on a grid ``factor`` times as coarse."""
+    """Mark in ``mask`` the voxels that are marked on a grid ``factor`` times as coarse."""
     large = marked.repeat(factor, axis=0).repeat(factor, axis=1)[: mask.shape[0], : mask.shape[1]]
     mask[: large.shape[0], : large.shape[1]] |= large
 

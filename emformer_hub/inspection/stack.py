@@ -1,4 +1,4 @@
-"""What holds for a stack as a whole: alignment, noise, and how far apart its sections seem to be."""
+"""Properties of a stack as a whole: alignment, noise, and the apparent distance between sections."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from emformer_hub.volumes.boxes import middle
 LAGS = 40
 """Voxels along y and x at which a section is correlated with itself."""
 LOOKED_AT = 24
-"""Sections, evenly spaced, that noise and spacing are measured on."""
+"""Evenly spaced sections on which noise and spacing are measured."""
 MANY = 0.5
 SATURATED = 0.1
 
 
 @dataclass(frozen=True)
 class StackQuality:
-    """A stack as a whole.
+    """Properties of a stack as a whole.
 
     Attributes:
-        alignment: ``{"median_shift", "largest_shift"}`` between neighbouring sections, voxels, ``{"large_share"}``, the
-            share of pairs shifted by more than 12 voxels, and ``{"untold"}``, pairs of which none can be told.
-        noise: standard deviation of what is uncorrelated from voxel to voxel, in grey levels, and as ``share`` of the
-            variance, 0 to 1; ``None`` if it cannot be told.
-        factor: recommended: section spacing over lateral voxel size; ``None`` if it cannot be told.
+        alignment: ``{"median_shift", "largest_shift"}`` between neighbouring sections, voxels; ``{"large_share"}``, the
+            fraction of pairs shifted by more than 12 voxels; and ``{"untold"}``, the number of pairs whose shift cannot
+            be measured.
+        noise: standard deviation of the part that is uncorrelated from voxel to voxel, as ``grey_levels`` and as
+            ``share`` of the variance, 0 to 1; ``None`` if it cannot be measured.
+        factor: recommended factor, section spacing over lateral voxel size; ``None`` if it cannot be determined.
         factor_source: ``voxel size``, ``correlation`` or "".
-        estimated_factor: what the correlation of sections says, whatever the voxel size; ``None`` if it does not.
-        remarks: sentences: what is wrong with the stack, what cannot be told and why.
+        estimated_factor: factor from the correlation of sections, whatever the voxel size; ``None`` if there is none.
+        remarks: sentences: what is wrong with the stack, what cannot be determined, and why.
     """
 
     alignment: dict[str, float]
@@ -52,12 +53,12 @@ class StackQuality:
 def stack_quality(
     stack: np.ndarray | StoredArray, flags: Sequence[tuple[str, ...]], voxel_size: VoxelSize | None
 ) -> StackQuality:
-    """Judge the whole, given the flags of each section.
+    """Judge a stack as a whole, given the flags of each section.
 
     Args:
         stack: ``(z, y, x)``.
-        flags: of each section, as in ``SectionQuality``.
-        voxel_size: nm, if it is known: it then settles the factor.
+        flags: those of each section, as in ``SectionQuality``.
+        voxel_size: nm; if known, it determines the factor.
     """
     remarks = _remarks(flags)
     shifts = section_shifts(stack)
@@ -81,7 +82,7 @@ def stack_quality(
         raw = _middle(np.asarray(stack[z]))
         extremes.append(float(np.isin(raw, (raw.min(), raw.max())).mean()))
         levels.append(len(np.unique(raw)))
-        widths.append(measures.spread(raw)[1])
+        widths.append(measures.median_and_sd(raw)[1])
         here = measures.standardise(raw).clip(-4, 4)
         lateral.append(_autocorrelation(here))
         if looked:
@@ -163,7 +164,7 @@ def _autocorrelation(section: np.ndarray) -> np.ndarray:
 
 
 def _best_correlation(here: np.ndarray, near: np.ndarray, reach: int = 6) -> float:
-    """Correlation of two sections, laid over each other as well as within 6 voxels."""
+    """Correlation of two sections, after aligning them within 6 voxels."""
     shift = measures.displacement(measures.band_passed(near), measures.band_passed(here)).shift_yx
     if np.isfinite(shift).all() and max(map(abs, shift)) <= reach:
         near = np.roll(near, [-round(part) for part in shift], axis=(0, 1))
@@ -178,7 +179,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _spacing(curve: np.ndarray, axial: float) -> tuple[float | None, str]:
-    """The lag, in voxels, at which a section is as like itself as its neighbour is; or why there is none.
+    """Lag in voxels at which a section resembles itself as much as its neighbour does; or why there is none.
 
     White noise lowers both correlations alike, lag 0 apart, and needs no correction.
     """

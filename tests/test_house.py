@@ -118,10 +118,13 @@ def test_the_licence_covers_the_code_and_the_bundled_weights() -> None:
     assert set(PROJECT["license"].split(" AND ")) == {code, *(record["licence"] for record in records)}
 
 
-def test_importing_the_package_is_light() -> None:
-    code = "import sys, emformer_hub; print(*{name.partition('.')[0] for name in sys.modules})"
+@pytest.mark.parametrize(
+    "statement", ["import emformer_hub", "from emformer_hub.cli import main; main(['--help'], standalone_mode=False)"]
+)
+def test_importing_the_package_and_asking_for_help_is_light(statement: str) -> None:
+    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert HEAVY & set(run.stdout.split()) == set()
+    assert HEAVY & set(run.stderr.split()) == set()
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

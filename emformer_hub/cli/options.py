@@ -104,7 +104,7 @@ def check_one_target(target_nm: float | None, factor: float | None) -> None:
 
 
 def geometry_of(size: VoxelSize, target_nm: float | None, factor: float | None, thickness: float) -> SectionModel:
-    """How sections sample tissue, by the options; without target and factor, planes are as far apart as pixels.
+    """Geometry of the sections by the options; without target and factor, planes are as far apart as pixels.
 
     Raises:
         InputError: the factor or the thickness is out of range.

@@ -87,7 +87,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a volume is divided.
+    """Division of a volume into blocks.
 
     Args:
         shape_zyx: shape of the input, (sections, y, x).

@@ -70,7 +70,7 @@ class Reconstruction:
         return half_width(self.uncertainty, (measured, masked), self.mask, sections)
 
     def confident(self, probability: float, tolerance: float) -> np.ndarray:
-        """Which voxels are within a tolerance of the truth with at least this probability, bool, shape of the volume.
+        """Mask of the voxels within a tolerance of the truth with at least this probability, bool, shape of the volume.
 
         Args:
             probability: probability from 0 to 0.99.
@@ -133,7 +133,7 @@ def reconstruct(
     check_stack(volume.shape, volume.dtype, "the volume")
     mask = None if mask is None else check_mask(mask, volume.shape)
     check_volume(volume, "the volume", mask)
-    sections = SectionModel(factor, thickness, offset)
+    geometry = SectionModel(factor, thickness, offset)
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
     if isinstance(model, EMformerModel):
@@ -141,11 +141,11 @@ def reconstruct(
     else:
         network, processor = load_model(model)
     z, y, x = volume.shape
-    plan = make_plan((z, y, x), sections, network.config, tile_zyx)
+    plan = make_plan((z, y, x), geometry, network.config, tile_zyx)
     restorer = Restorer(
         network,
         processor,
-        sections,
+        geometry,
         processor.measure(volume, mask),
         ensemble,
         choose_device(device),
@@ -166,7 +166,7 @@ def reconstruct(
 
     with bar:
         result = restorer.restore_all(volume, plan, mask, told)
-    return Reconstruction(*result, sections, processor, mask, mode)
+    return Reconstruction(*result, geometry, processor, mask, mode)
 
 
 def _processor_beside(model: EMformerModel) -> EMformerProcessor:

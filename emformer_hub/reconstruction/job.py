@@ -107,7 +107,7 @@ class Job:
 
     @property
     def geometry(self) -> SectionModel:
-        """How the sections of the stack sample tissue."""
+        """Geometry of the sections of the stack."""
         return SectionModel(self.factor, self.thickness, self.offset)
 
     @property
@@ -146,7 +146,7 @@ def partial_output(output: Path) -> Path:
 
 
 def is_zarr_path(path: Path) -> bool:
-    """Whether a path names an OME-Zarr, by its suffix."""
+    """Test whether a path names an OME-Zarr, by its suffix."""
     return path.suffix.lower() in ZARR_SUFFIXES
 
 

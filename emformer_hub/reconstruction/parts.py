@@ -193,7 +193,7 @@ class Parts:
         return parts
 
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
-        """Which voxels of a block are within ``TOLERANCE`` of the truth with the job's probability."""
+        """Mask of the voxels of a block within ``TOLERANCE`` of the truth with the job's probability."""
         assert self.job.confidence is not None
         processor, geometry = self.restorer.processor, self.job.geometry
         measured, masked = (
@@ -209,17 +209,17 @@ class Parts:
 
         Sections that extend beyond the part are left out, and so are repaired voxels.
         """
-        box, sections = self.boxes[number], self.job.geometry
+        box, geometry = self.boxes[number], self.job.geometry
         first, last = (
-            round_(end / sections.factor) for round_, end in ((math.ceil, box[0].start), (math.floor, box[0].stop))
+            round_(end / geometry.factor) for round_, end in ((math.ceil, box[0].start), (math.floor, box[0].stop))
         )
         whole = self.plan.seen(box)
         squares, compared, furthest = 0.0, 0.0, 0.0
         if last <= first:
             return squares, compared, furthest
-        for section, weights in enumerate(sections.matrix(last, first), start=first):
+        for section, weights in enumerate(geometry.matrix(last, first), start=first):
             (used,) = np.nonzero(weights)
-            begin = sections.first_plane(first) - box[0].start
+            begin = geometry.first_plane(first) - box[0].start
             planes = volume[begin + used[0] : begin + used[-1] + 1].astype(np.float32)
             cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(np.float32), planes, axes=1)
             inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box[1:], whole[1:], strict=True))

@@ -53,7 +53,7 @@ class Repair:
         return digest.hexdigest()
 
     def sections(self, depth: int) -> np.ndarray:
-        """Which sections are replaced as a whole, bool ``(depth,)``."""
+        """Mask of the sections that are replaced as a whole, bool ``(depth,)``."""
         mask = np.zeros(depth, bool)
         mask[[z for z in self.whole if z < depth]] = True
         return mask

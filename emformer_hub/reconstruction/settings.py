@@ -159,5 +159,5 @@ def with_defaults(settings: Settings, kind: type = FileSettings) -> FileSettings
 
 
 def geometry_of(settings: Settings) -> SectionModel:
-    """How the sections of a stack sample tissue, from settings in which every key has a value."""
+    """Geometry of the sections of a stack, from settings in which every key has a value."""
     return SectionModel(settings["factor"], settings["thickness"], settings["offset"])

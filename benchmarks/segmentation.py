@@ -27,6 +27,7 @@ from skimage.metrics import contingency_table
 from skimage.segmentation import find_boundaries
 
 from emformer_hub.errors import InputError
+from emformer_hub.modes import MODES, Mode
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.restorer import ENSEMBLES
@@ -213,6 +214,15 @@ def read(truth_file: Path, neurons_file: Path, factors: list[int]) -> tuple[np.n
 @click.option("--retrain", is_flag=True, help="Train the segmenter anew on each method's volume, as a lab would.")
 @click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
 @click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(MODES),
+    default=MODES,
+    show_default=True,
+    help="What models do with the noise of sections. Repeatable.",
+)
+@click.option(
     "--ensemble",
     type=click.Choice([str(n) for n in ENSEMBLES]),
     default="2",
@@ -229,6 +239,7 @@ def main(
     single_planes: bool,
     retrain: bool,
     models: tuple[str, ...],
+    modes: tuple[Mode, ...],
     ensemble: str,
     device: str,
     json_path: Path | None,
@@ -241,7 +252,7 @@ def main(
     experiment = Experiment(*read(*files, list(factors)), retrain)
     geometries = [Geometry.parse(f"{factor}:1/{factor}" if single_planes else f"{factor}:1") for factor in factors]
     methods: list[Method] = [Interpolation("nearest"), Interpolation(BASELINE)]
-    methods += [EMformer(name, device, int(ensemble)) for name in models]
+    methods += [EMformer(name, device, int(ensemble), mode) for name in models for mode in modes]
     run = describe_run(
         device,
         data=[describe_file(path) for path in files],

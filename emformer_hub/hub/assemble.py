@@ -75,9 +75,10 @@ def headline_figures(page: Path, name: str) -> dict[str, float]:
     """What the registry quotes of a page's ``quality.json``: gains in dB by evaluation volume and task.
 
     They are over bicubic interpolation; where a section was left out, over the mean of its neighbours, which is the
-    stronger baseline there.
+    stronger baseline there; on planes that no section imaged, over the best interpolation.
     """
     figures = {}
+    unseen = {}
     for row in json.loads((page / QUALITY).read_text())["rows"]:
         if row["method"] != name:
             continue
@@ -86,6 +87,9 @@ def headline_figures(page: Path, name: str) -> dict[str, float]:
         elif row["geometry"]["factor"] in (4, 8):
             task = "in plane " if row["experiment"] == "degraded in plane" else ""
             figures[f"{row['data']}, {task}{row['geometry']['name']}"] = row["gain_over_bicubic_db"]
+            if "not_imaged" in row:
+                unseen[f"{row['data']}, {row['geometry']['name']}, planes not imaged"] = row["not_imaged"]["gain_db"]
+    figures = unseen | figures
     return {what: round(gain, 2) for what, gain in figures.items()}
 
 

@@ -23,8 +23,12 @@ Row = dict[str, Any]
 
 
 def gain(row: Row, baseline: str = "bicubic") -> str:
-    low, high = row[f"gain_over_{baseline}_interval_db"]
-    return f"{row[f'gain_over_{baseline}_db']:+.2f} ({low:+.2f} to {high:+.2f})"
+    return interval(row, f"gain_over_{baseline}")
+
+
+def interval(row: Row, figure: str) -> str:
+    low, high = row[f"{figure}_interval_db"]
+    return f"{row[f'{figure}_db']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 Columns = dict[str, Callable[[Row], str]]
@@ -47,6 +51,13 @@ ALONG_Z: Columns = {
     "SSIM yz": lambda row: f"{row['ssim']['yz']:.4f}",
     "FSC z": lambda row: f"{row['fsc']['resolution']['z']:.1f} {row['fsc']['unit']}",
 }
+NOT_IMAGED: Columns = {
+    **places("volume", "geometry"),
+    "method": lambda row: row["method"],
+    "gain over the best interpolation dB (95 %)": lambda row: interval(row["not_imaged"], "gain"),
+    "the same, low-passed dB": lambda row: f"{row['not_imaged']['low_pass_gain_db']:+.2f}",
+    "noise in flat tissue, % of bicubic's": lambda row: f"{100 * row['flat_noise']:.0f}",
+}
 LEFT_OUT: Columns = {
     "stack": lambda row: row["data"],
     **METHOD,
@@ -66,6 +77,7 @@ TABLES = {
     "section left out": ("Real stacks, each inner section left out and predicted from the others", LEFT_OUT),
     "degraded in plane": ("Real stacks, degraded in their plane", IN_PLANE),
 }
+UNSEEN = "Isotropic volumes, judged on planes that no section imaged: the noise of the truth there is nobody's to know"
 TAGS = ["biology", "microscopy", "electron-microscopy", "volume-em", "super-resolution", "isotropic", "3d"]
 LEFT_OFF = ("nearest", "lanczos")
 """Methods that stand in ``quality.json`` only."""
@@ -105,10 +117,7 @@ def render(weights: PretrainedWeights, page: Path) -> str:
             stages=stages,
             shares={volume.file: _shares(volume.file, stages) for volume in weights.data},
             run=quality["run"],
-            tables=[
-                _table(title, columns, [row for row in shown if row["experiment"] == experiment])
-                for experiment, (title, columns) in TABLES.items()
-            ],
+            tables=_tables(shown),
             coverage=_table("", COVERAGE, [row for row in own if "coverage" in row]),
         )
     except jinja2.UndefinedError as error:
@@ -159,6 +168,16 @@ def _shares(file: str, stages: list[dict[str, Any]]) -> str:
         volumes = {volume["path"]: volume["weight"] for volume in stage["recipe"]["volumes"]}
         shares.append(f"{100 * volumes.get(file, 0) / sum(volumes.values()):.0f} %")
     return ", ".join(shares)
+
+
+def _tables(rows: list[Row]) -> list[dict[str, Any]]:
+    """One for each experiment; where it was measured, noise that is in nothing that a method was given comes first."""
+    tables = [
+        _table(title, columns, [row for row in rows if row["experiment"] == experiment])
+        for experiment, (title, columns) in TABLES.items()
+    ]
+    unseen = [row for row in rows if "not_imaged" in row]
+    return [_table(UNSEEN, NOT_IMAGED, unseen), *tables] if unseen else tables
 
 
 def _table(title: str, columns: Columns, rows: list[Row]) -> dict[str, Any]:

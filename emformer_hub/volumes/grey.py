@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from emformer_hub.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 _MIN_IS_WHITE, _PALETTE = 0, 3  # PhotometricInterpretation of TIFF 6.0
 
@@ -44,7 +41,6 @@ class GreyValues:
                 f"{name} holds {dtype} voxels of which small ones are white (MinIsWhite); expected unsigned integers, "
                 f"or black ones. Convert it, in Fiji for example with Edit > Invert and Edit > Invert LUT."
             )
-        logger.warning("%s is stored with small numbers white (MinIsWhite); it is turned.", name)
         return cls(white=2 ** int(page.bitspersample) - 1)
 
     @classmethod
@@ -66,8 +62,14 @@ class GreyValues:
                 grey = high.astype(np.uint8)
         if grey.dtype == np.uint8 and len(grey) <= 256 and (grey == np.arange(len(grey))).all():
             return cls()
-        logger.warning("%s has a grey palette; its grey values are taken.", name)
         return cls(palette=grey)
+
+    @property
+    def note(self) -> str:
+        """What is done, as a sentence without its subject; "" if nothing."""
+        if self.palette is not None:
+            return "have a grey palette, whose grey values are taken"
+        return "" if self.white is None else "have small numbers white (MinIsWhite), and are turned"
 
     @property
     def is_plain(self) -> bool:

@@ -1,14 +1,17 @@
-"""A folder with one TIFF or PNG image per section, in the natural order of the names (``s2`` before ``s10``)."""
+"""A folder with one image per section, in the order of the numbers in their names (``s2`` before ``s10``)."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -16,51 +19,67 @@ import tifffile
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import tiff
-from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice
+from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.grey import GreyValues, one_of_equal
+from emformer_hub.volumes.numbering import in_order
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.tiff import READ_ERRORS, check_intact, unreadable
 from emformer_hub.volumes.tiff_metadata import read_metadata
 from emformer_hub.volumes.volume import Stated, Volume
 
-_TIFF, _PNG = (".tif", ".tiff"), (".png",)
+logger = logging.getLogger(__name__)
+
+_TIFF, _PNG, _OTHER = (".tif", ".tiff"), (".png",), (".jpg", ".jpeg", ".jp2", ".bmp")
+_KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _NAME = "section_{}.tif"  # of the files that are written
-_NAMED = 12  # missing sections that a message lists
 
 
 def open_volume(folder: Path, choice: Choice = NOTHING_CHOSEN, *, but_last: bool = False) -> Volume[StoredArray]:
     """Open a folder of sections; each stays on disk until it is sliced. Other files and hidden ones are left out.
 
-    Voxel size and position are those that the first section states; few programs state how far sections are apart.
+    Sections are in the order of the numbers in their names. Each is the full page of its file, in the grey values that
+    it shows. Voxel size and position are those that the first section states; few programs state how far sections are
+    apart.
 
     Args:
         folder: of the sections.
+        choice: which files are sections (``pattern``), and which axis is which.
         but_last: leave out the last section, which may be half written.
 
     Raises:
-        InputError: no images, TIFF and PNG mixed, a number missing among the names, an unreadable or RGB image, or
-            sections of different shapes or dtypes.
+        InputError: no images, several kinds or series of them, files outside the series, a number missing among the
+            names, an unreadable or RGB image, or sections of different shapes or dtypes.
     """
-    paths = _sections(folder)
+    paths = _sections(folder, choice.pattern)
     paths = paths[:-1] if but_last and len(paths) > 1 else paths
-    _check_numbers(folder, paths)
-    (height, width), dtype = _properties(paths[0])
-    check_dtype(dtype, str(paths[0]))
+    notes: dict[str, int] = {}
+    first = _properties(paths[0], notes)
+    check_dtype(first[1], str(paths[0]))
     for path in paths[1:]:
-        shape, other = _properties(path)
-        if shape != (height, width) or other != dtype:
+        shape, dtype = _properties(path, notes)
+        if (shape, dtype) != first:
             raise InputError(
-                f"{path} has shape {shape} (y, x) and {other} voxels; expected {(height, width)} and "
-                f"{dtype} as in {paths[0].name}. Align and crop the sections to one size and type first."
+                f"{path} has shape {shape} (y, x) and {dtype} voxels; expected {first[0]} and "
+                f"{first[1]} as in {paths[0].name}. Align and crop the sections to one size and type first."
             )
-    data = StoredArray((len(paths), height, width), dtype, (1, height, width), partial(_read, paths, dtype))
+    for note, count in notes.items():
+        logger.warning("%s: %d of %d sections %s.", folder, count, len(paths), note)
+    (height, width), dtype = first
+    layout = lay_out((len(paths), height, width), None, str(folder), choice)
+    read = partial(_read, paths, dtype)
+    if layout.is_plain:
+        data = StoredArray(layout.shape_zyx, dtype, (1, height, width), read)
+    else:
+        data = layout.stored(dtype, (1, height, width), read)
     return Volume(data, *_metadata(paths[0]))
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder holds sections that :func:`create` made, and nothing else."""
-    return folder.is_dir() and all(re.fullmatch(_NAME.replace("{}", "[0-9]+"), path.name) for path in folder.iterdir())
+    """Whether a folder holds sections that :func:`create` made, and nothing else that is not hidden."""
+    names = [path.name for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else ["none"]
+    return all(re.fullmatch(_NAME.replace("{}", "[0-9]+"), name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -111,93 +130,114 @@ def create(
     return SlicesWriter(folder, shape_zyx, tiff.stored_dtype(dtype), voxel_size, (z, y, x))
 
 
-def natural_order(name: str) -> list[str | int]:
-    """Sort key that compares runs of digits as numbers: ``slice_2`` comes before ``slice_10``."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name.casefold())]
-
-
-def _sections(folder: Path) -> list[Path]:
+def _sections(folder: Path, pattern: str | None) -> list[Path]:
     try:
-        images = [path for path in folder.iterdir() if path.suffix.lower() in _TIFF + _PNG and path.name[0] != "."]
+        files = [path for path in folder.iterdir() if path.name[0] != "." and not path.is_dir()]
     except PermissionError:
         raise InputError(f"{folder} cannot be read: permission denied. Ask for read permission.") from None
+    images = [path for path in files if path.suffix.lower() in _TIFF + _PNG]
+    images = images or [path for path in files if path.suffix.lower() in _OTHER]
+    if pattern is not None:
+        files = [path for path in files if path.suffix.lower() in _TIFF + _PNG + _OTHER]
+        images = [path for path in files if fnmatch(path.name.casefold(), pattern.casefold())]
+        if not images:
+            raise InputError(f"{folder} holds no image that fits --pattern {pattern!r}.")
     if not images:
         raise InputError(
             f"{folder} is a folder without TIFF or PNG images, and not a Zarr; "
             f"expected one image per section, or an OME-Zarr. Is it the right folder level?"
         )
-    if len({path.suffix.lower() in _PNG for path in images}) > 1:
+    kinds = sorted({_KINDS.get(path.suffix.lower(), path.suffix[1:].upper()) for path in images}, reverse=True)
+    if len(kinds) > 1:
         raise InputError(
-            f"{folder} mixes TIFF and PNG images; expected one kind. Move those that are not sections away."
+            f"{folder} mixes {' and '.join(kinds)} images; expected one kind. Move those that are not sections away, "
+            f"or choose the sections, as in --pattern '*.tif'."
         )
-    return sorted(images, key=lambda path: natural_order(path.name))
+    return in_order(folder, images, chosen=pattern is not None)
 
 
-def _check_numbers(folder: Path, paths: list[Path]) -> None:
-    """Raise ``InputError`` if the names count, in one place and in equal steps, and numbers are left out."""
-    names = np.array([natural_order(path.stem) for path in paths], dtype=object)
-    if names.ndim != 2:
-        return  # not all names have the same parts
-    (counting,) = np.nonzero((names != names[0]).any(axis=0))
-    if len(counting) != 1 or not isinstance(names[0, counting[0]], int):
-        return  # sections are numbered in several places, or not at all
-    numbers = names[:, counting[0]].tolist()
-    steps = np.diff(numbers)
-    step = int(steps.min())
-    gaps = np.flatnonzero(steps != step)
-    if not step or not len(gaps) or (steps % step).any() or 2 * len(gaps) > len(steps):
-        return  # none is left out; or the numbers are times or positions rather than a count
-    missing = [number for gap in gaps for number in range(numbers[gap] + step, numbers[gap + 1], step)]
-    listed = ", ".join(map(str, missing[:_NAMED])) + (f" and {len(missing) - _NAMED} more" if missing[_NAMED:] else "")
-    raise InputError(
-        f"{folder} lacks the section{'s' * (len(missing) > 1)} {listed}: {paths[gaps[0] + 1].name} comes after "
-        f"{paths[gaps[0]].name}. Was it copied completely? In the place of a section that was lost, put a copy of its "
-        f"neighbour; if none is missing, number the sections without gaps."
-    )
-
-
-def _properties(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape (y, x) and native dtype of a section."""
+def _properties(path: Path, notes: dict[str, int]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape (y, x) and native dtype of a section; counts what there is to say of it."""
+    told: list[str] = []
+    colours = False
     with _naming(path):
-        if path.suffix.lower() in _PNG:
+        if path.suffix.lower() not in _TIFF:
             found = _imageio(path).improps(path, plugin="pillow")
             shape, dtype = found.shape, found.dtype
         else:
             with tifffile.TiffFile(path) as tif:
                 check_intact(tif, path)
-                if len(tif.series) > 1:
-                    raise InputError(f"{path} holds {len(tif.series)} images; expected one section a file.")
-                shape, dtype = tif.series[0].get_shape(squeeze=True), np.dtype(tif.series[0].dtype)
+                series = _full_page(tif, path, told)
+                grey = GreyValues.of(series.keyframe, str(path))
+                told += [grey.note] if grey.note else []
+                colours = "S" in series.axes
+                shape, dtype = series.get_shape(squeeze=True), grey.dtype or np.dtype(series.dtype)
+        if len(shape) == 3 and (colours or shape[-1] in (2, 3, 4)):
+            shape = _load(path).shape  # says if the channels differ
+            told.append("have a palette of greys or equal channels, of which one is taken")
     if len(shape) != 2:
         raise InputError(
             f"{path} has shape {shape}; expected one grey-value section (y, x). Convert RGB to grey values, "
             f"for example in Fiji with Image > Type > 8-bit; give a multi-page TIFF by its own path."
         )
+    for note in told:
+        notes[note] = notes.get(note, 0) + 1
     return shape, dtype.newbyteorder("=")
 
 
+def _full_page(tif: tifffile.TiffFile, path: Path, told: list[str]) -> tifffile.TiffPageSeries:
+    """The image of a file with one section; thumbnails and labels on other pages are smaller."""
+    largest, *others = sorted(tif.series, key=lambda series: series.size, reverse=True)
+    height, width = largest.keyframe.imagelength, largest.keyframe.imagewidth
+    for series in others:
+        page = series.keyframe
+        if not page.is_reduced and (page.imagelength >= height or page.imagewidth >= width):
+            raise InputError(
+                f"{path} holds {len(tif.series)} images of equal size; expected one section a file. Give a multi-page "
+                f"TIFF by its own path."
+            )
+    if others:
+        told.append("hold a smaller image beside the full one, such as a thumbnail, which is left out")
+    return largest
+
+
+def _load(path: Path) -> np.ndarray:
+    """The grey values of a section, (y, x)."""
+    if path.suffix.lower() not in _TIFF:
+        image = _imageio(path).imread(path, plugin="pillow")
+    else:
+        with tifffile.TiffFile(path) as tif:
+            series = _full_page(tif, path, [])
+            image = GreyValues.of(series.keyframe, str(path))(series.asarray())
+            image = np.squeeze(image) if image.ndim > 2 else image
+            if image.ndim == 3 and series.axes[0] == "S":  # colours plane by plane
+                image = np.moveaxis(image, 0, -1)
+    return one_of_equal(image, str(path)) if image.ndim == 3 else image
+
+
 def _metadata(path: Path) -> Stated:
-    if path.suffix.lower() in _PNG:
+    if path.suffix.lower() not in _TIFF:
         return Stated()
     with _naming(path), tifffile.TiffFile(path) as tif:
         return read_metadata(tif)
 
 
-def _read(paths: list[Path], dtype: np.dtype, box: Box) -> np.ndarray:
+def _read(paths: list[Path], dtype: np.dtype, box: tuple[slice | int, ...]) -> np.ndarray:
     planes, rows, columns = box
-    chosen = paths[planes]
-    data = np.empty((len(chosen), *(len(range(part.start, part.stop, part.step)) for part in (rows, columns))), dtype)
+    chosen = paths[planes] if isinstance(planes, slice) else [paths[planes]]
+    sides = [len(range(part.start, part.stop, part.step)) for part in (rows, columns) if isinstance(part, slice)]
+    data = np.empty((len(chosen), *sides), dtype)
     for section, path in zip(data, chosen, strict=True):
         with _naming(path):
-            image = (
-                _imageio(path).imread(path, plugin="pillow") if path.suffix.lower() in _PNG else tifffile.imread(path)
-            )
-            section[...] = image[rows, columns]
-    return data
+            section[...] = _load(path)[rows, columns]
+    return data if isinstance(planes, slice) else data[0]
 
 
 def _imageio(path: Path) -> ModuleType:
-    return import_extra("imageio.v3", "images", f"{path} is a PNG")
+    imageio = import_extra("imageio.v3", "images", f"{path} is an image")
+    pillow: Any = import_extra("PIL.Image", "images", f"{path} is an image")
+    pillow.MAX_IMAGE_PIXELS = None  # sections of EM are larger than what it takes for an attack
+    return imageio
 
 
 @contextmanager

@@ -164,9 +164,16 @@ def _read_stack(tif: tifffile.TiffFile, path: Path, choice: Choice) -> np.ndarra
     found = _chosen_series(tif, path, choice)
     if len(found) == 1:
         return _load(tif, found[0], path, choice)
-    grey = GreyValues.of(found[0].keyframe, str(path))
+    grey = _grey_of(found[0], path)
     sections = np.stack([grey(series.asarray()).reshape(series.shape[-2:]) for series in found])
     return lay_out(sections.shape, None, str(path), choice).take(sections)
+
+
+def _grey_of(series: tifffile.TiffPageSeries, path: Path) -> GreyValues:
+    grey = GreyValues.of(series.keyframe, str(path))
+    if not grey.is_plain:
+        logger.warning("%s: its pages %s.", path, grey.note)
+    return grey
 
 
 def _chosen_series(tif: tifffile.TiffFile, path: Path, choice: Choice) -> list[tifffile.TiffPageSeries]:
@@ -203,7 +210,7 @@ def _listed(found: list[tifffile.TiffPageSeries]) -> str:
 def _load(
     tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path, choice: Choice
 ) -> np.ndarray | StoredArray:
-    grey = GreyValues.of(series.keyframe, str(path))
+    grey = _grey_of(series, path)
     shape, names = [*series.shape], [axis if axis not in _UNNAMED else None for axis in series.axes]
     colours = names.index("S") if "S" in names and choice.channel is None and choice.axes is None else None
     if colours is not None and shape[colours] > 1:

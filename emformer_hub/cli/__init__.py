@@ -41,6 +41,20 @@ class CommandsOnCall(UserDict[str, Any]):
         return command
 
 
+class SaidOnce(logging.Filter):
+    """Lets each message through once: a stack is opened several times in a run, and notes the same each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._said
+        self._said.add(message)
+        return new
+
+
 class BadInput(click.ClickException):
     """A mistake that the user can fix: its message is printed, and the command ends with status 2."""
 
@@ -66,3 +80,5 @@ def main(offline: bool) -> None:
         # huggingface_hub reads this when it is imported, which no command has done yet
         os.environ["HF_HUB_OFFLINE"] = "1"
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(SaidOnce())

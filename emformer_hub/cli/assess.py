@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +27,7 @@ from emformer_hub.cli.options import (
     check_one_target,
     geometry_of,
     json_file,
+    reading,
     roi,
 )
 from emformer_hub.errors import InputError
@@ -39,12 +41,18 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("stack", type=INPUT)
+@reading
 @VOXEL_SIZE
 @json_file("Also write all flags and scores to this file.")
 @click.option("--picture", metavar="FILE.png", type=PATH, help="Also draw the scores and the flagged sections.")
 @OVERWRITE
 def inspect_command(
-    stack: Path | str, voxel_size: str | None, json_path: Path | None, picture: Path | None, overwrite: bool
+    stack: Path | str,
+    reading: dict[str, Any],
+    voxel_size: str | None,
+    json_path: Path | None,
+    picture: Path | None,
+    overwrite: bool,
 ) -> None:
     """Find the sections of a STACK that are unfit, say why, and describe the stack as a whole.
 
@@ -65,7 +73,7 @@ def inspect_command(
         check_file(path, overwrite)
     if picture is not None and picture.suffix.lower() != ".png":
         raise InputError(f"picture {str(picture)!r} does not end in .png; pictures are written as PNG.")
-    volume = open_volume(stack)
+    volume = open_volume(stack, **reading)
     size = volume.voxel_size if voxel_size is None else VoxelSize.parse(voxel_size)
     with tqdm(desc="inspect", unit="section", disable=None) as bar:  # shown on a terminal only
 
@@ -75,11 +83,11 @@ def inspect_command(
 
         inspection = inspect_stack(volume.data, voxel_size=size, progress=progress)
     if json_path is not None:
-        with replacing(json_path) as partial:
-            partial.write_text(json.dumps(inspection.report(), indent=2, allow_nan=False) + "\n")
+        with replacing(json_path) as unfinished:
+            unfinished.write_text(json.dumps(inspection.report(), indent=2, allow_nan=False) + "\n")
     if picture is not None:
-        with replacing(picture) as partial:
-            quality_picture(partial, inspection, volume.data)
+        with replacing(picture) as unfinished:
+            quality_picture(unfinished, inspection, volume.data)
     for line in inspection.report_lines():
         click.echo(line)
 
@@ -89,6 +97,7 @@ def inspect_command(
 @click.option(
     "--output", default="audit.html", show_default=True, type=PATH, help="The report; its JSON goes next to it."
 )
+@reading
 @VOXEL_SIZE
 @TARGET_NM
 @FACTOR
@@ -101,6 +110,7 @@ def inspect_command(
 def audit_command(
     stack: Path | str,
     output: Path,
+    reading: dict[str, Any],
     voxel_size: str | None,
     target_nm: float | None,
     factor: float | None,
@@ -123,12 +133,12 @@ def audit_command(
     check_one_target(target_nm, factor)
     check_different(stack, output)
     check_report(output, overwrite)
-    volume, size = with_voxel_size(stack, voxel_size, open_volume)
+    volume, size = with_voxel_size(stack, voxel_size, partial(open_volume, **reading))
     geometry = geometry_of(size, target_nm, factor, thickness)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    audit(OpenStack(str(stack), volume), output, size, geometry, model, mode, roi, device)
+    audit(OpenStack(str(stack), volume, reading), output, size, geometry, model, mode, roi, device)
 
 
 def audit(
@@ -167,15 +177,22 @@ def audit(
 @click.command("evaluate")
 @click.argument("reconstruction", type=INPUT)
 @click.argument("truth", type=INPUT)
+@reading
 @VOXEL_SIZE
 @json_file("Also write the figures to this file.")
 @OVERWRITE
 def evaluate_command(
-    reconstruction: Path | str, truth: Path | str, voxel_size: str | None, json_path: Path | None, overwrite: bool
+    reconstruction: Path | str,
+    truth: Path | str,
+    reading: dict[str, Any],
+    voxel_size: str | None,
+    json_path: Path | None,
+    overwrite: bool,
 ) -> None:
     """Compare a RECONSTRUCTION with an isotropic TRUTH: PSNR, SSIM, and resolution by Fourier shell correlation.
 
-    The voxel size is read from the truth, or from the reconstruction if the file of the truth states none.
+    Options that choose what is read apply to TRUTH. The voxel size is read from the truth, or from the reconstruction
+    if the file of the truth states none.
     """
     from emformer_hub.files import check_file, replacing
     from emformer_hub.measurement import evaluate
@@ -186,16 +203,16 @@ def evaluate_command(
         check_different(truth, json_path)
         check_file(json_path, overwrite)
     estimate = read_volume(reconstruction)
-    reference, size = with_voxel_size(truth, voxel_size, read_volume, otherwise=estimate.voxel_size)
+    reference, size = with_voxel_size(truth, voxel_size, partial(read_volume, **reading), otherwise=estimate.voxel_size)
     planes = estimate.data.shape[0]
     extra = reference.data.shape[0] - planes
     if 0 < extra < 16:  # degrade leaves out planes that do not fill a section
         click.echo(f"{truth} has {extra} planes more than {reconstruction}; comparing the first {planes}.", err=True)
     figures = evaluate(estimate.data, reference.data[:planes] if 0 < extra < 16 else reference.data, size)
     if json_path is not None:
-        with replacing(json_path) as partial:
+        with replacing(json_path) as unfinished:
             psnr = figures["psnr_db"] if math.isfinite(figures["psnr_db"]) else None  # JSON knows no infinity
-            partial.write_text(json.dumps({**figures, "psnr_db": psnr}, indent=2) + "\n")
+            unfinished.write_text(json.dumps({**figures, "psnr_db": psnr}, indent=2) + "\n")
     resolution, ssim = figures["fsc"]["resolution_nm"], figures["ssim"]
     click.echo(f"PSNR            {figures['psnr_db']:.2f} dB")
     click.echo(
@@ -210,6 +227,7 @@ def evaluate_command(
 @click.command("degrade")
 @click.argument("truth", type=INPUT)
 @click.argument("output", metavar="OUT", type=PATH)
+@reading
 @VOXEL_SIZE
 @FACTOR_REQUIRED
 @THICKNESS
@@ -218,6 +236,7 @@ def evaluate_command(
 def degrade_command(
     truth: Path | str,
     output: Path,
+    reading: dict[str, Any],
     voxel_size: str | None,
     factor: float,
     thickness: float,
@@ -231,7 +250,7 @@ def degrade_command(
     check_different(truth, output)
     check_output(output, overwrite)
     geometry = SectionModel(factor, thickness)
-    volume, size = with_voxel_size(truth, voxel_size, read_volume)
+    volume, size = with_voxel_size(truth, voxel_size, partial(read_volume, **reading))
     check_volume(volume.data, str(truth))
     degraded = to_dtype(geometry.degrade(volume.data), volume.data.dtype)
     section_size = size.with_z(size.z * factor)

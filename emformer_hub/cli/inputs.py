@@ -10,6 +10,7 @@ import click
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
+from emformer_hub.volumes.volume import check_plausible
 
 if TYPE_CHECKING:
     from emformer_hub.volumes import Volume
@@ -31,16 +32,32 @@ def with_voxel_size(
     """A volume and its voxel size: that of the option, else that of the file, else ``otherwise``.
 
     Raises:
-        InputError: there is no voxel size, or the volume cannot be read.
+        InputError: there is no voxel size or none that a micrograph can have, or the volume cannot be read.
     """
-    stated = None if voxel_size is None else VoxelSize.parse(voxel_size)
+    stated = None if voxel_size is None or "," not in voxel_size else VoxelSize.parse(voxel_size)
+    if stated is not None:
+        check_plausible(stated, str(path))
     volume = read(path)
+    if voxel_size is not None and stated is None:
+        stated = _with_spacing(voxel_size, volume, path)
     size = stated or volume.voxel_size or otherwise
     if size is None:
-        raise InputError(f"{path} states no voxel size; give --voxel-size Z,Y,X in nm, as in --voxel-size 40,4,4.")
+        raise InputError(volume.ask(str(path)))
+    check_plausible(size, str(path))
     if stated and volume.voxel_size and stated != volume.voxel_size:
         click.echo(f"{path} says {volume.voxel_size} ({volume.source}); using --voxel-size {stated}.", err=True)
     return volume, size
+
+
+def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:
+    """A section spacing alone, with the size of a pixel that the file states."""
+    lateral = volume.lateral_nm if volume.voxel_size is None else volume.voxel_size.zyx[1:]
+    if lateral is None:
+        raise InputError(
+            f"--voxel-size {spacing} is one length, and {path} does not state the size of a pixel; expected Z,Y,X in "
+            f"nm, as in --voxel-size 40,4,4."
+        )
+    return VoxelSize.parse(f"{spacing},{lateral[0]},{lateral[1]}")
 
 
 def shape_text(data: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modes import DEFAULT_MODE, MODES
 
+Command = Callable[..., Any]
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 PATH = click.Path(path_type=Path)
@@ -23,9 +25,10 @@ class Input(click.ParamType):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        from emformer_hub.volumes.remote import is_url
+        from emformer_hub.volumes.remote import is_url, plain_address
 
         try:
+            value = plain_address(value)
             return value if is_url(value) else Path(value)
         except InputError as error:
             self.fail(str(error), param, ctx)
@@ -46,7 +49,8 @@ INPUT = Input()
 VOXEL_SIZE = click.option(
     "--voxel-size",
     metavar="Z,Y,X",
-    help="Voxel size of the input in nm, section spacing first. Takes precedence over the file's.",
+    help="Voxel size of the input in nm, section spacing first. Takes precedence over the file's. Z alone where the "
+    "file states the size of a pixel.",
 )
 TARGET_NM = click.option("--target-nm", type=float, help="Plane spacing of the output in nm.  [default: lateral size]")
 FACTOR = click.option(
@@ -85,6 +89,30 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output i
 PRIVATE = click.option("--private", is_flag=True, help="Make the repository private if this command creates it.")
 REPO_ID = click.option("--repo-id", metavar="ORG/NAME", required=True, help="Repository on the Hub.")
 LIST_ONLY = click.option("--dry-run", is_flag=True, help="Only list the files that would be pushed.")
+
+
+_READING = (
+    click.option(
+        "--axes", metavar="zyx|xyz|...", help="Order of the stored axes, slowest first.  [default: the file's]"
+    ),
+    click.option("--channel", type=int, metavar="N", help="Channel to read, from 0, of a file that holds several."),
+    click.option("--time", type=int, metavar="N", help="Time point to read, from 0."),
+    click.option("--series", metavar="NAME", help="Image, dataset or level to read, by number or name."),
+    click.option("--pattern", metavar="'s_*.tif'", help="Files of a folder that are sections."),
+)
+
+
+def reading(command: Command) -> Command:
+    """Add the options that choose what is read of a stack; the command takes them as ``reading``, a dictionary."""
+
+    @functools.wraps(command)
+    def with_reading(**values: Any) -> Any:
+        chosen = {name: values.pop(name) for name in ("axes", "channel", "time", "series", "pattern")}
+        return command(reading={name: one for name, one in chosen.items() if one is not None}, **values)
+
+    for option in reversed(_READING):
+        with_reading = option(with_reading)
+    return with_reading
 
 
 def roi(help: str) -> Option:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,12 +27,13 @@ from emformer_hub.cli.options import (
     VOXEL_SIZE,
     check_one_target,
     geometry_of,
+    reading,
     roi,
 )
 from emformer_hub.errors import InputError
 
 if TYPE_CHECKING:
-    from emformer_hub.geometry import VoxelSize
+    from emformer_hub.geometry import SectionModel, VoxelSize
     from emformer_hub.modes import Mode
     from emformer_hub.reconstruction.parts import Scheduler
     from emformer_hub.reconstruction.settings import FileSettings, OpenStack
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @click.command("reconstruct")
 @click.argument("input_path", metavar="INPUT", type=INPUT)
 @click.argument("output", metavar="OUTPUT", type=PATH)
+@reading
 @VOXEL_SIZE
 @TARGET_NM
 @FACTOR
@@ -96,6 +99,7 @@ if TYPE_CHECKING:
 def reconstruct_command(
     input_path: Path | str,
     output: Path,
+    reading: dict[str, Any],
     voxel_size: str | None,
     target_nm: float | None,
     factor: float | None,
@@ -133,8 +137,10 @@ def reconstruct_command(
     from emformer_hub.volumes import check_output
 
     check_one_target(target_nm, factor)
-    if follow is not None and (resume or roi or dry_run):
-        raise click.UsageError("--follow takes no --resume, --roi or --dry-run: the stack is not complete yet.")
+    if follow is not None and (resume or roi or dry_run or reading):
+        raise click.UsageError(
+            "--follow takes no --resume, --roi, --dry-run or choice of what is read: the stack is not complete yet."
+        )
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     confident = None if confidence_mask is None else confident_path(output)
@@ -142,8 +148,9 @@ def reconstruct_command(
     check_different(input_path, *outputs)
     for path in outputs:
         check_output(path, overwrite or resume)
-    volume, size = _open(input_path, voxel_size, follow)
+    volume, size = _open(input_path, voxel_size, follow, reading)
     geometry = geometry_of(size, target_nm, factor, thickness)
+    _check_isotropy(str(input_path), size, geometry, asked_for=factor is not None)
     page = output.with_name(f"{output.name}.audit.html") if report else None
     if page is not None:
         from emformer_hub.audit import check_auditable, check_report
@@ -165,7 +172,7 @@ def reconstruct_command(
         "mode": mode,
         "ome_zarr": ome_zarr,
     }
-    stack = OpenStack(str(input_path), volume)
+    stack = OpenStack(str(input_path), volume, reading)
     if dry_run:
         _print_forecast(stack, output, settings)
         return
@@ -181,12 +188,16 @@ def reconstruct_command(
         audit(stack, page, size, geometry, model, mode, roi, device)
 
 
-def _open(path: Path | str, voxel_size: str | None, follow: float | None) -> tuple[Volume, VoxelSize]:
+def _open(
+    path: Path | str, voxel_size: str | None, follow: float | None, reading: dict[str, Any]
+) -> tuple[Volume, VoxelSize]:
     """The stack and its voxel size; of a folder that is still being filled, the sections that are there."""
     from emformer_hub.reconstruction.follow import sections_landing
     from emformer_hub.volumes import open_volume
 
-    read = open_volume if follow is None else lambda folder: next(sections_landing(Path(folder), follow))
+    def read(path: Path | str) -> Volume:
+        return open_volume(path, **reading) if follow is None else next(sections_landing(Path(path), follow))
+
     volume, size = with_voxel_size(path, voxel_size, read)
     if size.z < min(size.y, size.x):
         raise InputError(
@@ -194,6 +205,21 @@ def _open(path: Path | str, voxel_size: str | None, follow: float | None) -> tup
             f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
         )
     return volume, size
+
+
+def _check_isotropy(name: str, size: VoxelSize, geometry: SectionModel, *, asked_for: bool) -> None:
+    """Say if y and x differ; raise ``InputError`` if there is nothing to restore along z and it was not asked for."""
+    if not asked_for and math.isclose(geometry.factor, 1, rel_tol=1e-3):
+        raise InputError(
+            f"{name} is isotropic already: with voxels of {size}, planes would lie where its sections do. Is the voxel "
+            f"size right? Give --factor 1 to run the network on it as it is."
+        )
+    if not math.isclose(size.y, size.x, rel_tol=1e-3):
+        click.echo(
+            f"y ({size.y:g} nm) and x ({size.x:g} nm) differ: output voxels will be {geometry.plane_size(size)}, "
+            f"not isotropic. Resample y or x first if all sides are to be equal.",
+            err=True,
+        )
 
 
 def _follow(folder: Path, output: Path, idle_s: float, settings: FileSettings) -> Volume:

@@ -73,7 +73,7 @@ def reconstruct_file(
     """
     begin = time.time()
     chosen = with_defaults(settings)
-    stack, model, device = OpenStack.of(stack), ModelOnce.of(chosen["model"]), chosen["device"]
+    stack, model, device = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"]), chosen["device"]
     repair = choose_repair(stack.volume.data, chosen["repair"], stack.path)
     chosen["model"], chosen["repair"] = model, repair
     job = make_job(stack, output, **chosen)

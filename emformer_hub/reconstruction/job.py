@@ -28,7 +28,8 @@ from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES
-from emformer_hub.volumes.remote import absolute, is_url
+from emformer_hub.volumes.remote import absolute, is_url, plain_address
+from emformer_hub.volumes.volume import check_plausible
 
 DAMAGE = "damage.npz"
 """Name of the file beside the job that says where sections are damaged."""
@@ -42,6 +43,7 @@ class Job:
         input: path or address of the stack.
         input_shape, input_dtype, input_modified: shape, dtype and time of change of the input, to notice that it was
             replaced.
+        reading: what is chosen of the input, as keyword arguments of ``open_volume``.
         region: start and stop along z, y and x of the part of the input that is reconstructed.
         model, weights: name of the model, and fingerprint of its weights.
         factor, thickness, offset: how sections sample tissue.
@@ -63,6 +65,7 @@ class Job:
     input_shape: tuple[int, int, int]
     input_dtype: str
     input_modified: float | None
+    reading: tuple[tuple[str, Any], ...]
     region: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     model: str
     weights: str
@@ -168,8 +171,9 @@ def make_job(
     if chosen["ensemble"] not in ENSEMBLES:
         raise InputError(f"ensemble is {chosen['ensemble']}; expected one of {', '.join(map(str, ENSEMBLES))}.")
     check_mode(chosen["mode"])
-    stack, model = OpenStack.of(stack), ModelOnce.of(chosen["model"])
+    stack, model = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"])
     path, data = stack.path, stack.volume.data
+    check_plausible(size, path)
     check_stack(data.shape, data.dtype, path)
     region = chosen["region"] or (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
     check_region(region, data.shape, path)
@@ -191,7 +195,8 @@ def make_job(
         input=absolute(path),
         input_shape=data.shape,
         input_dtype=str(data.dtype),
-        input_modified=None if is_url(path) else split_address(Path(path))[0].stat().st_mtime,
+        input_modified=None if is_url(path) else _modified(split_address(Path(plain_address(path)))[0]),
+        reading=tuple(sorted(stack.reading.items())),
         region=((z.start, z.stop), (y.start, y.stop), (x.start, x.stop)),
         model=str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name,
         weights=model.fingerprint,
@@ -223,6 +228,17 @@ def _absolute(path: str | os.PathLike[str]) -> str: ...
 def _absolute(path: str | os.PathLike[str] | None) -> str | None: ...
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
+
+
+def _modified(path: Path) -> float:
+    """When a file, or of a folder any file that is not hidden, was changed last, seconds.
+
+    A folder itself is changed by any file manager that looks into it.
+    """
+    files = [path]
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.name[0] != "." and file.is_file()] or files
+    return max(file.stat().st_mtime for file in files)
 
 
 def _with_tuples(value: Any) -> Any:

@@ -78,7 +78,7 @@ class Parts:
         self, job: Job, device: str | None = None, *, stack: OpenStack | None = None, model: ModelOnce | None = None
     ):
         self.job = job
-        self.stack = OpenStack.of(stack or job.input).volume.data
+        self.stack = OpenStack.of(stack or job.input, dict(job.reading)).volume.data
         if (self.stack.shape, str(self.stack.dtype)) != (job.input_shape, job.input_dtype):
             raise InputError(
                 f"{job.input} is {self.stack.shape} {self.stack.dtype}; the run began on {job.input_shape} "

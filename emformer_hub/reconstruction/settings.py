@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Required, TypedDict, cast
 
@@ -30,15 +30,20 @@ class OpenStack:
     Attributes:
         path: path or address of the stack.
         volume: the stack as ``open_volume`` returns it.
+        reading: keyword arguments of ``open_volume`` that it was opened with, by which others open the same stack.
     """
 
     path: str
     volume: Volume[np.ndarray | StoredArray]
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, stack: str | os.PathLike[str] | OpenStack) -> OpenStack:
+    def of(cls, stack: str | os.PathLike[str] | OpenStack, reading: Mapping[str, Any] | None = None) -> OpenStack:
         """Open the stack, unless it is open already."""
-        return stack if isinstance(stack, OpenStack) else cls(str(stack), open_volume(stack))
+        if isinstance(stack, OpenStack):
+            return stack
+        reading = dict(reading or {})
+        return cls(str(stack), open_volume(stack, **reading), reading)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +107,7 @@ class FileSettings(Settings, total=False):
     """Keyword arguments of :func:`~emformer_hub.reconstruct_file`, beyond those of :class:`Settings`.
 
     Keys:
+        reading: keyword arguments of :func:`~emformer_hub.open_volume` that choose axes, channel and the like.
         uncertainty: path of an additional output, in any of the formats: the standard deviation of each voxel's error.
         confidence: probability from 0 to 0.99. Adds an output beside the main one, ``.confident``, uint8: 1 where the
             error is below half a standard deviation of the stack's intensities with this probability, else 0.
@@ -118,6 +124,7 @@ class FileSettings(Settings, total=False):
         ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
     """
 
+    reading: Mapping[str, Any] | None
     uncertainty: str | os.PathLike[str] | None
     confidence: float | None
     region: Box | None
@@ -134,6 +141,7 @@ DEFAULTS: dict[str, Any] = {
     "offset": None,
     "ensemble": 2,
     "device": None,
+    "reading": None,
     "uncertainty": None,
     "confidence": None,
     "region": None,

@@ -20,7 +20,7 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.files import replacing
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import hdf5, mrc, n5_precomputed, slices, tiff, zarr_reading
+from emformer_hub.volumes import arrays, foreign, hdf5, mrc, n5_precomputed, slices, tiff, zarr_reading
 from emformer_hub.volumes.axes import Choice
 from emformer_hub.volumes.boxes import boxes
 from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
@@ -33,7 +33,7 @@ from emformer_hub.volumes.output import (
     ZARR_SUFFIXES,
     check_output,
 )
-from emformer_hub.volumes.remote import Remote, is_url
+from emformer_hub.volumes.remote import Remote, is_url, plain_address
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume
 from emformer_hub.volumes.writer import VolumeWriter
@@ -118,6 +118,7 @@ def open_volume(
     be sliced on disk and is loaded. Voxels that turn out to be damaged raise ``InputError`` when they are sliced.
     """
     choice = Choice(axes, channel, time, series, pattern)
+    path = plain_address(path)
     if is_url(path):
         return _open_folder(Remote(os.fspath(path)), choice)
     path = Path(path)
@@ -131,9 +132,20 @@ def open_volume(
         )
     if pattern is not None:
         raise InputError(f"{path} is a file; --pattern chooses files of a folder. Leave it out.")
+    if not file.is_file():
+        raise InputError(
+            f"{path} is a pipe or a device; expected a file, in which one can go back. Save what comes out of it first."
+        )
     if dataset is not None or hdf5.is_hdf5(file):
         return hdf5.open_volume(file, dataset, choice)
-    return mrc.open_volume(file, choice) if mrc.is_mrc(file) else tiff.open_volume(file, choice)
+    if tiff.is_tiff(file):
+        return tiff.open_volume(file, choice)
+    if mrc.is_mrc(file):
+        return mrc.open_volume(file, choice)
+    kind = arrays.kind_of(file)
+    if kind is not None:
+        return arrays.open_volume(file, kind, choice)
+    raise foreign.named(file)
 
 
 def _open_folder(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
@@ -146,6 +158,9 @@ def _open_folder(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
             f"{place} is no OME-Zarr, Zarr array, N5 or precomputed image, or is not there. Is the address right? "
             f"Other formats are read from this machine only: download the file first."
         )
+    other = foreign.named_folder(place)
+    if other is not None:
+        raise other
     return slices.open_volume(place, choice)
 
 

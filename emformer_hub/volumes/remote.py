@@ -6,6 +6,7 @@ TensorStore fetches (extra ``remote``); what is fetched is parsed by the module 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,22 @@ from emformer_hub.volumes.kvstore import TIMEOUT_S, not_reached, open_kvstore
 if TYPE_CHECKING:
     from emformer_hub.volumes.remote_store import RemoteStore
 
+_BEFORE = re.compile(r"(precomputed|n5|zarr|zarr2|zarr3|file|brainmaps\+precomputed)://")
+_AFTER = re.compile(r"\|(neuroglancer-precomputed|n5|zarr|zarr2|zarr3):?/?$")
 SCHEMES = ("https", "http", "s3", "gs", "hf")
+
+
+def plain_address(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """An address or path without what viewers put before it: ``precomputed://``, ``n5://``, ``zarr://``, ``file://``.
+
+    Neuroglancer prints ``zarr://s3://bucket/name`` and ``s3://bucket/name/|zarr3:`` for ``s3://bucket/name``.
+    """
+    if isinstance(path, os.PathLike):
+        return path
+    text = path.split("|", 1)[0] if _AFTER.search(path) else path
+    while found := _BEFORE.match(text):
+        text = text[found.end() :]
+    return path if text == path else text
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -24,7 +40,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     Raises:
         InputError: an address of another kind.
     """
-    scheme, found, _ = os.fspath(path).partition("://")
+    scheme, found, _ = os.fspath(plain_address(path)).partition("://")
     if found and scheme not in SCHEMES:
         raise InputError(
             f"{path} is an address of the kind {scheme}://; expected a path, or "
@@ -35,6 +51,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """A path that means the same in another folder; an address as it is."""
+    path = plain_address(path)
     return os.fspath(path) if is_url(path) else str(Path(path).absolute())
 
 

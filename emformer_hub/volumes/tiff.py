@@ -34,9 +34,17 @@ logger = logging.getLogger(__name__)
 READ_ERRORS = (ValueError, RuntimeError, IndexError, KeyError, OSError, struct.error, zlib.error)
 _IMAGE_DESCRIPTION = 270  # TIFF 6.0 tag numbers and values
 _RESOLUTION_UNIT_NONE = 1
+_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UNNAMED = "IQR"
 """Axes that tifffile found, and no metadata name."""
 _NAMED = 12  # images that a message lists
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as TIFF or BigTIFF do, of either byte order, or has their suffix."""
+    with path.open("rb") as file:
+        beginning = file.read(4)
+    return beginning in _BEGINNINGS or path.suffix.lower() in (".tif", ".tiff")
 
 
 def open_volume(path: Path, choice: Choice = NOTHING_CHOSEN) -> Volume[np.ndarray | StoredArray]:

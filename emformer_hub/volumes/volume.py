@@ -9,6 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.stored import StoredArray
 
@@ -29,6 +30,10 @@ _NANOMETRES_PER = {
     )
     for spelling in spellings.split()
 }
+
+
+SMALLEST_NM, LARGEST_NM = 0.5, 10_000.0
+"""Sides of voxels that stacks of electron micrographs have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +78,20 @@ class Stated(NamedTuple):
     translation_nm: tuple[float, float, float] | None = None
     lateral_nm: tuple[float, float] | None = None
     hint: str = ""
+
+
+def check_plausible(size: VoxelSize, name: str) -> None:
+    """Raise ``InputError`` if a voxel of an electron micrograph is never so small or so large."""
+    for axis, length in zip("zyx", size.zyx, strict=True):
+        if length < SMALLEST_NM or length > LARGEST_NM:
+            finer = length < SMALLEST_NM
+            unit, factor = ("micrometres", 1e3) if finer else ("picometres or ångström", 0.1)
+            meant = VoxelSize(*(float(f"{one * factor:.12g}") for one in size.zyx))
+            raise InputError(
+                f"the voxel size of {name} is {size}, of which {axis} is {'finer' if finer else 'coarser'} than "
+                f"electron micrographs of cells have it ({SMALLEST_NM:g} nm to {LARGEST_NM / 1000:g} µm); were {unit} "
+                f"meant? That would be --voxel-size {meant.z:g},{meant.y:g},{meant.x:g}."
+            )
 
 
 def to_nanometres(length: float, unit: str | None) -> float | None:

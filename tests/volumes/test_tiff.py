@@ -230,7 +230,7 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing\.tif does not exist"):
         read_volume(tmp_path / "missing.tif")
     (tmp_path / "notes.txt").write_text("not an image, but long enough for a header")
-    with pytest.raises(InputError, match=r"notes\.txt cannot be read as TIFF"):
+    with pytest.raises(InputError, match=r"notes\.txt is a description of another file"):
         read_volume(tmp_path / "notes.txt")
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError, reason
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_](?:[\w.-]*\w)?/)[A-Za-z0-9_](?:[\w.-]*\w)?")
 
 
 @dataclass(frozen=True)

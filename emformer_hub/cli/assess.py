@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emformer_hub.cli.inputs import check_different, shape_text, with_voxel_size
+from emformer_hub.cli.inputs import check_different, said_of, shape_text, with_voxel_size
 from emformer_hub.cli.options import (
     DEVICE,
     FACTOR,
@@ -169,9 +169,10 @@ def audit(
             progress=bar.set_postfix_str,
         )
     write_report(found, page)
-    for one in found.verdicts:
-        click.echo(f"{one.verdict:<10}  {one.item}: {one.figure}")
-    click.echo(f"{page}: the report")
+    with said_of(page):
+        for one in found.verdicts:
+            click.echo(f"{one.verdict:<10}  {one.item}: {one.figure}")
+        click.echo(f"{page}: the report")
 
 
 @click.command("evaluate")
@@ -257,7 +258,8 @@ def degrade_command(
     where = recut_origin(size, section_size, volume.translation_nm)
     write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite, ome_zarr=ome_zarr)
     left_out = volume.data.shape[0] - geometry.num_planes(len(degraded))
-    click.echo(
-        f"{output}: {shape_text(degraded)} {degraded.dtype}, {section_size}"
-        + (f"; the last {left_out} planes do not fill a section and were left out" if left_out else "")
-    )
+    with said_of(output):
+        click.echo(
+            f"{output}: {shape_text(degraded)} {degraded.dtype}, {section_size}"
+            + (f"; the last {left_out} planes do not fill a section and were left out" if left_out else "")
+        )

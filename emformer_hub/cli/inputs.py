@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +61,21 @@ def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:
             f"nm, as in --voxel-size 40,4,4."
         )
     return VoxelSize.parse(f"{spacing},{lateral[0]},{lateral[1]}")
+
+
+@contextmanager
+def said_of(output: Path) -> Iterator[None]:
+    """Print about a complete output; if stdout is closed or full, say so on stderr, and let the command succeed."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if sys.stdout is not None:
+            with suppress(OSError, ValueError):  # or Python tries, and fails, once more when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            click.echo(f"{output} is complete; its summary could not be printed: {error.strerror or error}.", err=True)
 
 
 def shape_text(data: Any) -> str:

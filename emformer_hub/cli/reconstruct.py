@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emformer_hub.cli.assess import audit
-from emformer_hub.cli.inputs import check_different, shape_text, with_voxel_size
+from emformer_hub.cli.inputs import check_different, said_of, shape_text, with_voxel_size
 from emformer_hub.cli.options import (
     DEVICE,
     FACTOR,
@@ -132,7 +132,7 @@ def reconstruct_command(
 
     from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.follow import preview_path
-    from emformer_hub.reconstruction.job import confident_path
+    from emformer_hub.reconstruction.job import check_record, confident_path
     from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
     from emformer_hub.volumes import check_output
 
@@ -148,6 +148,7 @@ def reconstruct_command(
     check_different(input_path, *outputs)
     for path in outputs:
         check_output(path, overwrite or resume)
+    check_record(output, overwrite=overwrite, resume=resume)
     volume, size = _open(input_path, voxel_size, follow, reading)
     geometry = geometry_of(size, target_nm, factor, thickness)
     _check_isotropy(str(input_path), size, geometry, asked_for=factor is not None)
@@ -183,7 +184,8 @@ def reconstruct_command(
     record, seconds = _run(stack, output, settings, overwrite=overwrite, resume=resume, scheduler=cluster)
     if follow is not None:
         shutil.rmtree(preview_path(output))
-    _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
+    with said_of(output):
+        _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
     if page is not None:
         audit(stack, page, size, geometry, model, mode, roi, device)
 

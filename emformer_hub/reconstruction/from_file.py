@@ -21,7 +21,15 @@ from emformer_hub.errors import InputError
 from emformer_hub.files import put_in_place, write_text
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction.forecast import needs
-from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, make_job, partial_output
+from emformer_hub.reconstruction.job import (
+    DAMAGE,
+    Job,
+    check_record,
+    is_zarr_path,
+    make_job,
+    partial_output,
+    record_path,
+)
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
 from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, with_defaults
@@ -79,6 +87,7 @@ def reconstruct_file(
     job = make_job(stack, output, **chosen)
     for one in job.outputs:
         check_output(one, overwrite or resume)
+    check_record(Path(output), overwrite=overwrite, resume=resume)
     with _alone(job):
         parts = put_to_work(Parts(job, device, stack=stack, model=model))
         _begin(job, parts, repair, resume=resume, overwrite=overwrite)
@@ -88,7 +97,7 @@ def reconstruct_file(
         for writer, final in zip(parts.writers, job.outputs, strict=True):
             if writer.path.exists():  # a run may have been killed between two outputs
                 _complete(job, writer, final)
-        record = Path(output).with_name(f"{Path(output).name}.json")
+        record = record_path(Path(output))
         facts = {
             **dataclasses.asdict(job),
             "parts": len(parts.boxes),

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -17,7 +18,7 @@ import numpy as np
 
 from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
-from emformer_hub.files import write_text
+from emformer_hub.files import check_file, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
 from emformer_hub.reconstruction.repair import choose_repair
@@ -27,7 +28,7 @@ from emformer_hub.volumes import check_volume
 from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
-from emformer_hub.volumes.output import ZARR_SUFFIXES
+from emformer_hub.volumes.output import ZARR_SUFFIXES, check_writable
 from emformer_hub.volumes.remote import absolute, is_url, plain_address
 from emformer_hub.volumes.volume import check_plausible
 
@@ -137,6 +138,20 @@ def state_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.run")
 
 
+def record_path(output: Path) -> Path:
+    """Where the record of a run goes: ``out.ome.zarr`` -> ``out.ome.zarr.json``."""
+    return output.with_name(f"{output.name}.json")
+
+
+def check_record(output: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise ``InputError`` if the record of a run would replace a file, except that of this run where it is resumed."""
+    record = record_path(output)
+    if resume and record.exists() and state_folder(output).exists():
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            overwrite = overwrite or json.loads(record.read_text())["output"] == str(output.absolute())
+    check_file(record, overwrite)
+
+
 def confident_path(output: Path) -> Path:
     """Path of the mask of confident voxels: ``out.ome.zarr`` -> ``out.confident.ome.zarr``."""
     name, dot, suffix = output.name.partition(".")
@@ -181,6 +196,9 @@ def make_job(
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
     repair = choose_repair(data, chosen["repair"], path)
     repair.check(region)
+    for file, dtype in ((output, data.dtype), (chosen["uncertainty"], np.dtype(np.float32))):
+        if file is not None:
+            check_writable(file, dtype)
     whole = check_mask(repair.sections(len(data)), data.shape) if repair.whole else None
     if isinstance(data, np.ndarray):  # others are checked part by part, as they are read
         check_volume(data[region], part, repair.mask(region))

@@ -31,7 +31,8 @@ _BYTES = 0  # mode
 _SUFFIXES = (".mrc", ".mrcs", ".rec", ".st", ".ali", ".preali", ".map", ".ccp4")
 _LONGEST = 2**24  # no side, and no extended header in bytes, is longer
 _HIGHEST_MODE = 101
-_MODES = {"uint8": 0, "int16": 1, "uint16": 6, "float16": 12, "float32": 2}
+MODES = {"uint8": 0, "int16": 1, "uint16": 6, "float16": 12, "float32": 2}
+"""Voxels that MRC holds, and their numbers in its header."""
 _UNSET = (0.1, 0.1, 0.1)  # nm; what programs put when they were given no voxel size
 _READ_ERRORS = (ValueError, OSError)  # what mrcfile raises on damaged data
 
@@ -189,16 +190,16 @@ def create(
     """
     import mrcfile
 
-    if dtype.name not in _MODES:
+    if dtype.name not in MODES:
         raise InputError(
-            f"MRC has no {dtype} voxels, only {', '.join(_MODES)}. Write .ome.zarr instead, or convert the input."
+            f"MRC has no {dtype} voxels, only {', '.join(MODES)}. Write .ome.zarr instead, or convert the input."
         )
-    with mrcfile.new_mmap(path, shape_zyx, mrc_mode=_MODES[dtype.name]) as mrc:
+    with mrcfile.new_mmap(path, shape_zyx, mrc_mode=MODES[dtype.name]) as mrc:
         mrc.set_volume()
         mrc.voxel_size = tuple(10 * length for length in reversed(voxel_size.zyx))
         mrc.header.origin = tuple(10 * place for place in reversed(translation_nm))
         mrc.header.dmin, mrc.header.dmax, mrc.header.dmean, mrc.header.rms = 0, -1, -2, -1  # MRC2014: not known yet
-    if _MODES[dtype.name] == _BYTES:
+    if MODES[dtype.name] == _BYTES:
         with path.open("r+b") as file:
             file.seek(_STAMP_AT)
             file.write(struct.pack("=2i", _STAMP, 0))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.files import check_folder, check_overwrite
+from emformer_hub.volumes.mrc import MODES
 from emformer_hub.volumes.ome_zarr import is_zarr
 from emformer_hub.volumes.remote import is_url
 from emformer_hub.volumes.slices import is_ours
@@ -16,6 +19,16 @@ ZARR_SUFFIXES = (".zarr",)
 HDF5_SUFFIXES = (".h5", ".hdf5")
 MRC_SUFFIXES = (".mrc",)
 SLICES_SUFFIXES = ("",)
+
+
+def check_writable(path: str | os.PathLike[str], dtype: np.dtype) -> None:
+    """Raise ``InputError`` if the format that the suffix of ``path`` chooses has no such voxels."""
+    path = Path(path)
+    if path.suffix.lower() in MRC_SUFFIXES and dtype.name not in MODES:
+        raise InputError(
+            f"output {path} cannot hold {dtype} voxels: MRC has only {', '.join(MODES)}. Choose another format, as "
+            f".ome.zarr, or convert the input first."
+        )
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:

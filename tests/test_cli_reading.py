@@ -1,0 +1,141 @@
+"""What commands do with odd stacks, outputs and shells: they read right, or refuse with the way out and status 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner, Result
+
+from emformer_hub.cli import main
+from emformer_hub.volumes import read_volume
+
+STACK = np.random.default_rng(3).integers(5, 250, (6, 24, 20), np.uint8)
+FAST = ["--model", "emformer-tiny", "--ensemble", "1"]
+SIZE = ["--voxel-size", "40,8,8"]
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    tifffile.imwrite(tmp_path / "plain.tif", STACK)
+    return tmp_path / "plain.tif"
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def refused(result: Result, *said: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert all(part in result.output for part in said), result.output
+
+
+def test_what_is_chosen_is_what_is_reconstructed(tmp_path: Path, plain: Path) -> None:
+    turned = np.ascontiguousarray(np.stack([255 - STACK, STACK]).transpose(0, 3, 2, 1))
+    tifffile.imwrite(tmp_path / "turned.tif", turned, photometric="minisblack")
+    assert run("reconstruct", plain, tmp_path / "a.ome.zarr", *SIZE, *FAST).exit_code == 0
+    words = ["--axes", "cxyz", "--channel", 1]
+    assert run("reconstruct", tmp_path / "turned.tif", tmp_path / "b.ome.zarr", *SIZE, *FAST, *words).exit_code == 0
+    expected, found = (read_volume(tmp_path / f"{name}.ome.zarr").data for name in "ab")
+    np.testing.assert_array_equal(found, expected)
+    refused(run("reconstruct", tmp_path / "turned.tif", tmp_path / "c.ome.zarr", *SIZE, *FAST), "--axes")
+
+
+def test_commands_that_measure_take_a_choice(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    several = np.stack([np.tile(STACK, (2, 4, 4))] * 2)
+    tifffile.imwrite(tmp_path / "a.tif", several, metadata={"axes": "CZYX"}, photometric="minisblack")
+    refused(run("inspect", tmp_path / "a.tif"), "2 channels", "--channel N")
+    assert run("inspect", tmp_path / "a.tif", "--channel", 0).exit_code == 0
+    words = ["--factor", 2, "--voxel-size", "8,8,8", "--channel", 1]
+    assert run("degrade", tmp_path / "a.tif", tmp_path / "b.tif", *words).exit_code == 0
+
+
+@pytest.mark.parametrize("size", ["0.04,0.004,0.004", "0.05,0.008,0.008", "40,0.004,0.004"])
+def test_sizes_that_are_too_small_were_micrometres(tmp_path: Path, plain: Path, size: str) -> None:
+    refused(run("reconstruct", plain, tmp_path / "a.zarr", "--voxel-size", size, *FAST), "were micrometres meant?")
+
+
+@pytest.mark.parametrize("size", ["40000,4000,4000", "400,20000,20000"])
+def test_sizes_that_are_too_large_are_refused(tmp_path: Path, plain: Path, size: str) -> None:
+    refused(run("reconstruct", plain, tmp_path / "a.zarr", "--voxel-size", size, *FAST), "coarser than")
+
+
+def test_a_file_may_state_what_is_implausible(tmp_path: Path) -> None:
+    sizes = {f"PhysicalSize{axis}": length for axis, length in (("Z", 0.04), ("Y", 0.004), ("X", 0.004))}
+    units = {f"PhysicalSize{axis}Unit": "nm" for axis in "ZYX"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", STACK, ome=True, metadata={"axes": "ZYX", **sizes, **units})
+    refused(run("reconstruct", tmp_path / "a.ome.tif", tmp_path / "a.zarr", *FAST), "were micrometres meant?")
+
+
+def test_factor_1_must_be_asked_for(tmp_path: Path, plain: Path) -> None:
+    words = ["reconstruct", plain, tmp_path / "a.zarr", "--voxel-size", "8,8,8", *FAST]
+    refused(run(*words), "isotropic already", "--factor 1")
+    refused(run(*words, "--target-nm", 8), "isotropic already")
+    assert run(*words, "--factor", 1).exit_code == 0
+
+
+def test_y_unlike_x_is_said(tmp_path: Path, plain: Path) -> None:
+    result = run("reconstruct", plain, tmp_path / "a.zarr", "--voxel-size", "40,4,16", *FAST)
+    assert result.exit_code == 0
+    assert "y (4 nm) and x (16 nm) differ: output voxels will be 8,4,16 nm" in result.output
+
+
+def test_a_spacing_alone_completes_what_a_microscope_states(tmp_path: Path, plain: Path) -> None:
+    scan = "[Scan]\r\nPixelWidth=8e-9\r\nPixelHeight=8e-9\r\n"
+    tifffile.imwrite(tmp_path / "fei.tif", STACK, extratags=[(34682, "s", 0, scan, True)])
+    refused(run("reconstruct", tmp_path / "fei.tif", tmp_path / "a.zarr", *FAST), "pixels of 8,8 nm", "FEI")
+    words = ["--voxel-size", 40, *FAST]
+    assert run("reconstruct", tmp_path / "fei.tif", tmp_path / "a.zarr", *words).exit_code == 0
+    assert read_volume(tmp_path / "a.zarr").voxel_size is not None
+    refused(run("reconstruct", plain, tmp_path / "b.zarr", *words), "does not state the size of a pixel")
+
+
+@pytest.mark.parametrize("name", ["a.ome.zarr", "a.tif", "a"])
+def test_a_record_of_somebody_else_is_kept(tmp_path: Path, plain: Path, name: str) -> None:
+    record = tmp_path / f"{name}.json"
+    record.write_text("mine")
+    refused(run("reconstruct", plain, tmp_path / name, *SIZE, *FAST), f"{name}.json exists", "--overwrite")
+    assert record.read_text() == "mine" and not (tmp_path / name).exists()
+    assert run("reconstruct", plain, tmp_path / name, *SIZE, *FAST, "--overwrite").exit_code == 0
+    assert record.read_text() != "mine"
+
+
+@pytest.mark.parametrize("words", [["a.mrc"], ["a.zarr", "--uncertainty", "a.mrc"]], ids=str)
+def test_voxels_that_a_format_has_not_are_refused_before_any_work(tmp_path: Path, words: list[str]) -> None:
+    pytest.importorskip("mrcfile")
+    tifffile.imwrite(tmp_path / "f8.tif", STACK.astype(np.float64))
+    words = [str(tmp_path / word) if word[0] != "-" else word for word in words]
+    result = run("reconstruct", tmp_path / "f8.tif", *words, *SIZE, *FAST)
+    if "--uncertainty" in words:
+        assert result.exit_code == 0  # an uncertainty is float32
+    else:
+        refused(result, "cannot hold float64 voxels")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["f8.tif"]
+
+
+@pytest.mark.parametrize("model", ["./nope", "../nope", "a/b/c", "nope.", "-a/b", "a--b/c"])
+def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path, plain: Path, model: str) -> None:
+    result = run("reconstruct", plain, tmp_path / "a.zarr", *SIZE, f"--model={model}")
+    refused(result, f"model '{model}' is not known")
+
+
+def test_each_note_is_said_once(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", 255 - STACK, photometric="miniswhite")
+    words = [str(tmp_path / "a.tif"), str(tmp_path / "a.zarr"), *SIZE, *FAST]
+    command = [sys.executable, "-m", "emformer_hub.cli", "reconstruct", *words]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert said.count("MinIsWhite") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_stdout_does_not_hide_that_the_output_is_complete(tmp_path: Path, plain: Path) -> None:
+    command = [sys.executable, "-m", "emformer_hub.cli", "reconstruct", plain, tmp_path / "a.zarr", *SIZE, *FAST]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0 and "a.zarr is complete" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "a.zarr").is_dir()

@@ -38,6 +38,8 @@ class IntensityStatistics:
 
     def normalise(self, volume: np.ndarray) -> np.ndarray:
         """Intensity units -> standard deviations from the mean, float32, same shape."""
+        if volume.dtype == np.float64:  # an offset may be large beside the contrast
+            return ((volume - self.mean) / self.std).astype(np.float32)
         return (volume.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
 
 
@@ -155,6 +157,8 @@ class EMformerProcessor(FeatureExtractionMixin):
 
     def restore(self, normalised: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:
         """Back to the intensity units and dtype of the volume: integers are rounded and clipped to their range."""
+        if statistics.dtype == np.float64:
+            return normalised * np.float64(statistics.std) + statistics.mean
         return to_dtype(normalised * np.float32(statistics.std) + np.float32(statistics.mean), statistics.dtype)
 
     def restore_scale(self, scale: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:

@@ -263,15 +263,22 @@ def truncate(stack: np.ndarray) -> None:
     Path("bad.tif").write_bytes(whole[: len(whole) // 2])
 
 
+ZYX: dict[str, Any] = {"metadata": {"axes": "ZYX"}}
 BAD_INPUT = {
     "2-D image": (lambda s: imwrite(s[0]), r"bad\.tif has 1 section .*give the whole stack"),
-    "RGB": (lambda s: imwrite(np.stack([s] * 3, -1), photometric="rgb"), r"bad\.tif is RGB.*Convert it"),
-    "RGB plane": (lambda s: imwrite(np.stack([s[0]] * 3, -1), photometric="rgb"), r"bad\.tif is RGB.*Convert it"),
+    "RGB": (lambda s: imwrite(np.stack([s, s, 255 - s], -1), photometric="rgb"), r"bad\.tif is RGB.*Convert it"),
+    "RGB plane": (
+        lambda s: imwrite(np.stack([s[0], s[1], s[2]], -1), photometric="rgb"),
+        r"bad\.tif is RGB.*Convert it",
+    ),
     "two channels": (lambda s: imwrite(np.stack([s, s], 1), metadata={"axes": "ZCYX"}), "expected one grey-value"),
     "3 sections": (lambda s: imwrite(s[:3], metadata={"axes": "ZYX"}), r"bad\.tif has 3 sections .*at least 4"),
-    "NaN": (lambda s: imwrite(spoilt(s, (5, 6, 7), np.nan)), "1 NaN or infinite voxel, the first at z=5, y=6, x=7"),
-    "infinite": (lambda s: imwrite(spoilt(s, (0, 0, 0), np.inf)), "NaN or infinite.* z=0, y=0, x=0.*Replace"),
-    "constant": (lambda s: imwrite(np.full_like(s, 9)), "constant: every voxel is 9.*right file"),
+    "NaN": (
+        lambda s: imwrite(spoilt(s, (5, 6, 7), np.nan), **ZYX),
+        "1 NaN or infinite voxel, the first at z=5, y=6, x=7",
+    ),
+    "infinite": (lambda s: imwrite(spoilt(s, (0, 0, 0), np.inf), **ZYX), "NaN or infinite.* z=0, y=0, x=0.*Replace"),
+    "constant": (lambda s: imwrite(np.full_like(s, 9), **ZYX), "constant: every voxel is 9.*right file"),
     "int64": (lambda s: tifffile.imwrite("bad.tif", s.astype(np.int64)), "int64 voxels; expected .*Convert"),
     "truncated": (truncate, r"bad\.tif is truncated or damaged: it has \d+ bytes.*again"),
     "empty file": (lambda s: Path("bad.tif").touch(), r"bad\.tif cannot be read as TIFF.*copied completely"),

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner, Result
 
+from emformer_hub import reconstruct
 from emformer_hub.cli import main
 from emformer_hub.volumes import read_volume
 
@@ -139,3 +140,40 @@ def test_a_full_stdout_does_not_hide_that_the_output_is_complete(tmp_path: Path,
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0 and "a.zarr is complete" in done.stderr and "Traceback" not in done.stderr
     assert (tmp_path / "a.zarr").is_dir()
+
+
+@pytest.mark.parametrize("name", ["a.ome.zarr", "a.tif"])
+@pytest.mark.parametrize("value", [0, 255])
+def test_tissue_in_padding_is_as_without_it(tmp_path: Path, plain: Path, name: str, value: int) -> None:
+    padded = np.pad(STACK, ((0, 0), (24, 10), (0, 12)), constant_values=value)
+    tifffile.imwrite(tmp_path / "padded.tif", padded)
+    assert run("reconstruct", plain, tmp_path / f"plain.{name}", *SIZE, *FAST).exit_code == 0
+    words = ["--uncertainty", tmp_path / "u.zarr", "--confidence-mask", 0.9]
+    assert run("reconstruct", tmp_path / "padded.tif", tmp_path / name, *SIZE, *FAST, *words).exit_code == 0
+    expected, found = read_volume(tmp_path / f"plain.{name}"), read_volume(tmp_path / name)
+    outside = np.ones(found.data.shape, bool)
+    outside[:, 24:-10, :-12] = False
+    np.testing.assert_array_equal(found.data[:, 24:-10, :-12], expected.data)
+    assert (found.data[outside] == value).all() and found.translation_nm == expected.translation_nm
+    uncertainty = read_volume(tmp_path / "u.zarr").data
+    assert (uncertainty[outside] == 0).all() and (uncertainty[~outside] > 0).all()
+    in_memory = reconstruct(padded, factor=5, model="emformer-tiny", ensemble=1, progress=False)
+    np.testing.assert_array_equal(in_memory.volume, found.data)
+
+
+def test_float64_with_a_large_offset_keeps_its_contrast(tmp_path: Path, plain: Path) -> None:
+    tifffile.imwrite(tmp_path / "offset.tif", STACK.astype(np.float64) + 1e9)
+    for name in ("plain", "offset"):
+        assert run("reconstruct", tmp_path / f"{name}.tif", tmp_path / f"{name}.zarr", *SIZE, *FAST).exit_code == 0
+    expected, found = (read_volume(tmp_path / f"{name}.zarr").data for name in ("plain", "offset"))
+    np.testing.assert_allclose(found - 1e9, expected, atol=0.51)  # the plain one is rounded to integers
+
+
+@pytest.mark.parametrize("value", [3.4e38, np.nan, -32768])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_no_data_is_named_before_anything_is_written(tmp_path: Path, value: float, compression: str | None) -> None:
+    data = STACK.astype(np.float32)
+    data[3, 4, 5] = value
+    tifffile.imwrite(tmp_path / "a.tif", data, compression=compression)
+    refused(run("reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST), "z=3, y=4, x=5", "--repair")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]

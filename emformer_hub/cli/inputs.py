@@ -37,11 +37,12 @@ def with_voxel_size(
     Raises:
         InputError: there is no voxel size or none that a micrograph can have, or the volume cannot be read.
     """
-    stated = None if voxel_size is None or "," not in voxel_size else VoxelSize.parse(voxel_size)
+    alone = voxel_size is not None and _is_number(voxel_size)
+    stated = None if voxel_size is None or alone else VoxelSize.parse(voxel_size)
     if stated is not None:
         check_plausible(stated, str(path))
     volume = read(path)
-    if voxel_size is not None and stated is None:
+    if voxel_size is not None and alone:
         stated = _with_spacing(voxel_size, volume, path)
     size = stated or volume.voxel_size or otherwise
     if size is None:
@@ -50,6 +51,14 @@ def with_voxel_size(
     if stated and volume.voxel_size and stated != volume.voxel_size:
         click.echo(f"{path} says {volume.voxel_size} ({volume.source}); using --voxel-size {stated}.", err=True)
     return volume, size
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:

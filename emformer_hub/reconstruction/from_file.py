@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+
 from emformer_hub.errors import InputError
 from emformer_hub.files import put_in_place, write_text
 from emformer_hub.geometry import VoxelSize
@@ -33,8 +35,9 @@ from emformer_hub.reconstruction.job import (
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
 from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, with_defaults
-from emformer_hub.volumes import check_output, open_volume, write_volume
+from emformer_hub.volumes import StoredArray, check_output, open_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
+from emformer_hub.volumes.unmeasured import Padding, framed
 
 Progress = Callable[[int, int], None]
 """A function that is called with the number of finished blocks and the number of all blocks."""
@@ -201,17 +204,34 @@ def _residual(done: Iterable[Made]) -> dict[str, float] | None:
 
 def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
     """Bring a finished output into its format and give it its name."""
-    if is_zarr_path(final):
+    if is_zarr_path(final) and job.padding is None:
         put_in_place(writer.path, final)
         return
-    made = open_volume(writer.path).data
+    made, place = open_volume(writer.path).data, job.translation
+    if job.padding is not None:
+        made, place = _with_padding(job, made, final)
+    size = VoxelSize(*job.voxel_size)
     try:
-        write_volume(final, made, VoxelSize(*job.voxel_size), translation_nm=job.translation, overwrite=True)
+        write_volume(final, made, size, translation_nm=place, overwrite=True, ome_zarr=job.ome_zarr)
     except InputError as error:
         raise InputError(
             f"{error} The reconstruction is complete: the same command with --resume writes it."
         ) from error
     shutil.rmtree(writer.path)
+
+
+def _with_padding(
+    job: Job, made: np.ndarray | StoredArray, final: Path
+) -> tuple[StoredArray, tuple[float, float, float]]:
+    """A result within the padding of its input, which is as certain as it was, and the place of its first voxel."""
+    assert job.padding is not None
+    _, rows, columns = (slice(*side) for side in job.region)
+    padding = Padding(rows, columns, job.padding)
+    value = {job.uncertainty: 0.0, job.confident: 1.0}.get(str(final), job.padding)
+    z, y, x = job.translation
+    _, height, width = job.voxel_size
+    whole = framed(made, job.input_shape[1:], padding, value)
+    return whole, (z, y - rows.start * height, x - columns.start * width)
 
 
 def _check_same(begun: Job, job: Job) -> None:

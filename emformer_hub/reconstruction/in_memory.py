@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from emformer_hub.reconstruction.blocks import make_plan
 from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
 from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
+from emformer_hub.volumes.unmeasured import framed, tissue
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ def reconstruct(
     """Turn an anisotropic volume into an isotropic one.
 
     Args:
-        volume: ``(sections, y, x)``, 8-bit, 16-bit or float; may be memory-mapped. At least 4 sections.
+        volume: ``(sections, y, x)``, 8-bit, 16-bit or float; may be memory-mapped. At least 4 sections. Constant
+            padding at its sides stays as it is, and does not count in its brightness and contrast.
         factor: section spacing over output plane spacing, any real number from 1 to 16.
         model: name of a bundled model, a folder, a Hub id, or a loaded model. A loaded model moves to the device; its
             processor is read from where its weights came from, and is the default one if they were not loaded.
@@ -133,6 +136,29 @@ def reconstruct(
     check_stack(volume.shape, volume.dtype, "the volume")
     mask = None if mask is None else check_mask(mask, volume.shape)
     check_volume(volume, "the volume", mask)
+    padding = tissue(volume)
+    if padding is not None:
+        inside = reconstruct(
+            padding.crop(volume),
+            factor=factor,
+            model=model,
+            thickness=thickness,
+            offset=offset,
+            ensemble=ensemble,
+            device=device,
+            precision=precision,
+            tile_zyx=tile_zyx,
+            mask=None if mask is None else padding.crop(mask),
+            mode=mode,
+            progress=progress,
+        )
+        shape = volume.shape[1:]
+        return dataclasses.replace(
+            inside,
+            volume=framed(inside.volume, shape, padding, padding.value)[:],
+            uncertainty=framed(inside.uncertainty, shape, padding, 0.0)[:],
+            mask=mask,
+        )
     geometry = SectionModel(factor, thickness, offset)
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")

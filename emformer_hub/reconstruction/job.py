@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES, check_writable
 from emformer_hub.volumes.remote import absolute, is_url, plain_address
+from emformer_hub.volumes.unmeasured import tissue
 from emformer_hub.volumes.volume import check_plausible
+
+log = logging.getLogger(__name__)
 
 DAMAGE = "damage.npz"
 """Name of the file beside the job that says where sections are damaged."""
@@ -58,6 +62,8 @@ class Job:
         mode: what becomes of the noise of the sections, ``faithful`` or ``clean``.
         output, uncertainty: paths of the result and of its uncertainty.
         confidence, confident: probability, and path of the mask of the voxels that are right with it.
+        padding: value of all voxels outside of the region, which are put around the result; ``None`` where the region
+            was chosen, or is everything.
         ome_zarr: version of OME-Zarr.
         version: version of this package.
     """
@@ -87,6 +93,7 @@ class Job:
     uncertainty: str | None
     confidence: float | None
     confident: str | None
+    padding: float | None
     ome_zarr: str
     version: str
 
@@ -146,7 +153,9 @@ def record_path(output: Path) -> Path:
 def check_record(output: Path, *, overwrite: bool, resume: bool) -> None:
     """Raise ``InputError`` if the record of a run would replace a file, except that of this run where it is resumed."""
     record = record_path(output)
-    if resume and record.exists() and state_folder(output).exists():
+    if resume and not state_folder(output).exists():
+        return  # there is nothing to resume, which is said where it is begun
+    if resume and record.exists():
         with suppress(OSError, ValueError, LookupError, TypeError):
             overwrite = overwrite or json.loads(record.read_text())["output"] == str(output.absolute())
     check_file(record, overwrite)
@@ -192,6 +201,18 @@ def make_job(
     check_stack(data.shape, data.dtype, path)
     region = chosen["region"] or (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
     check_region(region, data.shape, path)
+    padding = tissue(data)
+    if padding is not None and chosen["region"] is None:
+        region = (region[0], padding.rows, padding.columns)
+        log.warning(
+            "%s: beyond rows %d:%d and columns %d:%d every voxel is %g; this padding stays as it is.",
+            path,
+            padding.rows.start,
+            padding.rows.stop,
+            padding.columns.start,
+            padding.columns.stop,
+            padding.value,
+        )
     part = path if chosen["region"] is None else f"the region of {path}"
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
     repair = choose_repair(data, chosen["repair"], path)
@@ -204,7 +225,10 @@ def make_job(
         check_volume(data[region], part, repair.mask(region))
     if confidence is not None:
         model.processor.interval(confidence, geometry, mode=chosen["mode"])  # says what is wrong with it
-    statistics = model.processor.measure(data, whole)
+    inside, shown = data, whole
+    if padding is not None:
+        inside, shown = padding.crop(data), None if whole is None else padding.crop(whole)
+    statistics = model.processor.measure(inside, shown)
     first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)
@@ -235,6 +259,7 @@ def make_job(
         mode=chosen["mode"],
         precision=dtype_name(choose_precision(chosen["precision"], choose_device(chosen["device"]))),
         tile_zyx=chosen["tile_zyx"],
+        padding=None if padding is None or chosen["region"] is not None else padding.value,
         ome_zarr=chosen["ome_zarr"],
         version=importlib.metadata.version("emformer-hub"),
     )

@@ -25,7 +25,9 @@ from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
 from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes import boxes
 from emformer_hub.volumes.boxes import Box, within
+from emformer_hub.volumes.checks import unmeasured
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
+from emformer_hub.volumes.unmeasured import not_measured
 
 PART_VOXELS = 2**24
 """Most voxels in a part of the output: a minute or two of work on a CPU, which is lost if the run is killed, and 200 MB
@@ -148,19 +150,12 @@ class Parts:
         """
         z, y, x = self._of_input(self.plan.seen(self.boxes[number]))
         seen = np.asarray(self.stack[z, y, x])
-        if seen.dtype.kind != "f":
-            return seen
-        mask = self.repair.mask((z, y, x))
-        broken = ~np.isfinite(seen) if mask is None else ~np.isfinite(seen) & ~mask
-        if broken.any():
+        found = not_measured(seen, self.repair.mask((z, y, x)))
+        if found is not None:
+            broken, value = found
             place = np.unravel_index(int(broken.argmax()), seen.shape)
-            where = ", ".join(
-                f"{axis}={part.start + at}" for axis, part, at in zip("zyx", (z, y, x), place, strict=True)
-            )
-            raise InputError(
-                f"{self.job.input} has NaN or infinite voxels, one at {where}; expected finite grey values. Replace "
-                f"them, or name the section with --repair, and begin again with --overwrite."
-            )
+            where = (f"{axis}={part.start + at}" for axis, part, at in zip("zyx", (z, y, x), place, strict=True))
+            raise unmeasured(self.job.input, value, ", ".join(where))
         return seen
 
     def _of_input(self, box: Box) -> Box:
@@ -220,8 +215,9 @@ class Parts:
         for section, weights in enumerate(geometry.matrix(last, first), start=first):
             (used,) = np.nonzero(weights)
             begin = geometry.first_plane(first) - box[0].start
-            planes = volume[begin + used[0] : begin + used[-1] + 1].astype(np.float32)
-            cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(np.float32), planes, axes=1)
+            kind = np.float64 if volume.dtype == np.float64 else np.float32
+            planes = volume[begin + used[0] : begin + used[-1] + 1].astype(kind)
+            cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(kind), planes, axes=1)
             inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box[1:], whole[1:], strict=True))
             measured = seen[(section - whole[0].start, *inside)]
             mask = self.repair.mask(self._of_input((slice(section, section + 1, 1), *box[1:])))

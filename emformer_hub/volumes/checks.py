@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.volumes.unmeasured import not_measured
 
 MIN_SECTIONS = 4
 MOST_MASKED, NEIGHBOURHOOD = 3, 7
@@ -34,8 +35,7 @@ def check_volume(data: np.ndarray, name: str, mask: np.ndarray | None = None) ->
         mask: as :func:`check_mask` returns it; masked voxels are not looked at.
     """
     check_stack(data.shape, data.dtype, name)
-    if data.dtype.kind == "f":
-        _check_finite(data, name, mask)
+    _check_measured(data, name, mask)
     first, *_ = next(section.ravel()[:1] for section in _measured(data, mask) if section.size)
     if all((section == first).all() for section in _measured(data, mask)):
         raise InputError(
@@ -128,22 +128,32 @@ def _measured(data: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]
     yield from data if mask is None else (section[~hidden] for section, hidden in zip(data, mask, strict=True))
 
 
-def _check_finite(data: np.ndarray, name: str, mask: np.ndarray | None) -> None:
-    count, first = 0, ""
+def _check_measured(data: np.ndarray, name: str, mask: np.ndarray | None) -> None:
+    """Raise ``InputError`` for voxels that hold NaN, infinity, or a value that stands for no data."""
+    count, first, value = 0, "", 0.0
     for z, section in enumerate(data):
-        broken = ~np.isfinite(section)
-        if mask is not None:
-            broken &= ~mask[z]
-        found = int(broken.sum())
-        if found and not count:
-            y, x = np.unravel_index(int(broken.argmax()), broken.shape)
-            first = f"z={z}, y={y}, x={x}"
-        count += found
+        found = not_measured(section, None if mask is None else mask[z])
+        if found is not None:
+            broken, of_first = found
+            if not count:
+                y, x = np.unravel_index(int(broken.argmax()), broken.shape)
+                first, value = f"z={z}, y={y}, x={x}", of_first
+            count += int(broken.sum())
     if count:
-        raise InputError(
-            f"{name} has {count} NaN or infinite voxel{'s' * (count != 1)}, the first at {first}; expected finite grey "
-            f"values. Replace them, for example with the median, and name damaged sections as missing instead."
-        )
+        raise unmeasured(name, value, first, count)
+
+
+def unmeasured(name: str, value: float, place: str, count: int | None = None) -> InputError:
+    """The error for voxels that hold no grey value, the first of them ``value`` at ``place``."""
+    plural = "s" * (count != 1)
+    number = "" if count is None else f"{count} "
+    found = f"{number}NaN or infinite voxel{plural}"
+    if np.isfinite(value):
+        found = f"{number}voxel{plural} of {value:g}, which stands for no data"
+    return InputError(
+        f"{name} has {found}, the first at {place}; expected finite grey values that were measured. Replace them, for "
+        f"example with the median, and name damaged sections as missing, by --repair, instead."
+    )
 
 
 def not_read(path: object, error: Exception, otherwise: str) -> InputError:

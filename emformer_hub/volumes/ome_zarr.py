@@ -233,8 +233,12 @@ def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
                 last = voxels.take([-1], axis)
                 voxels = np.concatenate([voxels, last], axis)
             first, second = (voxels[(slice(None),) * axis + (slice(k, None, 2),)] for k in (0, 1))
-            voxels = np.add(first, second, dtype=np.float32)
-    return voxels / np.float32(math.prod(steps))
+            voxels = np.add(first, second, dtype=np.float64 if voxels.dtype == np.float64 else np.float32)
+    return (
+        voxels / voxels.dtype.type(math.prod(steps))
+        if voxels.dtype.kind == "f"
+        else voxels / np.float32(math.prod(steps))
+    )
 
 
 def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:

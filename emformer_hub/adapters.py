@@ -1,4 +1,4 @@
-"""Adapters on pretrained weights, through PEFT: made, loaded and switched."""
+"""Adapters on pretrained weights, through PEFT: adding, loading and switching them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 TARGETS = r"layers\.\d+\.(attention\.(qkv|proj)|mlp\.(conv|fc2))"
-"""The matrices and kernels of the layers: all that mixes tokens, nothing that sets intensities."""
+"""Matrices and kernels of the layers: everything that mixes tokens, nothing that sets intensities."""
 
 
 def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora: bool = False) -> PeftModel:
-    """Freeze a model and put a low-rank update beside each matrix of its layers (LoRA; Hu et al. 2021).
+    """Freeze a model and add a low-rank update to each matrix of its layers (LoRA; Hu et al. 2021).
 
     Args:
-        model: changed in place: it is the base model of what is returned.
-        base: name, Hub id or folder that the adapter's folder refers to, at the revision that the model came from.
-        rank: of the updates.
-        alpha: they are multiplied by ``alpha / rank``.
-        dora: learn the length of each row apart from its direction (Liu et al. 2024).
+        model: base model; changed in place.
+        base: name, Hub id or folder of the base, to be noted in the adapter with the revision that was loaded.
+        rank: rank of the updates.
+        alpha: the updates are multiplied by ``alpha / rank``.
+        dora: learn the length of each row separately from its direction (DoRA; Liu et al. 2024).
     """
     from peft import LoraConfig, get_peft_model
 
@@ -37,12 +37,12 @@ def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora:
 
 
 def load_adapter(name: str | Path, **options: Any) -> PeftModel:
-    """Load the base that an adapter names, and the adapter beside its weights.
+    """Load the base that an adapter names, and the adapter on top, unmerged.
 
     To use one adapter, ``EMformerModel.from_pretrained`` is enough: it merges the two.
 
-    More adapters of the same base go on with ``load_adapter(FOLDER, NAME)`` of what is returned, and
-    ``set_adapter(NAME)`` switches between them.
+    ``load_adapter(FOLDER, NAME)`` of the returned model adds more adapters of the same base, and ``set_adapter(NAME)``
+    switches between them.
 
     Args:
         name: a folder that fine-tuning wrote, or a Hub id.
@@ -50,6 +50,6 @@ def load_adapter(name: str | Path, **options: Any) -> PeftModel:
             ``force_download``, ``local_files_only`` and ``token``, as in ``from_pretrained``.
 
     Raises:
-        InputError: there is no adapter, its base cannot be found, or does not fit.
+        InputError: there is no such adapter, or its base cannot be found or does not fit.
     """
     return attach(model_folder(str(name), **options), EMformerModel.from_pretrained, name=str(name), **options)

@@ -1,4 +1,4 @@
-"""The one exception that means "the input or the request is at fault, not the program"."""
+"""The one exception for mistakes in the input or the request, rather than in the program."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from types import ModuleType
 
 
 class InputError(ValueError):
-    """Something the user can mend: says what was found, what was expected, and what to do.
+    """A mistake that the user can fix; the message says what was found, what was expected, and what to do.
 
     The command line prints the message without a traceback and exits with status 2.
     """
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of a library says, as part of one line: its first that tells something, without full stop.
+    """Message of a library's exception for use within a line: its first informative line, without a full stop.
 
-    What a server answered is added, or else what caused the exception, if it says more.
+    The answer of the server is added, or else the cause of the exception, if that says more.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not re.match(r"\d{3} (Client|Server) Error|For more information", line)]

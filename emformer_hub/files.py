@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written under a temporary name beside their place, then renamed."""
+"""Writes outputs whole or not at all: under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def check_folder(path: Path) -> None:
 def check_overwrite(path: Path, overwrite: bool) -> None:
     """Raise ``InputError`` if the output exists already and must not be replaced."""
     if path.exists() and not overwrite:
-        raise InputError(f"output {path} exists. Choose another name, or give --overwrite to replace it.")
+        raise InputError(f"output {path} already exists. Choose another name, or give --overwrite to replace it.")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path with the same suffix; when the block ends well, that becomes ``path``.
+    """Yield a temporary path with the same suffix, which is renamed to ``path`` if the block succeeds.
 
-    If the block raises anything, ``KeyboardInterrupt`` included, what it wrote is removed and ``path`` is untouched.
+    If the block raises anything, ``KeyboardInterrupt`` included, its output is removed and ``path`` stays untouched.
     A file is replaced in one step; a folder is moved aside first and deleted when the new one is in place.
 
     Raises:
@@ -74,7 +74,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def put_in_place(new: Path, target: Path) -> None:
-    """Give a complete output its name; what was there is replaced."""
+    """Rename a complete output to ``target``, replacing what exists there."""
     if target.is_dir():
         _swap(new, target)
     else:

@@ -1,4 +1,4 @@
-"""A network and the processor that belongs to its weights, loaded together."""
+"""Loads a network together with the processor that belongs to its weights."""
 
 from __future__ import annotations
 

@@ -20,22 +20,22 @@ from .pretrained import loading, registry, resolve_pretrained
 WEIGHTS = "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
-"""Of ``from_pretrained`` of transformers: where on the Hub a model is, and how it is fetched."""
+"""Options of ``from_pretrained`` in transformers: where a model is on the Hub, and how to fetch it."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def model_folder(name: str, revision: str | None = None, subfolder: str = "", **options: Any) -> Path:
-    """The folder on this machine that holds a whole model, or an adapter, fetched first if it is on the Hub.
+    """Folder on this machine with a whole model or an adapter, which is fetched first if it is on the Hub.
 
     Args:
         name: bundled name, folder or Hub id.
         revision: branch, tag or commit on the Hub.
-        subfolder: where below the name the files are.
-        options: the others of ``HUB_OPTIONS``.
+        subfolder: subfolder with the files.
+        options: the other ``HUB_OPTIONS``.
 
     Raises:
         InputError: the name is not known, the Hub cannot be reached and the cache lacks the files, there is no model in
-            safetensors, or a file is not what the Hub or the registry states.
+            safetensors, or the checksum of a file is not the one in the registry or on the Hub.
     """
     source = resolve_pretrained(name, revision)
     if Path(source).is_dir():
@@ -67,13 +67,13 @@ def model_folder(name: str, revision: str | None = None, subfolder: str = "", **
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit on the Hub that a model's folder is a copy of, if it is one."""
+    """Commit on the Hub that a folder of the cache is a copy of; ``None`` for other folders."""
     found = re.search(r"/snapshots/([0-9a-f]{40})(/|$)", folder.as_posix())
     return found[1] if found else None
 
 
 class _HubFiles:
-    """Files of a Hub id, all of one commit: from the cache where it has them."""
+    """Files of one commit of a Hub id, from the cache where it has them."""
 
     def __init__(self, repo_id: str, revision: str | None, subfolder: str, options: dict[str, Any]):
         from transformers.utils.hub import resolve_revision
@@ -83,7 +83,7 @@ class _HubFiles:
         self.revision = resolve_revision(repo_id, revision, **shared)  # as it was given, where that fails
 
     def fetch(self, file: str) -> Path | None:
-        """A file in the cache; ``None`` where the commit has no such file; raises ``InputError`` if it breaks off."""
+        """Fetch a file into the cache; ``None`` if the commit lacks it; ``InputError`` if the download fails."""
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
@@ -126,9 +126,9 @@ def _is_adapter(files: _HubFiles) -> bool:
 
 
 def check_blob(path: Path, what: str) -> None:
-    """Raise ``InputError`` unless a file of the cache is what the Hub states, for files of its large storage.
+    """Raise ``InputError`` unless a file of the cache has the checksum that the Hub states.
 
-    The cache calls the content of such a file by its SHA-256.
+    Only files of the Hub's large storage are checked: the cache names their content by its SHA-256.
     """
     stated = path.readlink().name if path.is_symlink() else path.name
     if SHA256.fullmatch(stated):
@@ -150,17 +150,17 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def attach(folder: str | Path, load_base: Callable[..., Any], *, name: str | None = None, **kwargs: Any) -> Any:
-    """Load the base that an adapter's folder names, and the adapter on it: a ``peft.PeftModel``.
+    """Load the base that an adapter names, and the adapter on top: a ``peft.PeftModel``.
 
     Args:
-        folder: of the adapter.
-        load_base: called with the base's name, its ``revision`` if it has one, and those of ``kwargs`` that are not
-            about where on the Hub the adapter is.
-        name: what the user calls the adapter, if not by its folder.
+        folder: folder of the adapter.
+        load_base: loads the base; called with its name, its ``revision`` if stated, and ``kwargs`` except those that
+            locate the adapter on the Hub.
+        name: name of the adapter for messages; default: its folder.
 
     Raises:
-        InputError: the folder holds no adapter, its base cannot be found, or does not fit; or PEFT is not installed,
-            as may be where this file travelled with weights on the Hub.
+        InputError: the folder holds no adapter, its base cannot be found or does not fit, or PEFT is not installed,
+            which may happen where this file travelled with weights on the Hub.
     """
     try:
         from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -175,7 +175,7 @@ def attach(folder: str | Path, load_base: Callable[..., Any], *, name: str | Non
         with loading(name):
             config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{name}: {ADAPTER_CONFIG} is no configuration of PEFT: {reason(error)}.") from error
+        raise InputError(f"{name}: {ADAPTER_CONFIG} is not a configuration of PEFT: {reason(error)}.") from error
     base = config.base_model_name_or_path
     if not isinstance(base, str):
         raise InputError(f"{name}: {ADAPTER_CONFIG} names no base_model_name_or_path; expected a name or a Hub id.")

@@ -171,9 +171,9 @@ def test_an_adapter_of_another_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is no configuration of PEFT"),
-        ("[]", "is no configuration of PEFT"),
-        ('{"peft_type": "LOTTERY"}', "is no configuration of PEFT: 'LOTTERY'"),
+        ("", "is not a configuration of PEFT"),
+        ("[]", "is not a configuration of PEFT"),
+        ('{"peft_type": "LOTTERY"}', "is not a configuration of PEFT: 'LOTTERY'"),
         ('{"peft_type": "LORA"}', "names no base_model_name_or_path"),
     ],
 )

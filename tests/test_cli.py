@@ -358,13 +358,13 @@ def test_a_gpu_that_is_not_there(folder: Path, stack: np.ndarray, cubic_folder: 
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("old.tif", r"old\.tif exists\. Choose another name, or give --overwrite"),
-        ("old.zarr", r"old\.zarr exists\. Choose another name, or give --overwrite"),
+        ("old.tif", r"old\.tif already exists\. Choose another name, or give --overwrite"),
+        ("old.zarr", r"old\.zarr already exists\. Choose another name, or give --overwrite"),
         ("stack.tif", "not all different; an output may not replace an input"),
         ("missing/out.tif", "the folder .*missing does not exist. Create it first"),
         ("old.tif/out.tif", r"the folder .*old\.tif does not exist"),
         ("out.nii", r"suffix '\.nii'; expected .*\.zarr.*\.tif"),
-        ("slices", "is a folder that is no such volume; it is never replaced"),
+        ("slices", "is a folder, not such a volume; it is never replaced"),
     ],
 )
 @pytest.mark.parametrize("command", [["degrade", "--factor", "2"], ["reconstruct"]], ids=["degrade", "reconstruct"])
@@ -600,7 +600,7 @@ def test_the_voxel_size_comes_from_the_flag_the_truth_or_the_reconstruction(fold
         (["missing.tif", "truth.tif"], r"missing\.tif does not exist"),
         (["noisy.tif", "cropped.tif"], r"different shapes, \(48, 40, 32\) and \(48, 30, 32\).*Crop both"),
         (["noisy.tif", "truth.tif", "--json", "missing/a.json"], "missing does not exist"),
-        (["noisy.tif", "truth.tif", "--json", "cropped.tif"], r"cropped\.tif exists\. Choose another name"),
+        (["noisy.tif", "truth.tif", "--json", "cropped.tif"], r"cropped\.tif already exists\. Choose another name"),
         (["noisy.tif", "truth.tif", "--json", "truth.tif", "--overwrite"], "not all different"),
         (["noisy.tif", "truth.tif", "--json", ".", "--overwrite"], "is a folder; it is never replaced"),
         (["noisy.tif", "truth.tif", "--voxel-size", "8,8"], "not three numbers"),

@@ -1,1 +1,1 @@
-"""Volumes to learn from and to share: tables of them, public ones, and sets on the Hub."""
+"""Volumes to train on and to share: tables of volumes, public volumes, and sets on the Hub."""

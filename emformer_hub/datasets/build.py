@@ -1,4 +1,4 @@
-"""A set of volumes for others: OME-Zarr with voxel sizes, and a table of splits, modalities and licences."""
+"""Sets of volumes to share: OME-Zarr with voxel sizes, and a table of splits, modalities and licences."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PAGE = "README.md"
 
 
 def build(table: Path, folder: Path) -> list[dict[str, str]]:
-    """Copy the volumes of a table into a folder that can be pushed, moved, or learned from as it is.
+    """Copy the volumes of a table into a folder that can be pushed, moved, or used for training as it is.
 
     Args:
-        table: as :func:`~emformer_hub.datasets.tables.read_rows` reads it; every row states a licence.
-        folder: gets ``volumes/*.ome.zarr``, ``volumes.csv`` and ``README.md``; it appears when it is complete.
+        table: as :func:`~emformer_hub.datasets.tables.read_rows` reads it; every row must state a licence.
+        folder: receives ``volumes/*.ome.zarr``, ``volumes.csv`` and ``README.md``; it appears once it is complete.
 
     Returns:
         The rows of the new table.
 
     Raises:
-        InputError: the folder exists; a volume cannot be read, or has no voxel size, licence or name of its own.
+        InputError: the folder exists, or a volume cannot be read or lacks a voxel size, a licence or a unique name.
     """
     check_file(folder, overwrite=False)
     rows = read_rows(table)
@@ -51,7 +51,7 @@ def build(table: Path, folder: Path) -> list[dict[str, str]]:
 
 
 def _name(path: str) -> str:
-    """What a volume is called by, without folders and suffixes."""
+    """Name of a volume, without folders and suffixes."""
     return Path(path.partition(":/")[0]).name.partition(".")[0]
 
 
@@ -76,7 +76,7 @@ def _copy(split: str, entry: VolumeEntry, folder: Path, path: str) -> dict[str, 
 
 
 def _page(name: str, rows: list[dict[str, str]]) -> str:
-    """The page of the set: front matter, what is in it, how it is used."""
+    """The page of a set: front matter, contents, and how to use it."""
     from huggingface_hub import DatasetCardData
 
     licences = {row["licence"].lower().replace(" ", "-") for row in rows}
@@ -93,10 +93,10 @@ def _page(name: str, rows: list[dict[str, str]]) -> str:
     body = "\n".join(lines)
     return (
         f"---\n{front.to_yaml()}\n---\n\n# {name}\n\n"
-        f"Volumes of electron microscopy, axes z, y, x; voxel sizes in nm, section spacing first. Each has a licence "
-        f"of its own.\n\n{body}\n\n## Use\n\n"
+        f"Volumes of electron microscopy, axes z, y, x; voxel sizes in nm, section spacing first. Each has its "
+        f"own licence.\n\n{body}\n\n## Use\n\n"
         f"    accelerate launch finetune --volume hf://datasets/ORG/{name} --output-dir runs/mine\n\n"
-        f"learns from the rows whose split is `train`.\n"
+        f"trains on the rows whose split is `train`.\n"
     )
 
 
@@ -104,8 +104,8 @@ def push(folder: Path, repo_id: str, *, revision: str | None = None, private: bo
     """Upload a set that :func:`build` made in one commit, and tag it; return the commit's address.
 
     Raises:
-        InputError: the folder is no such set, as :func:`~emformer_hub.hub.push.check_publishable`, the tag exists, or
-            the upload failed.
+        InputError: the folder is not such a set, the tag exists, the upload failed, or as
+            :func:`~emformer_hub.hub.push.check_publishable`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError

@@ -1,4 +1,4 @@
-"""One volume of a data set: where it is, how its sections were imaged, and what may be done with it."""
+"""An entry of a recipe or table: where a volume is, how it was imaged, and its licence."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class VolumeEntry:
     Args:
         path: relative to the data root.
         voxel_size: Z,Y,X in nm, if not in the file.
-        weight, holdout, aligned: as of :class:`~emformer_hub.training.sampling.TrainingVolume`.
-        sections: A:B, the first section that is used and the one after the last; all of them by default.
-        modality, licence: for the model page: SBF-SEM, ssTEM, FIB-SEM …; what whoever made the data allows.
+        weight, holdout, aligned: see :class:`~emformer_hub.training.sampling.TrainingVolume`.
+        sections: A:B, the first section to use and the one after the last; default: all.
+        modality, licence: for the model page: SBF-SEM, ssTEM, FIB-SEM …; terms set by the owners of the data.
     """
 
     path: str

@@ -1,7 +1,7 @@
-"""Public volumes of electron microscopy: what there is, where, of which voxel size, and reading a part of one.
+"""Public volumes of electron microscopy: what exists, where, at which voxel size; and reading a part of one.
 
-The records are data, ``public.json``. Each says where its facts were read (``source``); a licence that was not
-found stated is ``null``, never guessed.
+The records are data, ``public.json``. Each names the source of its facts (``source``); a licence for which no
+statement was found is ``null``, never guessed.
 """
 
 from __future__ import annotations
@@ -23,32 +23,31 @@ from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
 
 MAX_VOXELS = 2**30
-"""The most that is fetched at once: a gigabyte of 8-bit voxels."""
+"""Most voxels to fetch at once: a gigabyte of 8-bit data."""
 IN_PARTS = ("precomputed", "n5", "zarr")
 """Formats that are read in parts."""
 FILES = {"hdf5": ".h5", "tiff": ".tif"}
 """Formats that are downloaded whole, and the suffixes of their files."""
 TIMEOUT_S = 60
 PART_SIDE = 256
-"""Voxels along each side of what is requested at a time: a slow network then shows in the number of requests, and not
-in one that takes too long."""
+"""Voxels along each side of a request: a slow network then takes more requests, not one that exceeds its time limit."""
 
 
 @dataclass(frozen=True)
 class PublicVolume:
-    """One record.
+    """A public volume.
 
     Attributes:
-        name: what it is fetched by.
+        name: name to fetch it by.
         title, specimen, modality: what it shows, and how it was imaged.
         voxel_size: nm, ``(z, y, x)``.
         format: ``precomputed``, ``n5``, ``zarr`` (read in parts), ``hdf5`` or ``tiff`` (downloaded whole).
-        url: of the finest level, ``https://``, ``gs://`` or ``s3://``.
-        dataset: within an HDF5 file.
-        licence: as its owners state it; ``None`` if no statement was found.
+        url: address of the finest level, ``https://``, ``gs://`` or ``s3://``.
+        dataset: path within an HDF5 file.
+        licence: as stated by its owners; ``None`` if no statement was found.
         citation: what to cite.
-        page: where its owners, or those who show it, say more.
-        source: where these facts were read.
+        page: web page of its owners, or of those who show it.
+        source: source of these facts.
     """
 
     name: str
@@ -80,11 +79,13 @@ def fetch(volume: PublicVolume, region: Box | None = None) -> np.ndarray:
     """Read a part of a public volume, ``(z, y, x)``, in its own dtype.
 
     Args:
-        volume: the record.
-        region: in the coordinates of the store, as its viewer shows them; all of it if it has at most 2^30 voxels.
+        volume: the volume.
+        region: part to read, in the coordinates of the store, as its viewer shows them; default: all, if it has at most
+            2^30 voxels.
 
     Raises:
-        InputError: offline, not to be reached, gone, not allowed, or a region outside; it says what to do.
+        InputError: this machine is offline, the volume cannot be reached or read, or the region lies outside of it; the
+            message says what to do.
     """
     from huggingface_hub.constants import is_offline_mode
 
@@ -101,7 +102,7 @@ def fetch(volume: PublicVolume, region: Box | None = None) -> np.ndarray:
 
 
 class _Unreachable(Exception):
-    """The volume, or a part of it, cannot be had; the message says why."""
+    """The volume, or a part of it, cannot be reached; the message says why."""
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def _reaching() -> Iterator[None]:
 
 
 def _read(volume: PublicVolume, place: str, region: Box | None) -> np.ndarray:
-    """A part of a volume that lies at an address, or in a file of this machine."""
+    """Read a part of a volume from an address, or from a file on this machine."""
     with _reaching():
         stack = open_volume(place)
     first = (0, 0, 0)
@@ -133,7 +134,7 @@ def _read(volume: PublicVolume, place: str, region: Box | None) -> np.ndarray:
 
 
 def _downloaded(volume: PublicVolume, folder: Path) -> str:
-    """Download a file whole; returns what to open."""
+    """Download a whole file; return the path to open."""
     import httpx
 
     path = folder / f"{volume.name}{FILES[volume.format]}"

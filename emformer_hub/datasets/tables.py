@@ -1,4 +1,4 @@
-"""Tables that name many volumes, one a row: CSV, JSON or Parquet, read by ``datasets``; on this machine or the Hub."""
+"""Tables of volumes, one per row: CSV, JSON or Parquet, read by ``datasets``; on this machine or on the Hub."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from emformer_hub.volumes.remote import is_url
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 LEARNED_FROM = "train"
-"""The ``split`` of rows that training reads."""
+"""Value of ``split`` in rows that training uses."""
 TABLE = "volumes.csv"
-"""Of a set of volumes on the Hub."""
+"""Name of the table in a set of volumes on the Hub."""
 ON_THE_HUB = re.compile(r"hf://datasets/(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -25,12 +25,12 @@ def with_tables_read(entries: Iterable[VolumeEntry], data_root: Path) -> tuple[V
     """Replace each table among the entries of a recipe by its rows, weights multiplied.
 
     Args:
-        entries: one whose path ends in .csv, .json, .jsonl or .parquet is a table; hf://datasets/ORG/NAME, with
-            @REVISION after it if need be, is that of a set of volumes on the Hub.
-        data_root: what its path is relative to.
+        entries: an entry is a table if its path ends in .csv, .json, .jsonl or .parquet, or is
+            hf://datasets/ORG/NAME[@REVISION], a set of volumes on the Hub.
+        data_root: folder that paths of tables are relative to.
 
     Raises:
-        InputError: a table cannot be read, has a column that no volume has, or holds nothing to learn from.
+        InputError: a table cannot be read, has an unknown column, or has no rows to train on.
     """
     volumes: list[VolumeEntry] = []
     for entry in entries:
@@ -39,17 +39,17 @@ def with_tables_read(entries: Iterable[VolumeEntry], data_root: Path) -> tuple[V
             volumes.append(entry)
             continue
         if entry != VolumeEntry(entry.path, weight=entry.weight):
-            raise InputError(f"{entry.path} is a table of volumes; say voxel sizes and sections in its rows.")
+            raise InputError(f"{entry.path} is a table of volumes; state voxel sizes and sections in its rows.")
         rows = read_table(fetch(entry.path) / TABLE if hub else data_root / entry.path)
         volumes += [dataclasses.replace(row, weight=entry.weight * row.weight) for row in rows]
     return tuple(volumes)
 
 
 def fetch(address: str) -> Path:
-    """The folder of a set of volumes on the Hub, ``hf://datasets/ORG/NAME[@REVISION]``, in the cache of this machine.
+    """Fetch a set of volumes from the Hub, ``hf://datasets/ORG/NAME[@REVISION]``; return its folder in the cache.
 
     Raises:
-        InputError: the address is another, or the set cannot be fetched.
+        InputError: the address has another form, or the set cannot be fetched.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
@@ -57,7 +57,7 @@ def fetch(address: str) -> Path:
     found = ON_THE_HUB.fullmatch(address)
     if found is None:
         raise InputError(
-            f"{address} is no set of volumes; expected hf://datasets/ORG/NAME, or with @REVISION after it."
+            f"{address} is not a set of volumes; expected hf://datasets/ORG/NAME, or with @REVISION after it."
         )
     try:
         return Path(snapshot_download(found["repo_id"], repo_type="dataset", revision=found["revision"]))
@@ -69,25 +69,25 @@ def fetch(address: str) -> Path:
 
 
 def read_table(path: Path) -> list[VolumeEntry]:
-    """The volumes of a table that training learns from: rows whose ``split`` is train, or all without such a column.
+    """Volumes of a table to train on: rows whose ``split`` is train, or all rows if there is no such column.
 
     Raises:
-        InputError: as :func:`read_rows`, or there is none.
+        InputError: as :func:`read_rows`, or the table has no such row.
     """
     entries = [entry for split, entry in read_rows(path) if split == LEARNED_FROM]
     if not entries:
-        raise InputError(f"{path}: no row to learn from; expected at least one whose split is {LEARNED_FROM!r}.")
+        raise InputError(f"{path}: no row to train on; expected at least one whose split is {LEARNED_FROM!r}.")
     return entries
 
 
 def read_rows(path: Path) -> list[tuple[str, VolumeEntry]]:
-    """Split and volume of each row of a table.
+    """Read the split and the volume of each row of a table.
 
-    Columns are the fields of :class:`~emformer_hub.datasets.entry.VolumeEntry`, of which ``path``, relative to the
-    table, is the one that is needed, and ``split``, which is train if nothing is said; an empty cell is a default.
+    Columns are the fields of :class:`~emformer_hub.datasets.entry.VolumeEntry`, and ``split``, by default train. Only
+    ``path`` is required; it is relative to the table. An empty cell takes the default.
 
     Raises:
-        InputError: the table is not there or cannot be read, or a row has a column that no volume has.
+        InputError: the table does not exist or cannot be read, or has an unknown column.
     """
     datasets = import_extra("datasets", "data", f"{path} is a table of volumes")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Turn a training run into a model page: what stands in ``model_cards/<name>/`` beside the text and the figures."""
+"""Turns a training run into the folder of a model page, ``model_cards/<name>/``, except for text and figures."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TRAINING, QUALITY = "training.json", "quality.json"
 def assemble(run: Path, page: Path, *, command: str, commit: str, device: str) -> dict[str, Any]:
     """Write weights, config, processor, test tensors and ``training.json`` of a finished run into a page's folder.
 
-    ``training.json`` holds one object a stage: those of the weights that the run started from, and its own.
+    ``training.json`` holds one object per stage: the stages of the weights that the run started from, and the run.
 
     Args:
-        run: folder that training wrote.
-        page: becomes the model page; files of the same names are replaced.
-        command, commit, device: where the run's figures come from.
+        run: folder of the training run.
+        page: folder of the model page; files of the same names are replaced.
+        command, commit, device: origin of the run's figures.
 
     Returns:
-        What the registry states of the file: ``{"sha256", "size", "parameters"}``.
+        Values for the registry: ``{"sha256", "size", "parameters"}``.
 
     Raises:
         InputError: the run is not finished.
@@ -66,16 +66,16 @@ def assemble(run: Path, page: Path, *, command: str, commit: str, device: str) -
 
 
 def training_stages(page: Path) -> list[dict[str, Any]]:
-    """The stages that a page's weights went through; empty where nobody wrote them down."""
+    """Training stages of a page's weights; empty if they were not recorded."""
     path = page / TRAINING
     return json.loads(path.read_text())["stages"] if path.is_file() else []
 
 
 def headline_figures(page: Path, name: str) -> dict[str, float]:
-    """What the registry quotes of a page's ``quality.json``: gains in dB by evaluation volume and task.
+    """Figures of a page's ``quality.json`` for the registry: gains in dB by evaluation volume and task.
 
-    They are over bicubic interpolation; where a section was left out, over the mean of its neighbours, which is the
-    stronger baseline there; on planes that no section imaged, over the best interpolation.
+    The baseline is bicubic interpolation; for sections left out it is the mean of their neighbours, which is stronger
+    there; on planes that no section imaged it is the best interpolation.
     """
     figures = {}
     unseen = {}
@@ -96,9 +96,9 @@ def headline_figures(page: Path, name: str) -> dict[str, float]:
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("page", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--command", required=True, help="That trained it.")
-@click.option("--commit", required=True, help="Of the code that trained it.")
-@click.option("--device", required=True, help="That it was trained on, in words.")
+@click.option("--command", required=True, help="Command that trained the model.")
+@click.option("--commit", required=True, help="Commit of the code that trained it.")
+@click.option("--device", required=True, help="Device that it was trained on, in words.")
 def main(run: Path, page: Path, command: str, commit: str, device: str) -> None:
     """Assemble a model page from the folder of a finished RUN, and print its facts for the registry."""
     click.echo(json.dumps(assemble(run, page, command=command, commit=commit, device=device), indent=2))

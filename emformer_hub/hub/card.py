@@ -1,6 +1,6 @@
 """The text of a model page, from what the registry, training and the benchmark wrote, and ``about.yaml`` by hand.
 
-A figure on a page thus has a source file beside it, and a page that lacks one cannot be written.
+Every figure on a page therefore has a source file beside it, and a page without its source files cannot be written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GAIN: Columns = {**METHOD, "gain over bicubic dB (95 %)": gain}
 
 
 def places(volume: str, geometry: str) -> Columns:
-    """What was restored, and from which sections, under these headings."""
+    """Columns that say what was restored, and from which sections."""
     return {volume: lambda row: row["data"], geometry: lambda row: row["geometry"]["name"]}
 
 
@@ -80,14 +80,14 @@ TABLES = {
 UNSEEN = "Isotropic volumes, judged on planes that no section imaged: the noise of the truth there is nobody's to know"
 TAGS = ["biology", "microscopy", "electron-microscopy", "volume-em", "super-resolution", "isotropic", "3d"]
 LEFT_OFF = ("nearest", "lanczos")
-"""Methods that stand in ``quality.json`` only."""
+"""Methods that appear in ``quality.json`` only."""
 
 
 def render(weights: PretrainedWeights, page: Path) -> str:
-    """The Markdown of a model page.
+    """Write the Markdown of a model page.
 
     Args:
-        weights: what the registry states.
+        weights: entry of the registry.
         page: folder with ``about.yaml``, ``training.json``, ``quality.json`` and the pictures.
 
     Raises:
@@ -121,11 +121,11 @@ def render(weights: PretrainedWeights, page: Path) -> str:
             coverage=_table("", COVERAGE, [row for row in own if "coverage" in row]),
         )
     except jinja2.UndefinedError as error:
-        raise InputError(f"{page}: the model page lacks something: {error}.") from error
+        raise InputError(f"{page}: a value for the model page is missing: {error}.") from error
 
 
 def _front_matter(weights: PretrainedWeights, base_model: str | None, own: list[Row]) -> str:
-    """What the Hub reads: licence, task, tags, and the figures as a model index."""
+    """Metadata for the Hub: licence, task, tags, and the figures as a model index."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
@@ -162,7 +162,7 @@ def _front_matter(weights: PretrainedWeights, base_model: str | None, own: list[
 
 
 def _shares(file: str, stages: list[dict[str, Any]]) -> str:
-    """Of a volume among the clips of each stage, as ``80 %, 40 %``."""
+    """Fraction of clips from a volume in each training stage, as ``80 %, 40 %``."""
     shares = []
     for stage in stages:
         volumes = {volume["path"]: volume["weight"] for volume in stage["recipe"]["volumes"]}

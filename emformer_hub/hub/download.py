@@ -12,23 +12,23 @@ from emformer_hub.pretrained import loading, registry, resolve_pretrained
 
 
 def download(name: str, folder: Path, revision: str | None = None) -> Path:
-    """Put all files of a model below ``folder``, under the last part of its name; one that broke off is gone on with.
+    """Download all files of a model into a folder below ``folder`` named like the model; resumes if interrupted.
 
-    ``EMformerModel.from_pretrained`` of the result needs no network; an adapter's base is loaded by its name, though.
+    ``EMformerModel.from_pretrained`` of the result needs no network; the base of an adapter is still loaded by name.
 
     Args:
         name: bundled name or Hub id.
-        folder: made if it is not there.
+        folder: created if it does not exist.
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        InputError: the name is not known or is a folder already, the result exists, the Hub cannot be reached, or a
-            file is not what the Hub or the registry states.
+        InputError: the name is not known or is a folder already, the result exists, the Hub cannot be reached, or the
+            checksum of a file is not the one in the registry or on the Hub.
     """
     source = resolve_pretrained(name, revision)
     bundled = source in {str(weights.folder) for weights in registry().values()}
     if Path(source).is_dir() and not bundled:
-        raise InputError(f"{name} is a folder of this machine already; copy it.")
+        raise InputError(f"{name} is already a folder on this machine; copy it.")
     target = folder / name.rpartition("/")[2]
     if target.exists():
         raise InputError(f"{target} exists; choose another folder, or remove it.")
@@ -42,7 +42,7 @@ def download(name: str, folder: Path, revision: str | None = None) -> Path:
 
 
 def _fetched(repo_id: str, name: str, revision: str | None) -> dict[str, Path]:
-    """All files of a commit, in the cache, each as the Hub states it."""
+    """All files of a commit, in the cache, each compared with its checksum on the Hub."""
     from huggingface_hub import snapshot_download
 
     commit = commit_of(model_folder(name, revision))

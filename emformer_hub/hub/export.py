@@ -1,7 +1,7 @@
-"""A model for other programs: one geometry and one size of tile, in a file that needs none of our code.
+"""Models for other programs: one geometry and one tile size, in a file that needs none of our code.
 
-What such a file cannot carry: a factor or thickness chosen at run time, tiles of any size, masked sections, the
-statistics of the whole volume, calibrated intervals. It is for programs that tile by themselves.
+Such a file has no factor or thickness to choose at run time, no other tile sizes, no masked sections, no statistics of
+the whole volume, and no calibrated intervals. It is for programs that do their own tiling.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ Compare with sections that were left out, or with an isotropic volume that was d
 
 
 class EMformerTile(nn.Module):
-    """A tile in, an isotropic tile and its uncertainty out, as ``reconstruct(..., ensemble=2)`` makes them."""
+    """Isotropic tile, and its uncertainty, from a tile; the same as ``reconstruct(..., ensemble=2)``."""
 
     def __init__(self, network: EMformerModel, sections: SectionModel):
         super().__init__()
         self.network, self.sections = network, sections
 
     def forward(self, sections: Tensor) -> tuple[Tensor, Tensor]:
-        """``(1, 1, sections, y, x)`` in standard deviations -> values and their errors, ``(1, 1, planes, y, x)``."""
+        """``(1, 1, sections, y, x)`` in standard deviations -> values and uncertainty, ``(1, 1, planes, y, x)``."""
         value, scale = self._one_pass(sections[:, 0].permute(0, 2, 1, 3), (0, 2, 1, 3))
         other, other_scale = self._one_pass(sections[:, 0].permute(0, 3, 1, 2), (0, 2, 3, 1))
         spread = (other - value) / 2
@@ -66,7 +66,7 @@ class EMformerTile(nn.Module):
 
 
 class GreyTile(nn.Module):
-    """The same in grey levels; each tile is normalised by itself."""
+    """The same in grey levels; each tile is normalised separately."""
 
     def __init__(self, tile: nn.Module):
         super().__init__()
@@ -85,16 +85,16 @@ def export(
     """Write a model as ONNX, as an exported torch program, or as a bioimage.io package, by the suffix of ``output``.
 
     Args:
-        name: bundled name, folder or Hub id; an adapter is baked into its base.
+        name: published name, folder or Hub id; an adapter is merged into its base.
         output: ``.onnx``, ``.pt2`` or ``.zip``. Input is ``sections (1, 1, z, y, x)`` of ``tile_zyx``, in standard
             deviations from the volume's mean; outputs are ``volume`` and ``uncertainty (1, 1, planes, y, x)``, in
-            standard deviations, too. A bioimage.io package takes and gives grey levels.
-        factor, thickness: of the sections, fixed from here on.
-        tile_zyx: (sections, y, x), fixed as well.
+            standard deviations too. A bioimage.io package takes and returns grey levels.
+        factor, thickness: geometry of the sections; fixed in the file.
+        tile_zyx: tile size (sections, y, x); fixed in the file.
 
     Raises:
-        InputError: as of loading; the suffix is another, the output exists, a tile is too small, or a package that the
-            format needs is not installed.
+        InputError: the model cannot be loaded, the suffix is unknown, the output exists, the tile is too small, or a
+            package that the format needs is not installed.
     """
     if output.suffix not in WRITERS:
         raise InputError(f"output {output} has the suffix {output.suffix!r}; expected one of {', '.join(WRITERS)}.")
@@ -193,4 +193,4 @@ WRITERS: dict[str, Callable[[Path, EMformerTile, np.ndarray, dict[str, Any]], No
     ".pt2": _write_torch,
     ".zip": _write_bioimageio,
 }
-"""By the suffix of the output."""
+"""Writers by the suffix of the output."""

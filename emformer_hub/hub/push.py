@@ -1,4 +1,4 @@
-"""A model page, a finished run or an adapter on the Hub: one commit, tagged, with the code that loads it."""
+"""Publishing a model page, a finished run or an adapter on the Hub: one tagged commit, with the code that loads it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.yaml"
 NOT_PUBLISHED = ["log.jsonl", "checkpoint/*", "emformer/*", ".*", "*/.*"]
-"""Of a run's folder: what resumes it, and what a tracker wrote."""
+"""Files of a run that are not published: those for resuming it, and those of a tracker."""
 EITHER_OR = ("config.json", WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-"""What makes a repository a whole model or an adapter; an earlier push's may not stay beside a later one's."""
+"""Files that make a repository a whole model or an adapter; those of an earlier push must not remain beside a later."""
 TRIES = 5
 
 
 @dataclass(frozen=True)
 class Published:
-    """What a push left on the Hub.
+    """Result of a push.
 
     Attributes:
-        url: of the commit, or of the pull request.
-        repo_id, revision: how to load it; the tag, else the commit, or the branch of the pull request.
-        sha256, size: of the file of weights, as the Hub states them; bytes.
+        url: address of the commit, or of the pull request.
+        repo_id, revision: how to load it; the revision is the tag, else the commit, or the branch of the pull request.
+        sha256, size: checksum and bytes of the weight file, as the Hub states them.
     """
 
     url: str
@@ -45,10 +45,10 @@ class Published:
 
 
 def contents(folder: Path) -> dict[str, Path | bytes]:
-    """What is pushed of a folder, by its path in the repository: a file, or the bytes that take its place.
+    """Files of a folder to push, by path in the repository: a file on this machine, or the bytes that replace it.
 
-    Without what only resumes a run; with the code that loads a whole model, and configurations that name it. A recipe
-    calls its volumes by name: folders of this machine tell nobody a thing.
+    Files that only resume a run are left out. The code that loads a whole model is added, and named in its
+    configurations. A recipe names its volumes without their folders on this machine.
 
     Raises:
         InputError: the folder holds neither a whole model nor an adapter.
@@ -78,13 +78,13 @@ def contents(folder: Path) -> dict[str, Path | bytes]:
 
 
 def check_publishable(base: str | None, repo_id: str) -> None:
-    """Raise ``InputError`` before the work, not after it: a bad id, no login or no right, or a base nobody else has."""
+    """Raise ``InputError``, before any work, for a bad id, a missing login or permission, or a base on this machine."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
     if base is not None and Path(base).exists():
-        raise InputError(f"base {base} is a folder of this machine; publish it first, and give its Hub id as --base.")
+        raise InputError(f"base {base} is a folder on this machine; publish it first, and give its Hub id as --base.")
     try:
         validate_repo_id(repo_id)
         if not HUB_ID.fullmatch(repo_id):
@@ -100,7 +100,7 @@ def check_publishable(base: str | None, repo_id: str) -> None:
 
 
 def _check_rights(user: dict[str, Any], repo_id: str) -> None:
-    """What the Hub says of a token: its owner, their organisations, and its role. A fine-grained one does not tell."""
+    """Check the owner, organisations and role of a token; a fine-grained token does not state them."""
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise InputError(
@@ -120,19 +120,19 @@ def push(
 ) -> Published:
     """Upload :func:`contents` in one commit, and tag it.
 
-    The commit holds all of it or does not come about. One that somebody else makes at the same time is never mixed with
-    it: then it is made again on top. Pushing what is there already changes nothing, and sets a tag that is missing.
+    The commit holds all files, or is not made. If somebody else commits at the same time, it is made again on top of
+    that commit. Pushing the same content again changes nothing, but sets a tag that is missing.
 
     Args:
-        folder: of a model, a finished run, or an adapter.
-        repo_id: ORG/NAME; made if it is not there.
-        revision: tag. One that exists is never moved: it stays, if it is of the same weights.
-        private: whether a repository that is made here is private.
+        folder: folder of a model, a finished run, or an adapter.
+        repo_id: ORG/NAME; created if it does not exist.
+        revision: tag. An existing tag is never moved; it may stay if its weights are the same.
+        private: make a new repository private.
         create_pr: propose the commit as a pull request, which is not tagged.
 
     Raises:
-        InputError: as :func:`check_publishable`; the tag stands for something else; or the upload failed, and the
-            message says why.
+        InputError: as :func:`check_publishable`; the tag has other weights; or the upload failed, and the message
+            says why.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
@@ -166,7 +166,7 @@ def push(
 
 
 def _check_tag(there: Published, weights: Path) -> None:
-    """Whoever pinned a tag relies on it: raise ``InputError`` if it stands for other weights."""
+    """Raise ``InputError`` if a tag has other weights: whoever pinned it relies on it."""
     if there.sha256 != hashlib.sha256(weights.read_bytes()).hexdigest():
         raise InputError(
             f"{there.repo_id} has a tag {there.revision} already, of other weights (sha256 {there.sha256[:12]}…); "
@@ -175,7 +175,7 @@ def _check_tag(there: Published, weights: Path) -> None:
 
 
 def _stated(api: HfApi, repo_id: str, revision: str, url: str, weights: str) -> Published:
-    """What the Hub says of the weights at a revision."""
+    """Checksum and size of the weights at a revision, from the Hub."""
     (file,) = cast("list[RepoFile]", api.get_paths_info(repo_id, weights, revision=revision))
     return Published(url, repo_id, revision, file.lfs.sha256 if file.lfs else "", file.size)
 
@@ -189,7 +189,7 @@ def commit_whole(
     kind: str = "model",
     create_pr: bool = False,
 ) -> Any:
-    """One commit of files on top of a repository as it is; made again if somebody else's came first."""
+    """Commit files on top of a repository as it is; try again if somebody else committed first."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for _ in range(TRIES - 1):
@@ -204,7 +204,7 @@ def commit_whole(
 def _commit_on_top(
     api: HfApi, repo_id: str, files: dict[str, Path | bytes], message: str, kind: str, create_pr: bool
 ) -> Any:
-    """One commit on top of the repository as it is now, or an error of status 412 if it does not stay so."""
+    """Commit on top of the current state of the repository; an error of status 412 if that changes meanwhile."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     there: Any = api.repo_info(repo_id, repo_type=kind)

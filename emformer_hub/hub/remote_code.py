@@ -16,11 +16,11 @@ AUTO_MAPS = {
         "AutoProcessor": "processing_emformer.EMformerProcessor",
     },
 }
-"""Where each class of transformers finds ours."""
+"""Classes that each Auto class of transformers loads."""
 
 
 def remote_code() -> dict[str, Path]:
-    """The files that define network and processor, by name: these two, and all that they import of this package."""
+    """Files that define the network and the processor, by name, with all files of this package that they import."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
     roots = [PACKAGE / f"{name}_emformer.py" for name in ("modeling", "processing")]

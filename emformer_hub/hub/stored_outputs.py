@@ -1,4 +1,4 @@
-"""Stored input and output of a model: whoever has the weights can see that they still do what they did."""
+"""Stored input and output of a model, to check that its weights still give the same result."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_test_tensors(model: EMformerModel, folder: Path) -> Path:
 
 
 def largest_difference(model: EMformerModel, folder: Path) -> float:
-    """Run a model on a page's stored input: the largest difference from the stored output, standard deviations.
+    """Largest difference from the stored output, in standard deviations, when a model runs on a page's stored input.
 
     Raises:
         InputError: the page holds no test tensors.

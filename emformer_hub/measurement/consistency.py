@@ -13,11 +13,11 @@ from emformer_hub.measurement.fidelity import grey_range
 
 @dataclass(frozen=True)
 class Residual:
-    """How far sections cut from a reconstruction are from the measured ones.
+    """Difference between sections cut from a reconstruction and the measured ones.
 
     Attributes:
         rms, maximum: root mean square and largest absolute difference, grey levels.
-        data_range: the range of the sections' dtype, or maximum - minimum of floats, grey levels.
+        data_range: range of the sections' dtype, or maximum - minimum for floats, grey levels.
     """
 
     rms: float
@@ -38,16 +38,16 @@ class Residual:
 def consistency_residual(
     volume: np.ndarray, sections: np.ndarray, section_model: SectionModel, mask: np.ndarray | None = None
 ) -> Residual:
-    """Degrade a reconstruction as its sections sampled the tissue, and compare.
+    """Cut sections from a reconstruction as the microscope would, and compare them with the measured ones.
 
     Args:
         volume: ``(planes, y, x)``, in the grey levels of the sections.
-        sections: ``(sections, y, x)``, what was measured; may be memory-mapped, as may the volume.
+        sections: measured sections, ``(sections, y, x)``. Both may be memory-mapped.
         section_model: how sections sample planes.
-        mask: bool, ``(sections,)`` or ``(sections, y, x)``; True for voxels that do not count, whatever they hold.
+        mask: bool, ``(sections,)`` or ``(sections, y, x)``; True for voxels to ignore, whatever they hold.
 
     Raises:
-        InputError: the volume does not belong to so many sections, or nothing is left to compare.
+        InputError: the volume does not match the number of sections, or nothing is left to compare.
     """
     expected = (section_model.num_planes(len(sections)), *sections.shape[1:])
     if volume.shape != expected:

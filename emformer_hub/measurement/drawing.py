@@ -1,4 +1,4 @@
-"""What pictures of volumes have in common: their names, and the scale bar."""
+"""Parts that pictures of volumes share: file names and the scale bar."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_picture(path: Path) -> None:
-    """Raise ``InputError`` unless a picture can be drawn, and written under this name: it ends in ``.png``, its folder
-    exists, and matplotlib is installed."""
+    """Raise ``InputError`` unless a name ends in ``.png``, its folder exists, and matplotlib is installed."""
     if path.suffix.lower() != ".png":
         raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
     if not path.absolute().parent.is_dir():
@@ -25,8 +24,8 @@ def draw_scale_bar(axes: Axes, width_nm: float, length_nm: float | None = None) 
     """Draw a white bar with a dark rim into the lower right corner, its length above it.
 
     Args:
-        axes: that of an image.
-        width_nm: what the image is across.
+        axes: axes of an image.
+        width_nm: width of the image.
         length_nm: length of the bar; by default a round number near a quarter of the width.
     """
     from matplotlib.patheffects import withStroke

@@ -25,7 +25,7 @@ ORIENTATIONS = {"xy": 0, "xz": 1, "yz": 2}
 def psnr(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> float:
     """Peak signal-to-noise ratio of a volume ``(z, y, x)`` in dB: ``10 log10(data_range^2 / MSE)``.
 
-    The mean squared error is taken over the whole volume, in float64. Infinite if both are equal.
+    The mean squared error is computed over the whole volume, in float64. Infinite if both volumes are equal.
 
     Args:
         data_range: the peak, in grey levels of both volumes: 255 for uint8, 1.0 for values scaled to 0-1.
@@ -69,17 +69,18 @@ def plane_ssim(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> fl
 
 
 def evaluate(reconstruction: np.ndarray, truth: np.ndarray, voxel_size: VoxelSize) -> dict[str, Any]:
-    """All measures of a reconstruction against its truth, both ``(z, y, x)``, as a dictionary fit for JSON.
+    """Measure a reconstruction against its truth, both ``(z, y, x)``; returns a dictionary ready for JSON.
 
     The data range is that of the truth's dtype for integers (255 for uint8), and its maximum - minimum for floats. A
-    float reconstruction is taken to be on the grey-level scale of the truth.
+    float reconstruction is assumed to have the grey-level scale of the truth.
 
     Returns:
         ``{"psnr_db", "ssim": {"3d", "xy", "xz", "yz"}, "fsc": {"resolution_nm": {"z", "lateral", "all"}, "threshold"},
         "shape_zyx", "voxel_size_nm"}``; see ``psnr``, ``ssim`` and ``directional_resolution``.
 
     Raises:
-        InputError: the shapes differ (with how to crop), two integer dtypes differ, or as in the single measures.
+        InputError: the shapes differ (the message says how to crop), two integer dtypes differ, or as for the single
+            measures.
     """
     check_pair(reconstruction, truth, shortest_side=2 * SSIM_REACH + 1)
     if reconstruction.dtype.kind != "f" and reconstruction.dtype != truth.dtype:

@@ -1,4 +1,4 @@
-"""Fourier shell correlation: up to which spatial frequency two volumes agree, overall and by direction.
+"""Fourier shell correlation: the spatial frequency up to which two volumes agree, overall and by direction.
 
 The correlation of the Fourier coefficients of two volumes within a shell of equal frequency is 1 where they agree and
 0 where they are unrelated (Harauz & van Heel, Optik 73, 1986; thresholds: van Heel & Schatz, J. Struct. Biol. 151,
@@ -6,8 +6,8 @@ The correlation of the Fourier coefficients of two volumes within a shell of equ
 volumes need (sectioned FSC: Koho et al., Nat. Commun. 10:3103, 2019; conical FSC: Diebolder et al., J. Struct. Biol.
 190, 2015).
 
-It does not see amplitude: a blur without noise lowers no correlation. It measures which detail is *right*, not how
-strongly it shows, and is read beside PSNR and SSIM.
+It ignores amplitude: blur without noise does not lower the correlation. It measures which detail is *right*, not how
+strong it is, and complements PSNR and SSIM.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class FSCCurve:
 def fsc(a: np.ndarray, b: np.ndarray, voxel_size: VoxelSize, *, axis: Direction | None = None) -> FSCCurve:
     """Fourier shell correlation of two volumes ``(z, y, x)`` of equal shape and any scale of grey levels.
 
-    Both are freed of their mean and faded out towards the faces by a Hann window, so that opposite faces do not make an
-    edge. Shells lie in physical frequency, so voxels may be anisotropic and the volume need not be a cube. The width of
-    a shell is 1 / extent, for the shortest extent along the axes concerned; the last shell is at the lowest of their
-    Nyquist frequencies, beyond which no whole shell exists.
+    The mean is subtracted from both, and a Hann window fades them out towards the faces, so that opposite faces do not
+    make an edge. Shells lie in physical frequency, so voxels may be anisotropic and the volume need not be a cube. The
+    width of a shell is 1 / extent, for the shortest extent along the axes concerned; the last shell is at the lowest of
+    their Nyquist frequencies, beyond which no whole shell exists.
 
     A cone averages over its directions. Detail that ends at one frequency along z ends up to 15 % higher at the rim of
-    the cone (1 / cos 30), so the reading along z errs, if at all, to the fine side by less than that.
+    the cone (1 / cos 30), so the resolution along z is, if anything, too fine by less than that.
 
     Args:
         voxel_size: of both volumes.

@@ -1,4 +1,4 @@
-"""A picture for the eye: input, interpolation and reconstruction side by side, in the planes that contain z."""
+"""A comparison picture: input, interpolation and reconstruction side by side, in planes that contain z."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ def comparison_picture(
 ) -> None:
     """Write a PNG that compares a reconstruction with its input.
 
-    Rows are the central xz and yz planes, or two sections where these were degraded in their plane, cropped to at most
-    160 voxels a side around the middle. Columns are the input
-    (each section drawn as thick as its spacing), cubic interpolation, EMformer (before fine-tuning, where given, and
-    now), and where given the truth with the absolute error, and the uncertainty. Every voxel is drawn as the same whole
-    number of screen pixels. Grey levels are shared by all columns, black at the 1st and white at the 99th percentile of
-    the input; errors and uncertainty share a colour bar, in grey levels, that ends at their 99th percentile.
+    Rows are the central xz and yz planes, or two sections if the sections were degraded in their plane, cropped to the
+    middle, at most 160 voxels along each side. Columns are the input (each section as thick as its spacing), cubic
+    interpolation, EMformer (before fine-tuning, if given, and now), and, if given, the truth with the absolute error,
+    and the uncertainty. Every voxel is drawn as the same whole number of screen pixels. Grey levels are shared by all
+    columns, black at the 1st and white at the 99th percentile of the input; errors and uncertainty share a colour bar,
+    in grey levels, that ends at their 99th percentile.
 
     Args:
         path: the picture; the name ends in ``.png``. An existing file is replaced.
         sections: the input, ``(sections, y, x)``.
         interpolated: cubic interpolation of the input, ``(planes, y, x)`` like all that follow.
         reconstruction: the output of the model.
-        before: that of the model before it was fine-tuned.
+        before: output of the model before fine-tuning.
         truth: the isotropic truth, if known.
-        uncertainty: stated scale of the error, in grey levels.
-        voxel_size: of the planes, not of the sections, nm.
+        uncertainty: uncertainty of the reconstruction, in grey levels.
+        voxel_size: voxel size of the planes, not of the sections, nm.
         factor: sections are ``factor * voxel_size.z`` apart.
-        in_plane: what was degraded is the plane: all volumes have their axes in the order y, z, x, and the "planes" are
-            rows along y.
+        in_plane: the sections were degraded in their plane: all volumes have the axes y, z, x, and "planes" are rows
+            along y.
         title: a line above the picture.
         scale_bar_nm: length of the scale bar; by default a round number near a quarter of the width.
 

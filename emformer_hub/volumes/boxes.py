@@ -42,7 +42,7 @@ def within(box: Box, whole: Box) -> Box:
 
 
 def middle(shape: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
-    """The middle of an array of any number of axes: at most so many voxels along each."""
+    """Middle part of an array with any number of axes, at most ``sides`` voxels along each."""
     starts = [max(0, (length - side) // 2) for length, side in zip(shape, sides, strict=True)]
     return tuple(
         slice(start, min(length, start + side)) for start, length, side in zip(starts, shape, sides, strict=True)
@@ -50,15 +50,15 @@ def middle(shape: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most so many of the numbers from 0 to ``count - 1``, evenly spaced, the first and the last among them."""
+    """At most ``most`` of the numbers from 0 to ``count - 1``, evenly spaced, with the first and the last."""
     return np.unique(np.linspace(0, count - 1, max(0, min(count, most))).round().astype(int)).tolist()
 
 
 @dataclass(frozen=True)
 class boxes(Sequence[Box]):  # called as the function that it is
-    """Boxes of these sides that fill a volume, along x, then y, then z; the last ones may be smaller.
+    """Boxes of these sides that tile a volume, along x, then y, then z; the last ones may be smaller.
 
-    None is kept in memory: a volume of a hundred terabytes has millions.
+    They are computed on access: a volume of a hundred terabytes has millions.
     """
 
     shape: Sequence[int]

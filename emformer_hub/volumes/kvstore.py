@@ -1,4 +1,4 @@
-"""Folders elsewhere as key-value stores of TensorStore (extra ``remote``): what all readers of addresses fetch with."""
+"""Remote folders as key-value stores of TensorStore (extra ``remote``), used by all readers of addresses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTEXT: dict[str, Any] = {f"{kind}_request_retries": RETRIES for kind in ("http
 
 
 def not_reached(url: str, error: BaseException) -> InputError:
-    """The error for an address that does not answer as it should."""
+    """Error for an address that cannot be read."""
     said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
     return InputError(
         f"{url} cannot be read: {said}. Is the address right, is there a network, and may you read there "
@@ -36,7 +36,7 @@ def kvstore_spec(url: str) -> dict[str, Any]:
     """TensorStore's description of a folder.
 
     Raises:
-        InputError: no address of a folder.
+        InputError: the address does not name a folder.
     """
     scheme, _, rest = url.partition("://")
     first, _, path = rest.partition("/")
@@ -64,12 +64,14 @@ def kvstore_spec(url: str) -> dict[str, Any]:
 
 
 def _on_hub(url: str) -> tuple[str, list[str]]:
-    """Where the Hub serves a folder, and what it asks for."""
+    """Web address of a folder on the Hub, and the headers to send."""
     from huggingface_hub import constants, get_token
 
     kind, *names = url.removeprefix("hf://").split("/")
     if kind not in ("datasets", "models") or len(names) < 3:
-        raise InputError(f"{url} names no folder on the Hub; expected hf://datasets/ORG/NAME/PATH or hf://models/...")
+        raise InputError(
+            f"{url} does not name a folder on the Hub; expected hf://datasets/ORG/NAME/PATH or hf://models/..."
+        )
     org, name, *path = names
     name, _, revision = name.partition("@")
     token = get_token()
@@ -85,6 +87,6 @@ def _opened(spec: str) -> KvStore:
 
 
 def open_kvstore(folder: str) -> KvStore:
-    """A folder elsewhere, opened once in a process."""
+    """Open a remote folder, once per process."""
     import_tensorstore(folder)
     return _opened(json.dumps(kvstore_spec(folder)))

@@ -60,6 +60,6 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
     if not replaceable(path):
         found = "folder" if path.is_dir() else "file"
         raise InputError(
-            f"output {path} exists and is a {found} that is no such volume; it is never replaced. Choose another name."
+            f"output {path} exists and is a {found}, not such a volume; it is never replaced. Choose another name."
         )
     check_overwrite(path, overwrite)

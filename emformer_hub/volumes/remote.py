@@ -1,6 +1,6 @@
-"""Volumes that lie elsewhere: in a bucket, on a web server, on the Hub. They are read, a box at a time; never written.
+"""Remote volumes: in a bucket, on a web server, on the Hub. They are read box by box, and never written.
 
-TensorStore fetches (extra ``remote``); what is fetched is parsed by the module of its format, as it is on this machine.
+TensorStore fetches them (extra ``remote``); the module of the format parses them, as it does local ones.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def plain_address(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether it is an address elsewhere.
+    """Whether a path is an address.
 
     Raises:
-        InputError: an address of another kind.
+        InputError: an address of an unknown kind.
     """
     scheme, found, _ = os.fspath(plain_address(path)).partition("://")
     if found and scheme not in SCHEMES:
@@ -50,20 +50,20 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """A path that means the same in another folder; an address as it is."""
+    """Absolute path; an address is returned without what viewers put around it."""
     path = plain_address(path)
     return os.fspath(path) if is_url(path) else str(Path(path).absolute())
 
 
 class Remote:
-    """A file or folder elsewhere, with the few methods of ``Path`` that readers need. It may be pickled.
+    """A remote file or folder, with the few methods of ``Path`` that readers need; it may be pickled.
 
     Buckets of S3 are read with the credentials of the usual variables and files, or else without any, at
     ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL`` if that is set; those of Google with the default credentials, if
     there are any; the Hub (``hf://datasets/ORG/NAME/PATH``) at ``HF_ENDPOINT`` with the token of the login.
 
     Args:
-        url: its address.
+        url: address.
     """
 
     def __init__(self, url: str):
@@ -80,13 +80,13 @@ class Remote:
         return self.url.rsplit("/", 1)[-1]
 
     def exists(self) -> bool:
-        """Whether there is a file; folders are none. It is read whole: not every server knows parts of files."""
+        """Whether a file exists. It is read whole, because not every server can read parts of files."""
         return self.read() is not None
 
     is_file = exists
 
     def read(self, part: slice | None = None) -> bytes | None:
-        """The bytes of a file, or a part of them; ``None`` if there is none.
+        """Read a file, or a part of it; ``None`` if it does not exist.
 
         Raises:
             InputError: the server cannot be reached, or does not allow it.
@@ -99,7 +99,7 @@ class Remote:
         return None if result.state == "missing" else bytes(result.value)
 
     def store(self) -> RemoteStore:
-        """The folder, as zarr sees it."""
+        """The folder as a store of zarr."""
         from emformer_hub.volumes.remote_store import RemoteStore
 
         return RemoteStore(self.url)

@@ -1,4 +1,4 @@
-"""A folder elsewhere as a store of zarr. Apart from ``remote.py``, because it imports zarr."""
+"""A remote folder as a store of zarr; separate from ``remote.py`` because it imports zarr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emformer_hub.volumes.kvstore import not_reached, open_kvstore
 
 
 class RemoteStore(Store):
-    """To be read only. It holds no connection, and may be pickled."""
+    """Read-only store; it holds no connection and may be pickled."""
 
     def __init__(self, url: str):
         super().__init__(read_only=True)
@@ -53,7 +53,7 @@ class RemoteStore(Store):
         return result.state != "missing"
 
     _names: tuple[str, ...] = ()
-    """Of what is there: web servers do not say."""
+    """Known names; empty, because web servers do not list them."""
     supports_writes = False
     supports_deletes = False
     supports_listing = False

@@ -157,7 +157,7 @@ def test_a_report_is_never_replaced_unasked(stack: np.ndarray, tmp_path: Path, n
     write_volume(tmp_path / "stack.tif", stack, SIZE)
     (tmp_path / name).write_text("of last year")
     done = run(tmp_path / "stack.tif")
-    assert done.exit_code == 2 and f"{name} exists" in done.output and "--overwrite" in done.output
+    assert done.exit_code == 2 and f"{name} already exists" in done.output and "--overwrite" in done.output
     assert (tmp_path / name).read_text() == "of last year"
 
 

@@ -66,7 +66,7 @@ def test_reading_leaves_nothing_behind(table: Path, tmp_path_factory: Any, monke
         ("path,voxelsize\na.tif,1\n", "unknown key 'voxelsize'; valid keys are path, voxel_size, weight"),
         ("voxel_size\n1\n", "row 1: the key 'path' is missing"),
         ("path,weight\na.tif,much\n", "weight: expected float, found 'much'"),
-        ("path,split\na.tif,test\n", "no row to learn from; expected at least one whose split is 'train'"),
+        ("path,split\na.tif,test\n", "no row to train on; expected at least one whose split is 'train'"),
         ("path\n", "cannot be read as a table"),
         ("", "cannot be read as a table"),
     ],
@@ -85,5 +85,5 @@ def test_a_table_that_is_not_there_is_said_so(tmp_path: Path) -> None:
 
 
 def test_voxel_sizes_and_sections_stand_in_the_rows(table: Path) -> None:
-    with pytest.raises(InputError, match="say voxel sizes and sections in its rows"):
+    with pytest.raises(InputError, match="state voxel sizes and sections in its rows"):
         with_tables_read([VolumeEntry(table.name, voxel_size="40,4,4")], table.parent)

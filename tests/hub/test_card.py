@@ -60,7 +60,7 @@ def test_a_missing_field_is_named(page: Path) -> None:
     about = yaml.safe_load((page / "about.yaml").read_text())
     del about["use"]
     (page / "about.yaml").write_text(yaml.safe_dump(about))
-    with pytest.raises(InputError, match=r"lacks something: .*'use'"):
+    with pytest.raises(InputError, match=r"a value for the model page is missing: .*'use'"):
         render(registry()["emformer-small"], page)
 
 

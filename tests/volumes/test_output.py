@@ -36,7 +36,7 @@ def limited_files(size: int) -> Iterator[None]:
 def test_existing_output_needs_overwrite(tmp_path: Path, volume: np.ndarray, name: str) -> None:
     path = tmp_path / name
     write_volume(path, volume, ANISOTROPIC)
-    with pytest.raises(InputError, match=rf"{name} exists.*--overwrite"):
+    with pytest.raises(InputError, match=rf"{name} already exists.*--overwrite"):
         write_volume(path, volume + 1, ANISOTROPIC)
     np.testing.assert_array_equal(read_volume(path).data, volume)
     write_volume(path, volume + 1, ANISOTROPIC, overwrite=True)

@@ -13,6 +13,7 @@ import torch
 
 from emformer_hub.interpolation import Kind
 from emformer_hub.measurement import grey_range, psnr
+from emformer_hub.measurement.intervals import decibel_interval, resampled_mse
 
 INTERPOLATIONS: dict[str, Kind] = {
     "nearest": "nearest",
@@ -24,9 +25,6 @@ BASELINE = "bicubic"
 """The method over which every gain is counted."""
 CUTOFF = 0.25
 """Of the low-pass, in cycles per voxel: detail of four voxels and coarser. White noise loses 93 % of its power."""
-BLOCKS_PER_AXIS = 3
-RESAMPLES = 2000
-PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def not_imaged(truth: np.ndarray, volumes: dict[str, np.ndarray], planes: np.nda
     errors = {name: volume[planes].astype(np.float32) - shown for name, volume in volumes.items()}
     low = {name: float(np.square(low_passed(error)).mean()) for name, error in errors.items()}
     squares = {name: float(np.square(error).mean()) for name, error in errors.items()}
-    resampled = {name: resampled_mse(shown, shown + error) for name, error in errors.items()}
+    resampled = {name: resampled_mse(error) for name, error in errors.items()}
     rivals = [name for name in INTERPOLATIONS if name in volumes]
     best, best_low = min(rivals, key=squares.__getitem__), min(rivals, key=low.__getitem__)
     return {
@@ -91,7 +89,7 @@ def not_imaged(truth: np.ndarray, volumes: dict[str, np.ndarray], planes: np.nda
             "best_interpolation": best,
             "psnr_db": 10 * math.log10(grey_range(truth) ** 2 / squares[name]),
             "gain_db": 10 * math.log10(squares[best] / squares[name]),
-            "gain_interval_db": _interval(resampled[best] / resampled[name]),
+            "gain_interval_db": decibel_interval(resampled[best] / resampled[name]),
             "low_pass_gain_db": 10 * math.log10(low[best_low] / low[name]),
         }
         for name in volumes
@@ -115,22 +113,6 @@ def flat_noise(truth: np.ndarray, volume: np.ndarray, planes: np.ndarray) -> flo
     return float(np.sqrt(np.square(both[flat]).mean())) / 6  # of white noise: 36 = (1 + 4 + 1) squared
 
 
-def resampled_mse(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
-    """Mean squared errors over bootstrap samples of 3 x 3 x 3 blocks, float64 ``(RESAMPLES,)``.
-
-    Neighbouring voxels err together, so blocks are drawn, not voxels. Every call draws the same blocks: the ratio of
-    two methods' errors is a paired comparison.
-    """
-    totals = np.square(truth.astype(np.float32) - estimate.astype(np.float32))
-    counts = np.ones((), np.int64)
-    for axis, side in enumerate(truth.shape):
-        edges = np.linspace(0, side, min(BLOCKS_PER_AXIS, side) + 1).astype(int)
-        totals = np.add.reduceat(totals, edges[:-1], axis=axis, dtype=np.float64)
-        counts = np.multiply.outer(counts, np.diff(edges))
-    drawn = np.random.default_rng(0).integers(totals.size, size=(RESAMPLES, totals.size))
-    return totals.ravel()[drawn].sum(axis=1) / counts.ravel()[drawn].sum(axis=1)
-
-
 def compare(
     truth: np.ndarray,
     restored: list[Restored],
@@ -148,15 +130,15 @@ def compare(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         more = list(pool.map(measure, volumes))
         decibels = list(pool.map(lambda volume: psnr(truth, volume, data_range), volumes))
-        resampled = list(pool.map(lambda volume: resampled_mse(truth, volume), volumes))
+        resampled = list(pool.map(lambda volume: resampled_mse(volume.astype(np.float32) - truth), volumes))
     rows = []
     for i, result in enumerate(restored):
         row = {"method": result.method, "psnr_db": decibels[i]}
-        row["psnr_interval_db"] = _interval(data_range**2 / resampled[i])
+        row["psnr_interval_db"] = decibel_interval(data_range**2 / resampled[i])
         for name in baselines:
             base = [other.method for other in restored].index(name)
             row[f"gain_over_{name}_db"] = decibels[i] - decibels[base]
-            row[f"gain_over_{name}_interval_db"] = _interval(resampled[base] / resampled[i])
+            row[f"gain_over_{name}_interval_db"] = decibel_interval(resampled[base] / resampled[i])
         rows.append({**row, **more[i], "seconds": result.seconds})
     return rows
 
@@ -165,7 +147,3 @@ def with_interval(row: dict[str, Any], figure: str, digits: str) -> str:
     """A table's cell: ``26.17 (25.90 to 26.41)``."""
     low, high = row[f"{figure}_interval_db"]
     return f"{row[f'{figure}_db']:{digits}} ({low:{digits}} to {high:{digits}})"
-
-
-def _interval(ratios: np.ndarray) -> list[float]:
-    return [float(bound) for bound in np.percentile(10 * np.log10(ratios), PERCENTILES)]

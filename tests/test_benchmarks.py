@@ -18,12 +18,13 @@ import scale
 import speed as speed_script
 import torch
 import yaml
-from _figures import flat_noise, low_pass_psnr, resampled_mse
+from _figures import flat_noise, low_pass_psnr
 from _geometry import Geometry
 from _methods import EMformer, Interpolation, SlicedUNet
 from _pipeline import Cluster, Stage, bounds, simulate
 from _report import start
 from _unet import UNet, trained_unet
+from finetuning import beside_zero_shot, spoil
 from learning_curve import Curve, read_curves
 from quality import RECIPE, Truth, read_truth
 
@@ -31,12 +32,12 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import psnr
+from emformer_hub.measurement.intervals import resampled_mse
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.volumes import read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
-from finetune import beside_zero_shot, spoil
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -264,11 +265,11 @@ def test_low_pass_score_does_not_see_noise_beyond_the_cutoff() -> None:
 
 def test_intervals_come_from_blocks() -> None:
     truth = np.zeros((9, 10, 11), np.float32)
-    assert resampled_mse(truth, truth + 2) == pytest.approx(4)  # equal blocks, no doubt
+    assert resampled_mse(truth + 2) == pytest.approx(4)  # equal blocks, no doubt
     uneven = truth + np.linspace(0, 2, 11, dtype=np.float32)
-    errors = resampled_mse(truth, uneven)
+    errors = resampled_mse(uneven)
     assert errors.std() > 0 and np.mean(errors) == pytest.approx(np.square(uneven).mean(), rel=0.05)
-    assert resampled_mse(truth, 2 * uneven) / errors == pytest.approx(4)  # paired: the same blocks each time
+    assert resampled_mse(2 * uneven) / errors == pytest.approx(4)  # paired: the same blocks each time
 
 
 def test_without_a_voxel_size_lengths_are_voxels() -> None:
@@ -482,7 +483,7 @@ def test_fine_tuning_of_a_spoilt_instrument_is_compared_row_by_row(tmp_path: Pat
         (tmp_path / folder).mkdir()
         write_volume(tmp_path / folder / name, neuropil((104, 20, 136)), VoxelSize(8, 8, 8))
     words = ["--part", "spoilt", "--minutes", "0.01", "--scratch-minutes", "0.01", "--device", "cpu"]
-    done = run("finetune.py", *words, "--json", tmp_path / "out.json", folder=tmp_path)
+    done = run("finetuning.py", *words, "--json", tmp_path / "out.json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = {row["method"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
     assert list(rows) == ["zero-shot", "lora", "full", "from scratch"]

@@ -203,7 +203,7 @@ def _gain_where_sections_are_hidden(
     y, x = middle(stack.shape[1:], (HIDDEN_SIDE, HIDDEN_SIDE))
     part = processor.normalise(stack[:, y, x], processor.measure(stack))
     hidden = [1 + number for number in evenly_spaced(len(stack) - 2, HIDDEN_SECTIONS)]
-    return left_out_gain(network, part, sections, hidden)
+    return left_out_gain(network, part, sections, hidden)[0]
 
 
 def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: float, within: float) -> str:

@@ -164,16 +164,20 @@ def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geom
 
 def left_out_gain(
     network: EMformerModel, stack: np.ndarray, geometry: SectionModel, hidden: Iterable[int] | None = None
-) -> float:
+) -> tuple[float, np.ndarray]:
     """How much closer the network comes to sections left out than the mean of both neighbours does, in dB.
 
     Args:
         network, stack, geometry: as for :func:`predict_section`.
         hidden: the sections that are left out, one at a time; default: all but the first and the last.
+
+    Returns:
+        The gain, and the errors of the predicted sections, ``(hidden, y, x)`` in the units of the stack.
     """
     numbers = np.arange(1, len(stack) - 1) if hidden is None else np.array(list(hidden))
     predicted = np.stack([predict_section(network, stack, int(number), geometry) for number in numbers])
-    return float(left_out_errors(stack, numbers, predicted)[0]["gain_over_linear_db"])
+    gain = float(left_out_errors(stack, numbers, predicted)[0]["gain_over_linear_db"])
+    return gain, predicted - stack[numbers]
 
 
 def left_out_errors(stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:

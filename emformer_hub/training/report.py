@@ -15,6 +15,7 @@ from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import comparison_picture
+from emformer_hub.measurement.intervals import decibel_interval, resampled_mse
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
 from emformer_hub.training.recipe import Recipe
@@ -24,8 +25,8 @@ from emformer_hub.training.validation import restore
 IN_PLANE, LEFT_OUT = "degraded in plane", "section left out"
 FACTORS = (4.0, 8.0)
 MAX_SECTIONS, MAX_SIDE = 32, 192
-WORTH_IT, HARM = 0.03, -0.05
-"""dB: below the first, the gain is within the noise of a short run; beyond the second, real sections suffer."""
+HARM = -0.05
+"""dB beyond which real sections suffer."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Comparison:
         geometry: factor and thickness.
         baseline: bicubic interpolation, or the mean of the neighbouring sections.
         before, after: gains over the baseline.
+        interval: 95 % interval of the difference, dB: how far it depends on which part of the columns is looked at.
     """
 
     volume: str
@@ -46,6 +48,7 @@ class Comparison:
     baseline: str
     before: float
     after: float
+    interval: tuple[float, float]
 
     @property
     def difference(self) -> float:
@@ -66,16 +69,23 @@ def _compare(
         if factor == 1:  # nothing was lost, so nothing is there to gain; what it is for is the section left out
             continue
         geometry = SectionModel(factor, _thickness(recipe, factor))
-        restored = [restore(model, volume, geometry, model.device) for model in (before, after)]
-        gains = [one.gain() for one in restored if one is not None]
-        if gains:
-            yield Comparison(volume.name, IN_PLANE, _words(geometry), "bicubic", *gains)
+        first, second = (restore(model, volume, geometry, model.device) for model in (before, after))
+        if first is not None and second is not None:
+            words = _words(geometry)
+            interval = _interval(first.error.cpu().numpy(), second.error.cpu().numpy())
+            yield Comparison(volume.name, IN_PLANE, words, "bicubic", first.gain(), second.gain(), interval)
     if volume.aligned and volume.data.shape[0] >= 3:
         spacing = float(np.clip(volume.anisotropy, 1, 16))
         geometry = SectionModel(spacing, _thickness(recipe, spacing))
         stack = held_out_stack(volume)
-        gains = [left_out_gain(model, stack, geometry) for model in (before, after)]
-        yield Comparison(volume.name, LEFT_OUT, _words(geometry), "mean of both neighbours", *gains)
+        (gain, errors), (gain_after, errors_after) = (left_out_gain(one, stack, geometry) for one in (before, after))
+        interval, baseline = _interval(errors, errors_after), "mean of both neighbours"
+        yield Comparison(volume.name, LEFT_OUT, _words(geometry), baseline, gain, gain_after, interval)
+
+
+def _interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Of how many dB errors have become smaller; the same parts of both are compared."""
+    return decibel_interval(resampled_mse(before) / resampled_mse(after))
 
 
 def held_out_stack(volume: TrainingVolume) -> np.ndarray:
@@ -87,30 +97,40 @@ def held_out_stack(volume: TrainingVolume) -> np.ndarray:
 
 
 def verdict(rows: Sequence[Comparison]) -> str:
-    """One plain sentence: whether to use what was trained, or the base."""
-    in_plane = [row.difference for row in rows if row.task == IN_PLANE]
-    left_out = [row.difference for row in rows if row.task == LEFT_OUT]
+    """One plain sentence: whether to use what was trained, or the base.
+
+    It helped if the gain is sure, and sure to be more than what sections that were left out lost. A run that cannot
+    show that is no reason to leave the base.
+    """
     if not rows:
         return "The volumes are too small to tell whether it helped: nothing could be held out that shows it."
-    gain, worst = float(np.mean(in_plane or left_out)), min(left_out, default=0.0)
-    where = "on held-out columns" if in_plane else "where a section was left out"
-    beside = f", and {worst:+.2f} dB where a section was left out" if in_plane and left_out else ""
-    if gain < WORTH_IT:
-        return f"It did not help: {gain:+.2f} dB in the mean {where}{beside}. Use the base."
-    if worst < HARM:
-        return (
-            f"Take care: {gain:+.2f} dB in the mean {where}, but {worst:+.2f} dB where a real section was left out. "
-            f"Use the base, or fewer minutes."
-        )
-    return f"It helped: {gain:+.2f} dB in the mean {where}{beside}."
+    left_out = [row for row in rows if row.task == LEFT_OUT]
+    judged = [row for row in rows if row.task == IN_PLANE] or left_out
+    gain = float(np.mean([row.difference for row in judged]))
+    low, high = (float(np.mean([row.interval[end] for row in judged])) for end in (0, 1))
+    where = "on held-out columns" if judged is not left_out else "where a section was left out"
+    said = f"{gain:+.2f} dB ({low:+.2f} to {high:+.2f}) in the mean {where}"
+    worst = min(left_out, key=lambda row: row.difference, default=None)
+    if worst is not None and judged is not left_out:
+        said += f", and {worst.difference:+.2f} dB ({worst.interval[0]:+.2f} to {worst.interval[1]:+.2f}) where a real "
+        said += "section was left out"
+    if high < 0:
+        return f"It did not help: {said}. Use the base."
+    if worst is not None and worst.difference < HARM and worst.interval[1] < 0:
+        return f"Take care: {said}. Use the base, or fewer minutes."
+    if low <= max(0.0, 0.0 if worst is None else -worst.difference):
+        return f"No difference that is sure: {said}. Keep the base, or give more data or minutes."
+    return f"It helped: {said}."
 
 
 def table(rows: Sequence[Comparison]) -> str:
     """Markdown, one line a row."""
-    lines = ["| volume | task | geometry | gain over | before dB | after dB | difference dB |", "|" + " --- |" * 7]
+    columns = ["volume", "task", "geometry", "gain over", "before dB", "after dB", "difference dB (95 %)"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
         words = [row.volume, row.task, row.geometry, row.baseline]
-        figures = [f"{value:+.2f}" for value in (row.before, row.after, row.difference)]
+        low, high = row.interval
+        figures = [f"{row.before:+.2f}", f"{row.after:+.2f}", f"{row.difference:+.2f} ({low:+.2f} to {high:+.2f})"]
         lines.append("| " + " | ".join([*words, *figures]) + " |")
     return "\n".join(lines)
 

@@ -143,7 +143,7 @@ def test_the_sharp_plane_of_a_network_whose_errors_are_known() -> None:
 def test_a_network_that_interpolates_gains_nothing_on_the_sharp_plane() -> None:
     crop = np.random.default_rng(0).normal(size=(6, 64, 64)).astype(np.float32)
 
-    def network(clip: torch.Tensor, factor: float, positions: np.ndarray, thickness: float) -> SimpleNamespace:
+    def network(clip: torch.Tensor, factor: float, positions: np.ndarray, **told: Any) -> SimpleNamespace:
         made = torch.from_numpy(interpolation_matrix(positions, clip.shape[2], "cubic").astype(np.float32)) @ clip
         return SimpleNamespace(reconstruction=made, scale=torch.ones_like(made))
 

@@ -169,17 +169,32 @@ def test_a_factor_of_one_is_judged_by_the_section_left_out(place: Path, tmp_path
 @pytest.mark.parametrize(
     ("in_plane", "left_out", "begins"),
     [
-        ([0.3, 0.1], [0.0], "It helped: +0.20 dB in the mean on held-out columns, and +0.00 dB where a section"),
-        ([0.3, -0.3], [0.5], "It did not help: +0.00 dB"),
-        ([0.3], [0.1, -0.2], "Take care: +0.30 dB in the mean on held-out columns, but -0.20 dB"),
-        ([0.3], [], "It helped: +0.30 dB in the mean on held-out columns."),
-        ([], [0.3], "It helped: +0.30 dB in the mean where a section was left out."),
+        (
+            [0.3, 0.1],
+            [0.0],
+            "It helped: +0.20 dB (+0.16 to +0.24) in the mean on held-out columns, and +0.00 dB",
+        ),
+        ([0.3], [-0.03], "It helped: +0.30 dB"),  # real sections are as before, to the noise of the comparison
+        ([0.3, -0.3], [0.5], "No difference that is sure: +0.00 dB"),
+        (
+            [0.05],
+            [-0.04],
+            "No difference that is sure: +0.05 dB (+0.01 to +0.09) in the mean on held-out",
+        ),
+        ([-0.1], [0.1], "It did not help: -0.10 dB"),
+        ([0.3], [0.1, -0.2], "Take care: +0.30 dB (+0.26 to +0.34) in the mean on held-out columns, and -0.20 dB"),
+        ([0.3], [], "It helped: +0.30 dB (+0.26 to +0.34) in the mean on held-out columns."),
+        ([], [0.3], "It helped: +0.30 dB (+0.26 to +0.34) in the mean where a section was left out."),
+        ([], [0.03], "No difference that is sure: +0.03 dB"),
         ([], [], "The volumes are too small to tell"),
     ],
 )
-def test_the_verdict_is_plain(in_plane: list[float], left_out: list[float], begins: str) -> None:
+def test_the_verdict_is_plain_and_sure(in_plane: list[float], left_out: list[float], begins: str) -> None:
     tasks = [(IN_PLANE, gain) for gain in in_plane] + [(LEFT_OUT, gain) for gain in left_out]
-    rows = [Comparison("stack", task, "x4 t=1", "bicubic", before=1.0, after=1.0 + gain) for task, gain in tasks]
+    rows = [
+        Comparison("stack", task, "x4 t=1", "bicubic", 1.0, 1.0 + gain, (gain - 0.04, gain + 0.04))
+        for task, gain in tasks
+    ]
     assert verdict(rows).startswith(begins)
 
 

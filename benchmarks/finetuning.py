@@ -1,6 +1,6 @@
 """What does fine-tuning buy? New instruments, little data, and an instrument spoilt on purpose.
 
-    python benchmarks/finetune.py --json finetune.json
+    python benchmarks/finetuning.py --json finetune.json
 
 trains each row (two hours in all on two cores) and prints three Markdown tables; benchmarks/README.md says
 what each column means.

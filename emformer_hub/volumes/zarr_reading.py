@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import struct
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_COUNTED = 2**16
 """Chunks of a plain array that are looked for when it is opened; of more, each is when it is read."""
+_MOST_COMPARED = 64  # missing chunks whose neighbours are looked at
 # what zarr and its codecs raise on damaged or unsupported data
 _READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError, EOFError, zlib.error)
 
@@ -210,9 +212,11 @@ def _check_whole(array: zarr.Array[Any], path: Path, box: tuple[slice, ...]) -> 
 
 
 def _check_holes(array: zarr.Array[Any], layout: Layout, path: Path) -> None:
-    """Say which chunks are missing, and refuse those that lie between two others: there zarr reads its fill value.
+    """Say which chunks are missing, and refuse those beside which there is tissue: zarr reads its fill value there.
 
-    Chunks that hold nothing else than it may be left out, as at the margin of a volume that was registered.
+    Chunks that hold nothing else than it may be left out, as at the margin of a volume that was registered. The margin
+    begins within a chunk that is there, so that its last voxels hold the fill value too; those beside a chunk that was
+    lost do not.
     """
     z, y, x = (slice(0, length, 1) for length in layout.shape_zyx)
     whole = _as_slices(layout.index((z, y, x)))
@@ -224,29 +228,51 @@ def _check_holes(array: zarr.Array[Any], layout: Layout, path: Path) -> None:
     there = np.array([(path / name).is_file() for name, _ in listed]).reshape(counts)
     if there.all():
         return
-    hole = np.zeros_like(there)
-    for axis, length in enumerate(counts):
-        for place in range(1, length - 1):
-            before, here, after = (np.take(there, place + step, axis) for step in (-1, 0, 1))
-            at = (slice(None),) * axis + (place,)
-            hole[at] |= ~here & before & after
-    missing = [entry for entry, present in zip(listed, there.ravel(), strict=True) if not present]
-    if hole.any():
-        name, held = listed[int(hole.argmax())]
+    places = np.argwhere(~there)
+    if not there.any():
         raise InputError(
-            f"{path / name} is missing between chunks that are there; it holds voxels {_listed(held)}. Copy {path} "
-            f"again. If nothing was ever written there, write zeros to it: zarr reads {array.fill_value} else."
+            f"{path} holds no chunk of its array, the first of which would be {listed[0][0]}. Copy it again."
         )
-    name, held = missing[0]
+    for place in places[:_MOST_COMPARED]:
+        if _borders_on_tissue(
+            array, [part.start // side for part, side in zip(whole, sides, strict=True)], place, there
+        ):
+            name, held = listed[int(np.ravel_multi_index(tuple(place), counts))]
+            raise InputError(
+                f"{path / name} is missing beside chunks that hold tissue; it held voxels {_listed(held)}. Copy {path} "
+                f"again. If nothing was ever written there, crop the array: zarr reads {array.fill_value} otherwise."
+            )
+    name, held = listed[int(np.ravel_multi_index(tuple(places[0]), counts))]
     logger.warning(
         "%s lacks %d of %d chunks, the first %s with voxels %s; they are read as %s.",
         path,
-        len(missing),
+        len(places),
         there.size,
         name,
         _listed(held),
         array.fill_value,
     )
+
+
+def _borders_on_tissue(array: zarr.Array[Any], first: list[int], place: np.ndarray, there: np.ndarray) -> bool:
+    """Whether most voxels that touch a missing chunk from one beside it hold something else than the fill value."""
+    sides = array.shards or array.chunks
+    for axis, step in itertools.product(range(there.ndim), (-1, 1)):
+        beside = place.copy()
+        beside[axis] += step
+        if not 0 <= beside[axis] < there.shape[axis] or not there[tuple(beside)]:
+            continue
+        starts = [(begin + int(at)) * side for begin, at, side in zip(first, beside, sides, strict=True)]
+        face = [slice(start, min(start + side, n)) for start, side, n in zip(starts, sides, array.shape, strict=True)]
+        edge = face[axis].stop - 1 if step < 0 else face[axis].start
+        face[axis] = slice(edge, edge + 1)
+        try:
+            voxels = np.asarray(array[tuple(face)])
+        except _READ_ERRORS:
+            continue  # named where it is read
+        if (voxels != array.fill_value).mean() > 0.5:
+            return True
+    return False
 
 
 def _damaged(array: zarr.Array[Any], path: Path | Remote, box: tuple[slice, ...]) -> InputError | None:

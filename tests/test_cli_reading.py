@@ -175,5 +175,31 @@ def test_no_data_is_named_before_anything_is_written(tmp_path: Path, value: floa
     data = STACK.astype(np.float32)
     data[3, 4, 5] = value
     tifffile.imwrite(tmp_path / "a.tif", data, compression=compression)
-    refused(run("reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST), "z=3, y=4, x=5", "--repair")
+    refused(run("reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST), "z=3, y=4, x=5", "--nodata")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.parametrize("value", [3.4e38, np.nan, -32768, 1.0])
+def test_no_data_is_predicted_where_it_is_asked_for(tmp_path: Path, value: float) -> None:
+    data = STACK.astype(np.float32)
+    data[2:4, 4:7, 5:9] = value
+    tifffile.imwrite(tmp_path / "a.tif", data)
+    words = ["reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST, "--nodata", value]
+    assert run(*words, "--dry-run").exit_code == 0
+    result = run(*words)
+    assert result.exit_code == 0 and "section 2 was filled in 2.5% of it" in result.output
+    made = read_volume(tmp_path / "a.zarr").data
+    assert np.isfinite(made).all() and made.min() > 0 and made.max() < 256
+    mask = np.isnan(data) if np.isnan(value) else data == np.float32(value)
+    in_memory = reconstruct(data, factor=5, model="emformer-tiny", ensemble=1, progress=False, mask=mask)
+    np.testing.assert_array_equal(in_memory.volume, made)
+
+
+def test_no_data_in_too_many_sections_is_refused(tmp_path: Path) -> None:
+    data = STACK.astype(np.float32)
+    data[:5, 4:7, 5:9] = -1
+    tifffile.imwrite(tmp_path / "a.tif", data)
+    refused(
+        run("reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST, "--nodata", -1),
+        "are to be repaired at one place",
+    )

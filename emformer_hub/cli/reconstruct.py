@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     help="Predict bad sections from their neighbours: those that `inspect` flags, or a list such as 3,7-9, from 0.",
 )
 @MODE
+@click.option(
+    "--nodata", type=float, metavar="V", help="Value of voxels that were not measured: predict them as --repair does."
+)
 @DEVICE
 @roi("Reconstruct this part only, as a trial: sections, rows and columns of INPUT.")
 @click.option(
@@ -109,6 +112,7 @@ def reconstruct_command(
     uncertainty: Path | None,
     confidence_mask: float | None,
     repair: str,
+    nodata: float | None,
     mode: Mode,
     device: str,
     roi: Box | None,
@@ -168,6 +172,7 @@ def reconstruct_command(
         "device": device,
         "ensemble": ensemble,
         "uncertainty": uncertainty,
+        "nodata": nodata,
         "confidence": confidence_mask,
         "region": roi,
         "mode": mode,

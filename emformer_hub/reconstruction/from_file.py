@@ -33,7 +33,7 @@ from emformer_hub.reconstruction.job import (
     record_path,
 )
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
-from emformer_hub.reconstruction.repair import Repair, choose_repair
+from emformer_hub.reconstruction.repair import Repair, choose_repair, with_nodata
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, with_defaults
 from emformer_hub.volumes import StoredArray, check_output, open_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
@@ -86,6 +86,7 @@ def reconstruct_file(
     chosen = with_defaults(settings)
     stack, model, device = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"]), chosen["device"]
     repair = choose_repair(stack.volume.data, chosen["repair"], stack.path)
+    repair = with_nodata(stack.volume.data, repair, chosen["nodata"])
     chosen["model"], chosen["repair"] = model, repair
     job = make_job(stack, output, **chosen)
     for one in job.outputs:

@@ -22,7 +22,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.files import check_file, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
-from emformer_hub.reconstruction.repair import choose_repair
+from emformer_hub.reconstruction.repair import Repair, choose_repair, hidden_voxels, with_nodata
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
 from emformer_hub.volumes import check_volume
@@ -216,6 +216,8 @@ def make_job(
     part = path if chosen["region"] is None else f"the region of {path}"
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
     repair = choose_repair(data, chosen["repair"], path)
+    if not isinstance(chosen["repair"], Repair):
+        repair = with_nodata(data, repair, chosen["nodata"])
     repair.check(region)
     for file, dtype in ((output, data.dtype), (chosen["uncertainty"], np.dtype(np.float32))):
         if file is not None:
@@ -225,9 +227,9 @@ def make_job(
         check_volume(data[region], part, repair.mask(region))
     if confidence is not None:
         model.processor.interval(confidence, geometry, mode=chosen["mode"])  # says what is wrong with it
-    inside, shown = data, whole
+    inside, shown = data, whole if chosen["nodata"] is None else hidden_voxels(repair, data.shape)
     if padding is not None:
-        inside, shown = padding.crop(data), None if whole is None else padding.crop(whole)
+        inside, shown = padding.crop(data), None if shown is None else padding.crop(shown)
     statistics = model.processor.measure(inside, shown)
     first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))

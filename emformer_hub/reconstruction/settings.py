@@ -116,6 +116,7 @@ class FileSettings(Settings, total=False):
         repair: ``"none"``; ``"auto"``, the sections that an inspection flags; numbers of sections, from 0; or a
             :class:`~emformer_hub.reconstruction.repair.Repair`. These sections are predicted from their neighbours
             in the same pass, and the record lists them. No other voxel of the input is replaced.
+        nodata: value of voxels that were not measured; they are predicted as those of ``repair`` are.
         mode: what becomes of the noise of the sections. ``"clean"`` leaves it out; ``"faithful"`` keeps it, so that
             averaging the planes gives the measured sections, but for rounding. The record says in either case how far
             sections cut from the output are from the measured ones.
@@ -129,6 +130,7 @@ class FileSettings(Settings, total=False):
     confidence: float | None
     region: Box | None
     repair: str | Sequence[int] | Repair
+    nodata: float | None
     mode: Mode
     precision: str
     tile_zyx: tuple[int, int, int] | None
@@ -146,6 +148,7 @@ DEFAULTS: dict[str, Any] = {
     "confidence": None,
     "region": None,
     "repair": "none",
+    "nodata": None,
     "mode": DEFAULT_MODE,
     "precision": "auto",
     "tile_zyx": None,

@@ -46,7 +46,6 @@ class Choice:
         time: which time point, from 0.
         series: which image of a TIFF or a folder of images, by number from 0 or by name; which dataset of an HDF5.
         pattern: which files of a folder are sections, as in ``s_*.tif``.
-        nodata: the value of voxels that were not measured.
 
     Raises:
         InputError: axes that do not hold each of z, y and x once.
@@ -57,7 +56,6 @@ class Choice:
     time: int | None = None
     series: str | None = None
     pattern: str | None = None
-    nodata: float | None = None
 
     def __post_init__(self) -> None:
         axes = (self.axes or "zyx").lower()

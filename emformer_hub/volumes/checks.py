@@ -151,8 +151,8 @@ def unmeasured(name: str, value: float, place: str, count: int | None = None) ->
     if np.isfinite(value):
         found = f"{number}voxel{plural} of {value:g}, which stands for no data"
     return InputError(
-        f"{name} has {found}, the first at {place}; expected finite grey values that were measured. Replace them, for "
-        f"example with the median, and name damaged sections as missing, by --repair, instead."
+        f"{name} has {found}, the first at {place}; expected grey values that were measured. Predict these voxels by "
+        f"--nodata {value:g}, or whole sections by --repair, or replace them, for example with the median."
     )
 
 

@@ -1,0 +1,62 @@
+"""Chunks of N5 and precomputed that were cut short are refused; what is missing beside tissue is too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emformer_hub.errors import InputError
+from emformer_hub.volumes import open_volume
+
+from .conftest import make_volume
+
+tensorstore = pytest.importorskip("tensorstore")
+STACK = make_volume("uint8", (12, 16, 16))
+COMPRESSION: dict[str, dict[str, Any]] = {
+    "raw": {"type": "raw"},
+    "gzip": {"type": "gzip"},
+    "zstd": {"type": "zstd"},
+    "blosc": {"type": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1},
+}
+
+
+def n5(path: Path, compression: str) -> list[Path]:
+    spec: dict[str, Any] = {"driver": "n5", "kvstore": f"file://{path}/", "create": True}
+    spec["metadata"] = {"dimensions": [16, 16, 12], "blockSize": [8, 8, 4], "dataType": "uint8"}
+    spec["metadata"]["compression"] = COMPRESSION[compression]
+    tensorstore.open(spec).result().T[...] = STACK
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != "attributes.json")
+
+
+def precomputed(path: Path, encoding: str) -> list[Path]:
+    spec: dict[str, Any] = {"driver": "neuroglancer_precomputed", "kvstore": f"file://{path}/", "create": True}
+    spec["multiscale_metadata"] = {"type": "image", "data_type": "uint8", "num_channels": 1}
+    spec["scale_metadata"] = {"size": [16, 16, 12], "resolution": [4, 4, 40], "encoding": encoding}
+    spec["scale_metadata"]["chunk_size"] = [8, 8, 4]
+    tensorstore.open(spec).result()[..., 0].T[...] = STACK
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != "info")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 0.99])
+@pytest.mark.parametrize("compression", COMPRESSION)
+def test_a_block_of_n5_that_was_cut_short_is_refused(tmp_path: Path, compression: str, share: float) -> None:
+    block = n5(tmp_path, compression)[5]
+    block.write_bytes(block.read_bytes()[: int(share * block.stat().st_size)])
+    opened = open_volume(tmp_path).data
+    with pytest.raises(InputError, match="cannot be read"):
+        opened[:]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 0.99])
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_a_chunk_of_precomputed_that_was_cut_short_is_refused(tmp_path: Path, encoding: str, share: float) -> None:
+    try:
+        chunk = precomputed(tmp_path, encoding)[5]
+    except ValueError:
+        pytest.skip(f"TensorStore writes no {encoding}")
+    chunk.write_bytes(chunk.read_bytes()[: int(share * chunk.stat().st_size)])
+    opened = open_volume(tmp_path).data
+    with pytest.raises(InputError, match="cannot be read"):
+        opened[:]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def section_weights(positions: Sequence[float], num_sections: int, factor: float, thickness: float) -> Tensor:
+def section_weights(positions: Sequence[float], num_sections: int, factor: float, thickness: float) -> np.ndarray:
     """The part of the matrix A whose sections lie within these planes, float64 ``(sections, planes)``.
 
     Rows sum to one (:meth:`~emformer_hub.geometry.SectionModel.matrix`); those of sections that lack more than half a
@@ -20,15 +21,15 @@ def section_weights(positions: Sequence[float], num_sections: int, factor: float
         factor: planes per section.
         thickness: imaged share of the section spacing, in (0, 1].
     """
-    centres = torch.as_tensor(positions, dtype=torch.float64)
-    sections = torch.arange(num_sections, dtype=torch.float64)[:, None]
-    stop = torch.minimum(centres + 0.5 / factor, sections + thickness / 2)
-    start = torch.maximum(centres - 0.5 / factor, sections - thickness / 2)
-    overlap = factor * (stop - start).clamp(min=0)
-    overlap = torch.where(overlap < 1e-6, 0.0, overlap)
-    covered = overlap.sum(1, keepdim=True)
+    centres = np.asarray(positions, np.float64)
+    sections = np.arange(num_sections)[:, None]
+    stop = np.minimum(centres + 0.5 / factor, sections + thickness / 2)
+    start = np.maximum(centres - 0.5 / factor, sections - thickness / 2)
+    overlap = factor * (stop - start).clip(min=0)
+    overlap[overlap < 1e-6] = 0
+    covered = overlap.sum(axis=1, keepdims=True)
     whole = covered > factor * thickness - 0.5 - 1e-6
-    return torch.where(whole, overlap / covered.clamp(min=1e-6), 0.0)
+    return np.where(whole, overlap / covered.clip(min=1e-6), 0.0)
 
 
 def project(
@@ -52,10 +53,9 @@ def project(
     """
     exact = section_weights(positions, sections.shape[2], factor, thickness)
     gram = exact @ exact.T
-    diagonal = gram.diagonal().tolist()
-    links = gram.diagonal(1).tolist()
+    diagonal, links = gram.diagonal().tolist(), gram.diagonal(1).tolist()
     with torch.autocast(planes.device.type, enabled=False):
-        weights = exact.to(device=planes.device, dtype=torch.float32)
+        weights = torch.tensor(exact.tolist(), device=planes.device)
         residual = sections.float() - torch.matmul(weights, planes.float())
         if mask is not None:
             residual = torch.where(mask, 0.0, residual)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from emformer_hub.cli.inputs import check_different
-from emformer_hub.cli.options import FACTOR_REQUIRED, LIST_ONLY, PATH, PRIVATE, THICKNESS
+from emformer_hub.cli.options import FACTOR_REQUIRED, LIST_ONLY, MODE, PATH, PRIVATE, THICKNESS
 from emformer_hub.errors import InputError
 
 if TYPE_CHECKING:
+    from emformer_hub.modes import Mode
     from emformer_hub.pretrained import PretrainedWeights
 
 
@@ -144,7 +145,8 @@ def download_command(names: tuple[str, ...], everything: bool, folder: Path, rev
 @click.option(
     "--tile", metavar="Z,Y,X", default="16,64,64", show_default=True, help="Sections, rows, columns of a tile."
 )
-def export_command(model: str, output: Path, factor: float, thickness: float, tile: str) -> None:
+@MODE
+def export_command(model: str, output: Path, factor: float, thickness: float, tile: str, mode: Mode) -> None:
     """Write a model for other programs, with a fixed factor and tile size.
 
     OUT ends in .onnx, .pt2 (a torch.export program) or .zip (a bioimage.io package).
@@ -160,7 +162,7 @@ def export_command(model: str, output: Path, factor: float, thickness: float, ti
         raise InputError(
             f"tile {tile!r} is not three sizes; expected Z,Y,X in sections and pixels: 16,64,64."
         ) from None
-    export(model, output, factor=factor, thickness=thickness, tile_zyx=(z, y, x))
+    export(model, output, factor=factor, thickness=thickness, tile_zyx=(z, y, x), mode=mode)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, factor {factor:g}, tiles of {z} x {y} x {x}")
 
 

@@ -21,6 +21,7 @@ from emformer_hub.errors import InputError, import_extra
 from emformer_hub.files import check_file, replacing
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import DEFAULT_MODE, Mode, check_mode
 from emformer_hub.pretrained import registry
 from emformer_hub.volumes.phantom import neuropil
 
@@ -33,7 +34,8 @@ DOCUMENTATION = """# EMformer, factor {factor:g}
 
 Turns sections that are {factor:g} lateral pixels apart, of which each shows {thickness:.3g} of that distance, into
 planes one pixel apart, and states the standard deviation of the error at each voxel, in grey levels. Made from the
-weights `{model}` of emformer_hub.
+weights `{model}` of emformer_hub, in the mode `{mode}`: `clean` leaves the noise of the sections out, `faithful` keeps
+it.
 
 Factor, thickness and tile ({tile_zyx} sections, y, x) are fixed, and each tile is normalised by itself, so that
 neighbouring tiles may differ a little in brightness. emformer_hub itself takes any factor, normalises by the whole
@@ -46,11 +48,11 @@ Compare with sections that were left out, or with an isotropic volume that was d
 
 
 class EMformerTile(nn.Module):
-    """Isotropic tile, and its uncertainty, from a tile; the same as ``reconstruct(..., ensemble=2)``."""
+    """Isotropic tile, and its uncertainty, from a tile; the same as ``reconstruct(..., ensemble=2, mode=mode)``."""
 
-    def __init__(self, network: EMformerModel, sections: SectionModel):
+    def __init__(self, network: EMformerModel, sections: SectionModel, mode: Mode):
         super().__init__()
-        self.network, self.sections = network, sections
+        self.network, self.sections, self.mode = network, sections, mode
 
     def forward(self, sections: Tensor) -> tuple[Tensor, Tensor]:
         """``(1, 1, sections, y, x)`` in standard deviations -> values and uncertainty, ``(1, 1, planes, y, x)``."""
@@ -61,7 +63,7 @@ class EMformerTile(nn.Module):
         return (value + spread)[:, None], error[:, None]
 
     def _one_pass(self, frames: Tensor, back: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        out = self.network(frames, self.sections.factor, thickness=self.sections.thickness)
+        out = self.network(frames, self.sections.factor, thickness=self.sections.thickness, mode=self.mode)
         return out.reconstruction.permute(back), out.scale.permute(back)
 
 
@@ -80,7 +82,13 @@ class GreyTile(nn.Module):
 
 
 def export(
-    name: str, output: Path, *, factor: float, thickness: float = 1.0, tile_zyx: tuple[int, int, int] = (16, 64, 64)
+    name: str,
+    output: Path,
+    *,
+    factor: float,
+    thickness: float = 1.0,
+    tile_zyx: tuple[int, int, int] = (16, 64, 64),
+    mode: Mode = DEFAULT_MODE,
 ) -> None:
     """Write a model as ONNX, as an exported torch program, or as a bioimage.io package, by the suffix of ``output``.
 
@@ -91,6 +99,7 @@ def export(
             standard deviations too. A bioimage.io package takes and returns grey levels.
         factor, thickness: geometry of the sections; fixed in the file.
         tile_zyx: tile size (sections, y, x); fixed in the file.
+        mode: what becomes of the noise of the sections; fixed in the file.
 
     Raises:
         InputError: the model cannot be loaded, the suffix is unknown, the output exists, the tile is too small, or a
@@ -98,6 +107,7 @@ def export(
     """
     if output.suffix not in WRITERS:
         raise InputError(f"output {output} has the suffix {output.suffix!r}; expected one of {', '.join(WRITERS)}.")
+    check_mode(mode)
     check_file(output, overwrite=False)
     if len(tile_zyx) != 3 or any(side < least for side, least in zip(tile_zyx, LEAST_TILE, strict=True)):
         raise InputError(f"tile_zyx is {tile_zyx}; expected sections, y and x of at least {LEAST_TILE}.")
@@ -106,9 +116,10 @@ def export(
     network.set_attn_implementation("eager")
     planes = max(16, math.ceil(tile_zyx[0] * factor))
     example = sections.degrade(neuropil((planes, *tile_zyx[1:])))[: tile_zyx[0]].astype(np.float32)
-    facts = {"model": name, "factor": factor, "thickness": thickness, "tile_zyx": tile_zyx, "licence": _licence(name)}
+    facts = {"model": name, "factor": factor, "thickness": thickness, "tile_zyx": tile_zyx, "mode": mode}
+    facts |= {"licence": _licence(name)}
     with replacing(output) as partial, torch.no_grad():
-        WRITERS[output.suffix](partial, EMformerTile(network.eval(), sections), example, facts)
+        WRITERS[output.suffix](partial, EMformerTile(network.eval(), sections, mode), example, facts)
 
 
 def _licence(name: str) -> str | None:

@@ -19,6 +19,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.hub.export import export
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import Mode
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes.phantom import neuropil
@@ -46,9 +47,9 @@ def normalised(stack: np.ndarray) -> tuple[np.ndarray, float, float]:
     return processor.normalise(stack, statistics)[None, None], statistics.mean, statistics.std
 
 
-def written(folder: Path, suffix: str, name: str = NAME) -> Path:
+def written(folder: Path, suffix: str, name: str = NAME, mode: Mode = "clean") -> Path:
     path = folder / f"model{suffix}"
-    export(name, path, factor=FACTOR, thickness=THICKNESS, tile_zyx=TILE)
+    export(name, path, factor=FACTOR, thickness=THICKNESS, tile_zyx=TILE, mode=mode)
     return path
 
 
@@ -66,6 +67,13 @@ def test_onnx_computes_what_reconstruct_does(
     same(session.run(["volume", "uncertainty"], {"sections": clip}), expected, mean, std)
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert (facts["model"], facts["factor"], facts["licence"]) == (NAME, FACTOR, "CC-BY-4.0")
+
+
+def test_a_faithful_model_gives_the_sections(tmp_path: Path, normalised: tuple[np.ndarray, float, float]) -> None:
+    clip, _, _ = normalised
+    session = onnxruntime.InferenceSession(written(tmp_path, ".onnx", mode="faithful"))
+    (volume, _) = session.run(["volume", "uncertainty"], {"sections": clip})
+    np.testing.assert_allclose(SectionModel(FACTOR, THICKNESS).degrade(volume[0, 0]), clip[0, 0], atol=1e-3)
 
 
 def test_a_torch_program_computes_what_reconstruct_does(

@@ -60,7 +60,13 @@ def test_a_page_holds_the_weights_of_the_run_and_how_they_came_about(run: Path, 
     (stage,) = training_stages(page)
     assert stage.items() >= {**SOURCE, "steps": 2}.items()
     assert Recipe.from_content(stage["recipe"], "the page") == Recipe.load(run / "recipe.yaml")
-    assert {record["geometry"] for record in stage["validation"]} == {"x4", "x8", "x8_single_plane"}
+    assert {record["geometry"] for record in stage["validation"]} == {
+        "x4",
+        "x8",
+        "x8_single_plane",
+        "x4_not_imaged",
+        "x8_not_imaged",
+    }
 
 
 def test_stages_add_up_even_in_the_same_folder(run: Path, data_root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the machine at hand computes in."""
+"""Devices and precisions that this machine computes with."""
 
 from __future__ import annotations
 

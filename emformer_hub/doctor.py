@@ -23,7 +23,7 @@ class Finding:
 
     Attributes:
         what, found: its name, and how it is, in words.
-        remedy: the command or step that mends it; ``None`` if nothing is wrong.
+        remedy: the command or step that fixes it; ``None`` if nothing is wrong.
     """
 
     what: str

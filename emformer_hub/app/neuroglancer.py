@@ -1,4 +1,4 @@
-"""Links that show volumes over each other in Neuroglancer, https://github.com/google/neuroglancer."""
+"""Links that overlay volumes in Neuroglancer, https://github.com/google/neuroglancer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def neuroglancer_state(
     centre_nm: Sequence[float],
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Any]:
-    """What Neuroglancer shows: OME-Zarr images in nm, one over the other, the first of them seen at first.
+    """State of Neuroglancer that overlays OME-Zarr images in nm, with only the first of them visible at first.
 
     Args:
         layers: name and web address of each image.
-        voxel_size: the unit of positions, nm; that of the finest image.
-        centre_nm: ``(z, y, x)``, where the view begins, nm.
-        ranges: by name, the grey values that are shown as black and as white; default: what Neuroglancer finds.
+        voxel_size: unit of positions, nm; the voxel size of the finest image.
+        centre_nm: centre of the view, ``(z, y, x)``, nm.
+        ranges: grey values to show as black and as white, by name; default: chosen by Neuroglancer.
     """
     ranges = ranges or {}
     z, y, x = centre_nm
@@ -47,5 +47,5 @@ def neuroglancer_state(
 
 
 def neuroglancer_link(state: Mapping[str, Any], viewer: str = VIEWER) -> str:
-    """The address that opens a state; whoever follows it must reach the images, which the server must allow (CORS)."""
+    """Address that opens a state; the browser must reach the images, and their server must allow it (CORS)."""
     return f"{viewer.rstrip('/')}/#!{quote(json.dumps(state, separators=(',', ':')), safe='')}"

@@ -1,4 +1,4 @@
-"""The demo page as a Space on the Hub: its own copy of the package and of the weights, so that both fit each other."""
+"""The demo page as a Space on the Hub, with its own copy of the package and the weights, so that both match."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ it is. The page is `emformer-hub app`; on your own machine it has no queue, and 
 
 
 def space() -> dict[str, str | Path]:
-    """The files of the Space by path: their content, or the file that holds it.
+    """Files of the Space by path: their content, or the local file with it.
 
     Raises:
         InputError: bundled weights are damaged, or Gradio is not installed.
@@ -51,7 +51,7 @@ def space() -> dict[str, str | Path]:
         gradio = importlib.metadata.version("gradio")
     except importlib.metadata.PackageNotFoundError as error:
         raise InputError(
-            "a Space states the Gradio it was tested with; run: pip install 'emformer-hub[app]'"
+            "a Space states the version of Gradio that it was tested with; run: pip install 'emformer-hub[app]'"
         ) from error
     package = Path(__file__).parents[1]
     files: dict[str, str | Path] = {

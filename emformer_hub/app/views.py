@@ -1,4 +1,4 @@
-"""What the page shows of a volume: planes that contain z, true to scale, with the uncertainty laid over them."""
+"""Pictures for the page: planes of a volume, true to scale, with the uncertainty as an overlay."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from emformer_hub.reconstruction import Reconstruction
 
 Plane = Literal["xz", "yz", "xy"]
 ACROSS: dict[str, int] = {"xy": 0, "yz": 2, "xz": 1}
-"""A plane, and the axis (z, y, x) that it is perpendicular to."""
+"""Axis (z, y, x) perpendicular to each plane."""
 PANEL_PX = 512
-"""Pixels of the longer side of a picture at least, so that a small stack is not a stamp."""
+"""Least pixels of the longer side of a picture, so that small stacks are shown large enough."""
 COLOUR = np.array([255, 64, 0], np.float32)
-"""Of uncertainty: laid over grey, the more opaque the larger it is."""
+"""Colour of uncertainty; the larger it is, the more opaque."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """A stack and its reconstruction, ready to be looked at.
+    """Pictures of a stack and its reconstruction.
 
     Args:
         stack: the input, ``(sections, y, x)``.
-        result: the reconstruction of it.
-        voxel_size: of the reconstruction, nm.
+        result: its reconstruction.
+        voxel_size: voxel size of the reconstruction, nm.
     """
 
     stack: np.ndarray
@@ -36,11 +36,11 @@ class Views:
     voxel_size: VoxelSize
 
     def length(self, plane: Plane) -> int:
-        """How many such planes there are."""
+        """Number of planes of this orientation."""
         return self.result.volume.shape[ACROSS[plane]]
 
     def input(self, plane: Plane, position: int) -> np.ndarray:
-        """The sections as they are, each as thick as its spacing: grey, uint8 ``(rows, columns)``."""
+        """Sections without interpolation, each as thick as its spacing: grey, uint8 ``(rows, columns)``."""
         return self._grey(self._interpolated("nearest", plane, position), plane)
 
     def interpolation(self, plane: Plane, position: int) -> np.ndarray:
@@ -48,7 +48,7 @@ class Views:
         return self._grey(self._interpolated("cubic", plane, position), plane)
 
     def reconstruction(self, plane: Plane, position: int, *, uncertainty: bool = False) -> np.ndarray:
-        """What the model made: grey, uint8 ``(rows, columns)``; with its uncertainty RGB, ``(rows, columns, 3)``."""
+        """Output of the model: grey, uint8 ``(rows, columns)``; with uncertainty, RGB ``(rows, columns, 3)``."""
         axis = ACROSS[plane]
         grey = self._grey(self.result.volume.take(position, axis), plane)
         if not uncertainty:
@@ -60,19 +60,19 @@ class Views:
 
     @cached_property
     def uncertainty_range(self) -> tuple[float, float]:
-        """The uncertainties that are drawn without and in full colour, grey levels: 5th and 99th percentile."""
+        """Uncertainties drawn without colour and in full colour, grey levels: 5th and 99th percentile."""
         stride = max(1, self.result.uncertainty.size // 2**24)
         least, most = np.percentile(self.result.uncertainty[::stride], [5, 99])
         return float(least), float(max(most, least + 1e-6))
 
     @cached_property
     def _limits(self) -> tuple[float, float]:
-        """Black and white: the input's 0.5th and 99.5th percentile."""
+        """Grey levels shown as black and white: the input's 0.5th and 99.5th percentile."""
         low, high = np.percentile(self.stack, [0.5, 99.5])
         return float(low), float(max(high, low + 1e-6))
 
     def _interpolated(self, kind: Literal["nearest", "cubic"], plane: Plane, position: int) -> np.ndarray:
-        """One plane of an interpolation, which is never made as a whole."""
+        """One plane of an interpolation, without computing the others."""
         if plane == "xy":
             weights = interpolation_matrix(self.result.sections.plane_positions(1, position), len(self.stack), kind)[0]
             used = np.flatnonzero(weights)
@@ -85,7 +85,7 @@ class Views:
         return self._scaled((255 * ((image - low) / (high - low)).clip(0, 1)).astype(np.uint8), plane)
 
     def _scaled(self, image: np.ndarray, plane: Plane) -> np.ndarray:
-        """Every voxel as a box of its shape, in whole pixels: nothing is smoothed by the display."""
+        """Enlarge every voxel to whole pixels, true to its shape, so that the display smooths nothing."""
         sizes = [length for axis, length in enumerate(self.voxel_size.zyx) if axis != ACROSS[plane]]
         zoom = max(1, -(-PANEL_PX // max(image.shape)))
         rows, columns = (max(1, round(zoom * size / min(sizes))) for size in sizes)

@@ -1,4 +1,4 @@
-"""What a reconstruction is worth on a stack without a ground truth: measures, verdicts, and a page."""
+"""Quality of a reconstruction on a stack without ground truth: measurements, verdicts, and a report."""
 
 from emformer_hub.audit.audit import Audit, audit_stack, check_auditable
 from emformer_hub.audit.report import check_report, write_report

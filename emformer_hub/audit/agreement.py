@@ -1,5 +1,5 @@
-"""What should agree: neighbouring sections, directions of a reconstruction, those of two halves of the sections, and
-blocks with their neighbours."""
+"""Measures of agreement: between neighbouring sections, between directions, between reconstructions of two halves of
+the sections, and between blocks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from emformer_hub.volumes.boxes import middle
 from emformer_hub.volumes.checks import MIN_SECTIONS
 
 LEAST_FIELD = 192
-"""Rows and columns that shifts between sections are told in."""
+"""Least rows and columns for measuring shifts between sections."""
 LEAST_COEFFICIENTS = 20
 LEAST_DIVIDED = 32
-"""Sections that tiles hold if they divide a stack along z."""
+"""Least sections in a tile if tiles divide a stack along z."""
 
 
 def isotropy(volume: np.ndarray, size: VoxelSize, spacing_nm: float) -> dict[str, Any]:
@@ -33,13 +33,13 @@ def isotropy(volume: np.ndarray, size: VoxelSize, spacing_nm: float) -> dict[str
 
     Args:
         volume: ``(planes, y, x)``.
-        size: of a voxel, nm.
-        spacing_nm: of the sections.
+        size: voxel size, nm.
+        spacing_nm: distance between sections.
 
     Returns:
-        ``{"bands_per_nm": [...], "power_ratio": [...], "judged": bands}``; a ratio of 1 is isotropic. Judged are the
-        first bands, which hold wavelengths beyond a section spacing: finer ones hold mostly noise along x, which is not
-        to be made up along z.
+        ``{"bands_per_nm": [...], "power_ratio": [...], "judged": bands}``; a ratio of 1 is isotropic. Only the
+        first bands are judged, those of wavelengths beyond the section spacing: finer ones hold mostly noise along x,
+        which should not be invented along z.
     """
     edges = 0.5 / max(size.zyx) * np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
     z, y, x = (_power(volume, axis, length, edges) for axis, length in enumerate(size.zyx))
@@ -50,12 +50,12 @@ def isotropy(volume: np.ndarray, size: VoxelSize, spacing_nm: float) -> dict[str
 
 
 def alignment(stack: np.ndarray) -> dict[str, Any]:
-    """How far sections are shifted against the one before them.
+    """Measure how far sections are shifted against the one before them.
 
     Returns:
-        ``{"reason": None, "pairs", "told", "shifted", "largest_voxels"}``: pairs of neighbours that were compared,
-        those of them whose shift can be told, those shifted by more than 12 voxels, and the largest shift (0 if none
-        can be told); or, where the field is too small to tell, ``{"reason": why}`` alone.
+        ``{"reason": None, "pairs", "told", "shifted", "largest_voxels"}``: number of pairs that were
+        compared, of those whose shift could be measured, and of those shifted by more than 12 voxels; and the largest
+        shift (0 if none could be measured). If the field is too small, only ``{"reason": why}``.
     """
     if min(stack.shape[1:]) < LEAST_FIELD:
         rows, columns = stack.shape[1:]
@@ -75,11 +75,11 @@ def alignment(stack: np.ndarray) -> dict[str, Any]:
 
 
 def even_and_odd(stack: np.ndarray, sections: SectionModel) -> list[tuple[np.ndarray, SectionModel]]:
-    """Two stacks of every second section, and how they sample tissue; planes of both lie in the same places.
+    """Split a stack into even and odd sections, each with its section model; planes of both lie at the same positions.
 
     The even ones of sections ``SectionModel(s, t, o)`` are ``SectionModel(2s, t/2, o)``, and the odd ones
-    ``SectionModel(2s, t/2, o + s)``. Where that is beyond the factors that networks are trained for, rows and columns
-    are averaged in pairs first, and planes are twice as thick.
+    ``SectionModel(2s, t/2, o + s)``. If that exceeds the largest factor, rows and columns are first averaged in pairs,
+    and planes are twice as thick.
     """
     assert sections.offset is not None
     factor, begin = sections.factor, sections.offset
@@ -99,17 +99,17 @@ def even_and_odd(stack: np.ndarray, sections: SectionModel) -> list[tuple[np.nda
 
 
 def halves_agree(restorer: Restorer, stack: np.ndarray, size: VoxelSize) -> dict[str, Any]:
-    """Up to which detail reconstructions of the even and of the odd sections agree: independent data of one tissue.
+    """Resolution up to which reconstructions of the even and of the odd sections agree: independent data of one tissue.
 
     Args:
-        restorer: of the stack.
+        restorer: restorer of the stack.
         stack: ``(sections, y, x)``.
-        size: of its voxels, nm.
+        size: voxel size, nm.
 
     Returns:
         ``{"reason": None, "resolution_nm": {"z", "lateral"}, "interpolated_nm": {"z", "lateral"}, "spacing_nm",
-        "plane_nm"}``, each resolution where the Fourier shell correlation falls below 0.5; or, where there is none,
-        ``{"reason": why}`` alone.
+        "plane_nm"}``, where the Fourier shell correlation falls below 0.5; if the stack is too small, only
+        ``{"reason": why}``.
     """
     halves = even_and_odd(stack, restorer.sections)
     if len(halves[0][0]) < MIN_SECTIONS:
@@ -144,8 +144,8 @@ def halves_agree(restorer: Restorer, stack: np.ndarray, size: VoxelSize) -> dict
 def agreement_nm(first: np.ndarray, second: np.ndarray, size: VoxelSize, axis: Direction) -> float:
     """Where the Fourier shell correlation of two volumes first falls below 0.5, nm.
 
-    The coarsest shells along one axis hold a handful of coefficients each: as many as it takes for 20 count as one.
-    Volumes that do not agree there agree on nothing: that is stated as their extent.
+    The coarsest shells along one axis hold few coefficients each, so they are merged until they hold 20. If the volumes
+    disagree even there, their extent is returned.
     """
     curve = fsc(first, second, size, axis=axis)
     few = int(np.searchsorted(np.cumsum(curve.counts), LEAST_COEFFICIENTS)) + 1
@@ -159,7 +159,7 @@ def agreement_nm(first: np.ndarray, second: np.ndarray, size: VoxelSize, axis: D
 
 
 def seams(restorer: Restorer, stack: np.ndarray) -> dict[str, float]:
-    """How much sides of blocks show: the middle of a stack, made at once, and made in tiles of three quarters of that.
+    """Visibility of block borders: compare the middle of a stack restored at once and in tiles of three quarters of it.
 
     Returns:
         What :func:`seam_score` returns.
@@ -174,17 +174,17 @@ def seams(restorer: Restorer, stack: np.ndarray) -> dict[str, float]:
 
 
 def seam_score(whole: np.ndarray, tiled: np.ndarray, plan: Plan, grey: float) -> dict[str, float]:
-    """How far a reconstruction in tiles is from one at once.
+    """Compare a reconstruction in tiles with one made at once.
 
     Args:
         whole, tiled: ``(planes, y, x)``.
-        plan: of the tiles.
-        grey: levels in a standard deviation.
+        plan: plan of the tiles.
+        grey: standard deviation of the stack, in grey levels.
 
     Returns:
-        ``{"rms", "maximum", "relative_rms", "step"}``: grey levels, the RMS in standard deviations of the stack, and
-        the mean jump between two voxels on either side of a block's side, over that at the same places where there is
-        no side; of the axis where it is largest.
+        ``{"rms", "maximum", "relative_rms", "step"}``: in grey levels; the RMS in standard deviations of the stack; and
+        the mean step across a border of blocks relative to the mean step at the same place without a border, for the
+        axis where it is largest.
     """
     whole, tiled = whole.astype(np.float32), tiled.astype(np.float32)
     difference = whole - tiled
@@ -202,7 +202,7 @@ def seam_score(whole: np.ndarray, tiled: np.ndarray, plan: Plan, grey: float) ->
 
 
 def _power(volume: np.ndarray, axis: int, length: float, edges: np.ndarray) -> np.ndarray:
-    """Mean power of lines along an axis in bands of frequency, 1/nm."""
+    """Mean power of lines along an axis in frequency bands, whose edges are in 1/nm."""
     lines = np.moveaxis(volume.astype(np.float32), axis, -1)
     lines = (lines - lines.mean(axis=-1, keepdims=True)) * np.hanning(lines.shape[-1] + 2)[1:-1].astype(np.float32)
     power = np.square(np.abs(np.fft.rfft(lines))).mean(axis=(0, 1)) / lines.shape[-1]

@@ -40,13 +40,13 @@ ENSEMBLE = 2
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What :func:`audit_stack` found.
+    """Result of :func:`audit_stack`.
 
     Attributes:
-        facts: what was audited, and how; fit for JSON.
-        figures: what was measured, by item; fit for JSON.
-        verdicts: one an item.
-        pictures: what the report draws: arrays by name.
+        facts: what was audited, and how; ready for JSON.
+        figures: measurements by item; ready for JSON.
+        verdicts: one per item.
+        pictures: arrays for the pictures of the report, by name.
     """
 
     facts: dict[str, Any]
@@ -55,7 +55,7 @@ class Audit:
     pictures: dict[str, np.ndarray] = field(repr=False)
 
     def report(self) -> dict[str, Any]:
-        """All but the pictures, fit for JSON."""
+        """Verdicts, figures and facts, ready for JSON; the pictures are left out."""
         return {"verdicts": [vars(verdict) for verdict in self.verdicts], "figures": self.figures, "facts": self.facts}
 
 
@@ -71,19 +71,19 @@ def audit_stack(
     device: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Audit:
-    """Measure what can be measured of a reconstruction on the stack itself.
+    """Measure, on the stack itself, how far its reconstruction can be trusted.
 
     Args:
-        stack: ``(sections, y, x)``; its middle is audited: at most 64 sections of 512 x 512 voxels, and of 256 x 256
-            for all but the sections that are held back.
-        sections: how it samples tissue.
-        voxel_size: of the stack, nm.
-        model: by name.
+        stack: ``(sections, y, x)``; only its middle is audited: at most 64 sections of 512 x 512 voxels for sections
+            that are held back, and of 256 x 256 for everything else.
+        sections: section model of the stack.
+        voxel_size: voxel size of the stack, nm.
+        model: name of the model.
         mode: what becomes of the noise of the sections.
         region: audit the middle of this part instead.
-        name: of the stack, for messages and the report.
-        device: what computes.
-        progress: told what is being looked at.
+        name: name of the stack for messages and the report.
+        device: device to compute on.
+        progress: called with the name of each step.
 
     Raises:
         InputError: fewer than 6 sections or 64 voxels a side, no contrast, values that are not finite, nothing between

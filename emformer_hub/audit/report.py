@@ -1,4 +1,4 @@
-"""An audit as one HTML file that needs nothing else, and its JSON twin."""
+"""Report of an audit: one self-contained HTML file, and the same content as JSON."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ COLUMNS = ("input", "interpolation", "reconstruction", "uncertainty")
 
 
 def json_path(page: Path) -> Path:
-    """Of the twin, beside the page."""
+    """Path of the JSON file beside the page."""
     return page.with_suffix(".json")
 
 
 def check_report(page: Path, overwrite: bool) -> None:
-    """Raise ``InputError`` if a report cannot be written there, or drawn."""
+    """Raise ``InputError`` if a report cannot be written there, or its pictures cannot be drawn."""
     import_extra("matplotlib", "evaluate", f"{page} has pictures")
     if page.suffix != ".html":
-        raise InputError(f"output {page} is a page; expected a name that ends in .html. Its JSON lies beside it.")
+        raise InputError(f"output {page} is a page; expected a name that ends in .html. Its JSON is written beside it.")
     for path in (page, json_path(page)):
         check_file(path, overwrite)
 
 
 def write_report(audit: Audit, page: Path) -> None:
-    """Write the page and the JSON; each whole, or not at all.
+    """Write the page and the JSON file, each whole or not at all.
 
     Raises:
         InputError: the disk refuses.
@@ -54,7 +54,7 @@ def write_report(audit: Audit, page: Path) -> None:
 
 
 def html(audit: Audit) -> str:
-    """The page."""
+    """Render the page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     pictures = {
         "planes": _picture(lambda figure: _planes(figure, audit), (12, 9.5)),
@@ -66,7 +66,7 @@ def html(audit: Audit) -> str:
 
 
 def _picture(draw: Callable[[Figure], None], inches: tuple[float, float]) -> str:
-    """A figure as the address of an image that holds itself."""
+    """Draw a figure; return it as a data URL."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=inches, dpi=110, layout="constrained")

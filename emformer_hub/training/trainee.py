@@ -1,4 +1,4 @@
-"""What is trained, of which network: all of it, its decoder, or an adapter beside its layers."""
+"""The part of a network to train: all of it, its decoder, or an adapter on its layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def build_config(fields: dict[str, Any]) -> EMformerConfig:
-    """The recipe's ``model``; raises ``InputError`` for an unknown field or a network that cannot be built."""
+    """Configuration from a recipe's ``model``; ``InputError`` for an unknown field or an impossible network."""
     for name in fields:
         if name not in EMformerConfig.__annotations__:
             raise InputError(
@@ -38,9 +38,9 @@ class Trainee:
     """The network of a run.
 
     Attributes:
-        model: what computes; with an adapter, its layers carry it.
-        adapter: around the model, where the method is lora or dora.
-        origin: SHA-256 of all weights before the first step: what a checkpoint of a part of them belongs to.
+        model: the network; its layers include the adapter, if there is one.
+        adapter: PEFT model around the network, if the method is lora or dora.
+        origin: SHA-256 of all weights before the first step, to match checkpoints that hold only a part of them.
 
     Raises:
         InputError: the base cannot be loaded, or the recipe's network cannot be built.
@@ -67,7 +67,7 @@ class Trainee:
             )
 
     def save(self, folder: Path) -> None:
-        """Write the model, or the adapter alone, as ``EMformerModel.from_pretrained`` reads it."""
+        """Write the model, or only the adapter, in the form that ``EMformerModel.from_pretrained`` reads."""
         if self.adapter is None:
             self.model.save_pretrained(folder)
         else:
@@ -75,19 +75,19 @@ class Trainee:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changes, by name; not copied."""
+    """Weights that training changes, by name; not copied."""
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give the weights that training changes these values."""
+    """Set the weights that training changes to these values."""
     for name, weight in trained_weights(model).items():
         weight.copy_(weights[name])
 
 
 class Average:
-    """Exponential moving average of the trained weights, slow only after as many steps as it spans."""
+    """Exponential moving average of the trained weights; at first over fewer steps than it spans later."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -100,7 +100,7 @@ class Average:
             self.weights[name].lerp_(weight, 1 - decay)
 
     def swapped_into(self, model: nn.Module) -> dict[str, Tensor]:
-        """Put the average into the model; return what it held, for ``put_weights``."""
+        """Put the average into the model; return its former weights, for ``put_weights``."""
         held = {name: weight.clone() for name, weight in trained_weights(model).items()}
         put_weights(model, self.weights)
         return held

@@ -277,7 +277,10 @@ BAD_INPUT = {
         lambda s: imwrite(spoilt(s, (5, 6, 7), np.nan), **ZYX),
         "1 NaN or infinite voxel, the first at z=5, y=6, x=7",
     ),
-    "infinite": (lambda s: imwrite(spoilt(s, (0, 0, 0), np.inf), **ZYX), "NaN or infinite.* z=0, y=0, x=0.*--nodata inf"),
+    "infinite": (
+        lambda s: imwrite(spoilt(s, (0, 0, 0), np.inf), **ZYX),
+        "NaN or infinite.* z=0, y=0, x=0.*--nodata inf",
+    ),
     "constant": (lambda s: imwrite(np.full_like(s, 9), **ZYX), "constant: every voxel is 9.*right file"),
     "int64": (lambda s: tifffile.imwrite("bad.tif", s.astype(np.int64)), "int64 voxels; expected .*Convert"),
     "truncated": (truncate, r"bad\.tif is truncated or damaged: it has \d+ bytes.*again"),

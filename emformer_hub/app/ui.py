@@ -1,4 +1,4 @@
-"""The demo page in Gradio: the same as ``emformer-hub reconstruct``, within limits, and a look at the result."""
+"""The demo page in Gradio: ``emformer-hub reconstruct`` within limits, and a view of the result."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ KEPT: dict[str, Mode] = {"left out": "clean", "kept, as it was measured": "faith
 """What becomes of the noise of sections."""
 THROUGH, FACE = "seen through (ssTEM, array tomography)", "block faces (SBF-SEM, FIB-SEM)"
 HIDDEN_SECTIONS, HIDDEN_SIDE = 6, 128
-"""How many sections are left out in turn to see whether the model helps, and of what size."""
+"""Number and side of the sections that are left out in turn to see whether the model helps."""
 WORTH_IT = 0.1
-"""dB over the mean of both neighbours from which on the page calls that a help."""
+"""dB over the mean of both neighbours from which on the page says that the model helps."""
 SAMPLE_FACTOR = 5
 NOTHING_YET = "A TIFF, OME-TIFF or HDF5 file, or one image for each section."
 KEPT_S = 3600
-"""How long the page keeps what nobody looks at any more."""
+"""Seconds for which the page keeps results that nobody views any more."""
 LAUNCH: dict[str, Any] = {
     "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     "css": ".gradio-container {max-width: 1200px !important; margin: auto} #views img {image-rendering: pixelated}",
     "footer_links": [],
     "ssr_mode": False,
 }
-"""How it is served: with fonts of the system, because nothing is fetched from elsewhere."""
+"""Options for serving the page; it uses system fonts, because it fetches nothing from elsewhere."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the page takes on.
+    """Limits of the page.
 
     Args:
-        mvoxels: size of the result, in millions of voxels.
-        minutes: how long a reconstruction may take, as estimated from its first block.
+        mvoxels: largest result, in millions of voxels.
+        minutes: longest reconstruction, as estimated from its first block.
     """
 
     mvoxels: float = 64.0
     minutes: float = 15.0
 
     def check_size(self, shape_zyx: tuple[int, ...], command: str) -> None:
-        """Raise ``InputError`` for a result that is too large, with the command that has no limit."""
+        """Raise ``InputError`` for a result that is too large, naming the command that has no limit."""
         size = math.prod(shape_zyx) / 1e6
         if size > self.mvoxels:
             raise InputError(
@@ -81,11 +81,11 @@ class Limits:
 
 
 class Stopped(Exception):
-    """The user wants no result."""
+    """The user stopped the reconstruction."""
 
 
 def read_upload(paths: list[str]) -> Volume[np.ndarray]:
-    """A volume of one file, or of one file a section, in natural order of their names."""
+    """Read a volume from one file, or from one file per section in natural order of their names."""
     if not paths:
         raise InputError("there is no stack yet; drop a file, or take the sample.")
     if len(paths) == 1:
@@ -97,7 +97,7 @@ def read_upload(paths: list[str]) -> Volume[np.ndarray]:
 
 
 def described(volume: Volume[np.ndarray]) -> str:
-    """A line on what was read."""
+    """Describe a volume in one line."""
     told = f"voxel size {volume.voxel_size}, from {volume.source}" if volume.voxel_size else "no voxel size stated"
     return f"{_times(volume.data.shape)} voxels (z, y, x), {volume.data.dtype}; {told}"
 
@@ -107,7 +107,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def make_sample(folder: Path) -> Path:
-    """A synthetic stack: 24 sections of 160 x 160 voxels of 40 x 8 x 8 nm."""
+    """Write a synthetic stack of 24 sections of 160 x 160 voxels of 40 x 8 x 8 nm; return its path."""
     path = folder / "sample.ome.tif"
     truth = neuropil((24 * SAMPLE_FACTOR, 160, 160), seed=7)
     stack = to_dtype(SectionModel(SAMPLE_FACTOR).degrade(truth), truth.dtype)
@@ -130,21 +130,21 @@ def run(
     """Reconstruct an upload to the lateral voxel size.
 
     Args:
-        paths: of the upload.
+        paths: files of the upload.
         voxel_size: ``Z,Y,X`` in nm.
         thickness: ``THROUGH`` or ``FACE``.
         model: a published name.
         noise: a key of ``KEPT``.
-        limits: of size and time.
+        limits: limits of size and time.
         device: as for ``reconstruct``.
-        folder: gets the files to download.
-        progress: is told which share is done, and what is being done; may raise :class:`Stopped`.
+        folder: folder for the files to download.
+        progress: called with the fraction done and the current step; may raise :class:`Stopped`.
 
     Returns:
-        What to look at, figures as Markdown, and two OME-TIFF to download: the volume and its uncertainty.
+        Views, figures as Markdown, and two OME-TIFF files to download: the volume and its uncertainty.
 
     Raises:
-        InputError: the upload or a field is unusable, or a limit is passed.
+        InputError: the upload or a field is unusable, or a limit is exceeded.
     """
     volume = read_upload(paths)
     name = Path(paths[0]).name.split(".")[0]
@@ -199,7 +199,7 @@ def run(
 def _gain_where_sections_are_hidden(
     network: EMformerModel, processor: EMformerProcessor, stack: np.ndarray, sections: SectionModel
 ) -> float:
-    """Over the mean of both neighbours, in the middle of the plane, for a few sections spread over the stack."""
+    """Gain over the mean of both neighbours, in the middle of the plane, for a few sections spread over the stack."""
     y, x = middle(stack.shape[1:], (HIDDEN_SIDE, HIDDEN_SIDE))
     part = processor.normalise(stack[:, y, x], processor.measure(stack))
     hidden = [1 + number for number in evenly_spaced(len(stack) - 2, HIDDEN_SECTIONS)]
@@ -218,7 +218,7 @@ def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: floa
 
 @contextmanager
 def _said_on_the_page() -> Iterator[None]:
-    """The user's mistakes as messages to read; they stay until they are closed."""
+    """Show the user's mistakes as messages that stay until they are closed."""
     try:
         yield
     except InputError as error:
@@ -228,7 +228,7 @@ def _said_on_the_page() -> Iterator[None]:
 
 
 def _folder_of(request: gr.Request) -> Path:
-    """Where the files of a session lie."""
+    """Folder for the files of a session."""
     folder = Path(tempfile.gettempdir()) / f"emformer-{request.session_hash}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder

@@ -89,6 +89,9 @@ def reconstruct_file(
     repair = with_nodata(stack.volume.data, repair, chosen["nodata"])
     chosen["model"], chosen["repair"] = model, repair
     job = make_job(stack, output, **chosen)
+    begun = job.folder / "job.json"
+    if resume and chosen["precision"] == "auto" and begun.exists():  # what is faster is measured, and may differ now
+        job = dataclasses.replace(job, precision=Job.load(begun).precision)
     for one in job.outputs:
         check_output(one, overwrite or resume)
     check_record(Path(output), overwrite=overwrite, resume=resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -86,7 +87,9 @@ def test_it_ends_as_the_offline_result_does(stack: np.ndarray, tmp_path: Path) -
     land(folder, stack, range(30), 0.1)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
+    precision = json.loads((tmp_path / "out.zarr.json").read_text())["precision"]  # chosen by the speed of the moment
     settings: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}
+    settings["precision"] = precision
     reconstruct_file(folder, tmp_path / "offline.zarr", voxel_size=SIZE, **settings)
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, read_volume(tmp_path / "offline.zarr").data)
     assert "sections have landed" in printed and not (tmp_path / "out.preview.zarr").exists()

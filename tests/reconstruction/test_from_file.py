@@ -185,6 +185,15 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(
     check(output, expected.volume)
 
 
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(stack: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(Interrupted):
+            run(stack, output, scheduler=interrupted_after(7), precision=precision, overwrite=True)
+        record = run(stack, output, resume=True)
+        assert json.loads(record.read_text())["precision"] == precision
+
+
 def test_an_unfinished_run_of_another_version_is_told(stack: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.zarr"
     with pytest.raises(Interrupted):

@@ -452,7 +452,7 @@ def test_an_adapter_keeps_the_base_that_it_was_trained_on(
         ("hf_alice", "mine", None, "It names no owner. Expected ORG/NAME"),
         ("hf_alice", "lab/a--b", None, "Expected ORG/NAME"),
         ("hf_alice", "lab/mine/too", None, "Expected ORG/NAME"),
-        ("hf_alice", "lab/mine", str(PAGE), "is a folder of this machine; publish it first"),
+        ("hf_alice", "lab/mine", str(PAGE), "is a folder on this machine; publish it first"),
     ],
 )
 def test_what_cannot_be_pushed_is_told_before_the_work(
@@ -474,7 +474,7 @@ def test_an_adapter_whose_base_is_on_this_machine_is_not_pushed(
     server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
 ) -> None:
     write_adapter(tmp_path / "mine", base=str(tiny[0]))
-    assert "is a folder of this machine; publish it first" in client(refusal, push, tmp_path / "mine", repo_id)
+    assert "is a folder on this machine; publish it first" in client(refusal, push, tmp_path / "mine", repo_id)
     assert ("model", repo_id) not in server.repositories
 
 
@@ -720,7 +720,7 @@ def test_the_command_publishes_the_family_and_prints_what_a_registry_states(
         (["push", ".", "--repo-id", "lab/x"], ". holds no config.json"),
         (["download", "--to", "there"], "give one NAME or more, or --all"),
         (["download", "emformer-smal", "--to", "there"], "'emformer-smal' is not known"),
-        (["download", ".", "--to", "there"], ". is a folder of this machine already"),
+        (["download", ".", "--to", "there"], ". is already a folder on this machine"),
     ],
 )
 def test_a_mistake_in_publishing_is_a_message_and_exit_status_2(

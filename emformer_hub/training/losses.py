@@ -8,6 +8,7 @@ from torch import Tensor
 from emformer_hub.projection import project
 
 EXPECTED_ERROR_RANGE = (0.2, 2.0)  # standard deviations of the volume; below 0.1, factor 1 alone would steer AdamW
+ANCHOR = 0.1
 VALUE_WEIGHT, SCALE_WEIGHT = 0.35, 0.05
 
 
@@ -27,7 +28,8 @@ def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> T
     Where sections hold noise of the target, the clean value must not learn to keep it: there the faithful one is
     judged, in which noise of the sections is as it was measured, so that only what they do not tell is learned. The
     clean value is judged everywhere else, as in Noise2Noise (Lehtinen et al. 2018): planes that no section imaged,
-    masked sections, and sections whose own noise drowns what they share.
+    masked sections, and sections whose own noise drowns what they share. A tenth of the clean value stays in what is
+    judged, a hundredth of its squared error, so that what sections tell cannot drift where nothing else is judged.
 
     Args:
         clean: the network's value, ``(batch, frames, planes, columns)``.
@@ -37,7 +39,7 @@ def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> T
     faithful = project(
         clean, batch["sections"], batch["positions"], batch["factor"], batch["thickness"], batch["section_mask"]
     )
-    return torch.where(independent, clean, faithful)
+    return torch.where(independent, clean, torch.lerp(faithful, clean, ANCHOR))
 
 
 def reconstruction_loss(reconstruction: Tensor, scale: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from emformer_hub.audit.held_back import psnr_gain
-from emformer_hub.training.losses import SCALE_WEIGHT, charbonnier, judged_value, laplace_nll, reconstruction_loss
+from emformer_hub.training.losses import (
+    ANCHOR,
+    SCALE_WEIGHT,
+    charbonnier,
+    judged_value,
+    laplace_nll,
+    reconstruction_loss,
+)
 
 
 def errors(count: int = 1000, seed: int = 0) -> torch.Tensor:
@@ -73,7 +80,7 @@ def test_gain_is_in_decibels_of_the_squared_error() -> None:
     assert psnr_gain(errors(), 0.1 * errors()) == pytest.approx(-20, abs=1e-4)
 
 
-def test_noise_that_target_and_sections_share_teaches_the_clean_value_nothing() -> None:
+def test_noise_that_target_and_sections_share_teaches_the_clean_value_next_to_nothing() -> None:
     """Sections of 4 planes: where their noise is the target's, only what is within a section has a gradient."""
     clean = clips(0, count=1).reshape(1, 2, 20, -1).float().requires_grad_()
     batch = {
@@ -83,9 +90,12 @@ def test_noise_that_target_and_sections_share_teaches_the_clean_value_nothing() 
         "factor": 4.0,
         "thickness": 1.0,
     }
-    for independent, told in ((False, False), (True, True)):
+    means, within = [], []
+    for independent in (False, True):
         where = torch.full_like(clean, independent, dtype=torch.bool)
         (gradient,) = torch.autograd.grad(judged_value(clean, where, batch).square().sum(), clean)
-        means = gradient.unflatten(2, (5, 4)).mean(3)
-        assert bool((means.abs() > 1e-5).any()) is told
-        assert (gradient.abs() > 1e-3).any()
+        parts = gradient.unflatten(2, (5, 4))
+        means.append(parts.mean(3))
+        within.append(parts - parts.mean(3, keepdim=True))
+    torch.testing.assert_close(means[0], ANCHOR**2 * means[1])  # keeps it from drifting
+    torch.testing.assert_close(within[0], within[1])

@@ -42,7 +42,7 @@ def in_order(folder: Path, paths: Sequence[Path], *, chosen: bool) -> list[Path]
         InputError: files outside the series, several series, equal numbers, numbers that may be read in two ways, or
             a number that is missing; the message names them.
     """
-    names = _readable(folder, [Path(path) for path in paths])
+    names = _readable(folder, sorted(map(Path, paths)))
     series: dict[str, list[Name]] = {}
     for name in names:
         series.setdefault(name.text, []).append(name)

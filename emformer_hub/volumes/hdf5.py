@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype, not_read, segmentation
 from emformer_hub.volumes.stored import StoredArray
-from emformer_hub.volumes.volume import Volume
+from emformer_hub.volumes.volume import Stated, Volume, stated_voxel_size
 
 if TYPE_CHECKING:
     import h5py
@@ -191,7 +191,9 @@ def _listed(volumes: list[h5py.Dataset]) -> str:
 
 def _opened(dataset: h5py.Dataset, path: Path, choice: Choice) -> Volume[StoredArray]:
     name = f"{path}:{dataset.name}"
-    layout = lay_out(dataset.shape, _axes(dataset), name, choice)
+    of_imaris = _imaris(dataset)
+    shape = dataset.shape if of_imaris is None else of_imaris[0]
+    layout = lay_out(shape, _axes(dataset), name, choice)
     stored = np.dtype(np.uint16) if _is_bigdataviewer(dataset) else dataset.dtype
     check_dtype(stored, name)
     chunks = dataset.chunks or [_CONTIGUOUS_SIDE] * len(layout.shape)
@@ -200,7 +202,29 @@ def _opened(dataset: h5py.Dataset, path: Path, choice: Choice) -> Volume[StoredA
     if is_segmentation(attributes):
         raise segmentation(name)
     read = partial(_read, path, dataset.name, dtype)
-    return Volume(layout.stored(dtype, chunks, read), *stated_by(attributes, layout))
+    stated = stated_by(attributes, layout) if of_imaris is None else of_imaris[1]
+    return Volume(layout.stored(dtype, chunks, read), *stated)
+
+
+def _imaris(dataset: h5py.Dataset) -> tuple[tuple[int, ...], Stated] | None:
+    """Shape and lengths of an image of Imaris, whose datasets are filled up to whole chunks; ``None`` for others."""
+    info = dataset.file.get("DataSetInfo/Image")
+    if info is None or not dataset.name.startswith("/DataSet/"):
+        return None
+    try:
+        counts = [int(_text(dataset.parent.attrs[f"ImageSize{axis}"])) for axis in "ZYX"]
+        ends = [[float(_text(info.attrs[f"Ext{end}{place}"])) for end in ("Min", "Max")] for place in (2, 1, 0)]
+        unit = _text(info.attrs["Unit"]) if "Unit" in info.attrs else "um"
+    except (LookupError, ValueError) as error:
+        raise InputError(f"{dataset.file.filename} is Imaris, and does not state its sides ({error!r}).") from error
+    lengths = [float(f"{(last - first) / count:.9g}") for (first, last), count in zip(ends, counts, strict=True)]
+    size = stated_voxel_size(lengths, [unit] * 3)
+    return tuple(counts), Stated(size, "Imaris extents" if size else "")
+
+
+def _text(value: Any) -> str:
+    """An attribute of Imaris, which is an array of single letters."""
+    return b"".join(np.atleast_1d(value).astype("S1").tolist()).decode()
 
 
 def _axes(dataset: h5py.Dataset) -> list[str] | None:

@@ -14,6 +14,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import open_volume, read_volume, write_volume
 from emformer_hub.volumes.foreign import FOREIGN
+from emformer_hub.volumes.formats import page
 from emformer_hub.volumes.remote import absolute, is_url, plain_address
 
 from .conftest import make_volume
@@ -213,3 +214,8 @@ def test_a_path_may_have_such_a_prefix(tmp_path: Path, prefix: str) -> None:
 def test_other_kinds_of_addresses_are_refused() -> None:
     with pytest.raises(InputError, match="address of the kind ftp://"):
         is_url("ftp://host/a.zarr")
+
+
+def test_the_page_on_formats_is_that_of_the_code() -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+    assert document.read_text() == page(), "run: python -m emformer_hub.volumes.formats > docs/formats.md"

@@ -122,3 +122,26 @@ def test_pixels_without_a_section_spacing_are_kept(tmp_path: Path) -> None:
         read = read_volume(tmp_path / name)
         assert read.voxel_size is None and read.lateral_nm is not None
         np.testing.assert_allclose(read.lateral_nm, (5, 4))
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_imaris_states_sides_and_extents(tmp_path: Path, level: int) -> None:
+    h5py = pytest.importorskip("h5py")
+    data = make_volume("uint8", (6, 20, 14))
+
+    def letters(value: object) -> np.ndarray:
+        return np.frombuffer(str(value).encode(), "S1")
+
+    with h5py.File(tmp_path / "a.ims", "w") as file:
+        channel = file.create_group(f"DataSet/ResolutionLevel {level}/TimePoint 0/Channel 0")
+        channel["Data"] = np.pad(data, ((0, 2), (0, 4), (0, 2)))  # filled up to whole chunks
+        for axis, count in zip("ZYX", data.shape, strict=True):
+            channel.attrs[f"ImageSize{axis}"] = letters(count)
+        info = file.create_group("DataSetInfo/Image")
+        for place, length in enumerate((14 * 0.004, 20 * 0.005, 6 * 0.04)):
+            info.attrs[f"ExtMin{place}"] = letters(1.5)
+            info.attrs[f"ExtMax{place}"] = letters(1.5 + length)
+        info.attrs["Unit"] = letters("um")
+    read = read_volume(tmp_path / "a.ims")
+    np.testing.assert_array_equal(read.data, data)
+    assert (read.voxel_size, read.source) == (SIZE, "Imaris extents")

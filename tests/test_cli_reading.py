@@ -100,7 +100,7 @@ def test_a_spacing_alone_completes_what_a_microscope_states(tmp_path: Path, plai
 def test_a_record_of_somebody_else_is_kept(tmp_path: Path, plain: Path, name: str) -> None:
     record = tmp_path / f"{name}.json"
     record.write_text("mine")
-    refused(run("reconstruct", plain, tmp_path / name, *SIZE, *FAST), f"{name}.json exists", "--overwrite")
+    refused(run("reconstruct", plain, tmp_path / name, *SIZE, *FAST), f"{name}.json already exists", "--overwrite")
     assert record.read_text() == "mine" and not (tmp_path / name).exists()
     assert run("reconstruct", plain, tmp_path / name, *SIZE, *FAST, "--overwrite").exit_code == 0
     assert record.read_text() != "mine"

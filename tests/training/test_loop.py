@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
+from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training import checkpoint, loop
 from emformer_hub.training.__main__ import command
@@ -176,13 +177,14 @@ def test_the_saved_weights_are_the_averaged_ones(finished: Path) -> None:
 
 def test_the_processor_knows_the_errors_of_the_saved_weights(finished: Path, data_root: Path) -> None:
     kept, default = EMformerProcessor.from_pretrained(finished), EMformerProcessor()
-    for name, multiples in kept.error_quantiles.items():
-        assert multiples != default.error_quantiles[name]
-        assert np.diff([0, *multiples]).min() > 0
     volumes = load_volumes(Recipe.load(finished / "recipe.yaml"), data_root, kept)
-    measured = error_quantiles(EMformerModel.from_pretrained(finished), volumes, torch.device("cpu"))
-    for name, multiples in vars(measured).items():
-        np.testing.assert_allclose(kept.error_quantiles[name], multiples, atol=1e-3)
+    for mode in MODES:
+        for name, multiples in kept.error_quantiles[mode].items():
+            assert multiples != default.error_quantiles[mode][name]
+            assert np.diff([0, *multiples]).min() > 0
+        measured = error_quantiles(EMformerModel.from_pretrained(finished), volumes, torch.device("cpu"), mode)
+        for name, multiples in vars(measured).items():
+            np.testing.assert_allclose(kept.error_quantiles[mode][name], multiples, atol=1e-3)
 
 
 def test_the_log_holds_every_step_and_the_validation(finished: Path) -> None:

@@ -129,7 +129,7 @@ def test_the_script_segments_each_half_by_the_other(
     result = call("--factor", "4", "--model", "emformer-tiny", "--ensemble", "1", "--json", out, "--figure", picture)
     assert result.exit_code == 0, result.output
     rows = {row["method"]: row for row in json.loads(out.read_text())["rows"]}
-    assert list(rows) == [segmentation.ISOTROPIC, "nearest", "bicubic", "emformer-tiny"]
+    assert list(rows) == [segmentation.ISOTROPIC, "nearest", "bicubic", "emformer-tiny", "emformer-tiny, faithful"]
     for row in rows.values():
         assert row["voi"] == pytest.approx(np.mean([half["voi"] for half in row["halves"]]))
         assert math.isclose(row["voi"], row["voi_split"] + row["voi_merge"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from emformer_hub.errors import InputError
@@ -58,5 +59,8 @@ def test_a_chunk_of_precomputed_that_was_cut_short_is_refused(tmp_path: Path, en
         pytest.skip(f"TensorStore writes no {encoding}")
     chunk.write_bytes(chunk.read_bytes()[: int(share * chunk.stat().st_size)])
     opened = open_volume(tmp_path).data
+    if encoding == "png" and share == 0.99:  # what is lost is the mark of the end, and no pixel
+        np.testing.assert_array_equal(opened[:], STACK)
+        return
     with pytest.raises(InputError, match="cannot be read"):
         opened[:]

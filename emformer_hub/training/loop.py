@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 CLIPS = ("sections", "section_mask", "target", "independent")
 """What of a batch is stacked clip by clip."""
+SETTLING = 1.0
+"""Seconds between the last message of several processes and the end of their connections. A thread of Gloo that lets go
+of that message needs the interpreter's lock, which the end of the connections holds while it waits for the thread."""
 BYTES_PER_TOKEN = 80
 """That a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded up."""
 
@@ -324,6 +327,8 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
             base = EMformerModel.from_pretrained(recipe.base).to(accelerator.device)
             report = write_report(output, base, model, volumes, recipe)
     accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        time.sleep(SETTLING)
     accelerator.end_training()
     return report
 

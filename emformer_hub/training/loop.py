@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.datasets.entry import VolumeEntry
-from emformer_hub.devices import choose_device, choose_precision, peak_memory
+from emformer_hub.devices import choose_device, choose_precision, is_out_of_memory, peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import alignment_note
@@ -156,7 +156,7 @@ class Gradients:
             try:
                 return self._add(batch)
             except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                if not is_out_of_memory(error):
                     raise
                 clips = len(batch["target"])
                 if self.pieces >= clips or self.accelerator.num_processes > 1:

@@ -83,6 +83,11 @@ def imported_names(module: Path) -> Iterator[str]:
             yield from (".".join([*anchor, *filter(None, [node.module]), alias.name]) for alias in node.names)
 
 
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from the name to the end; decorators, which list the options of commands, are data."""
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
 def texts() -> list[Path]:
     """The project's own text files, without the tests."""
     found = [path for folder in TEXT_FOLDERS for path in (ROOT / folder).rglob("*")]
@@ -154,6 +159,17 @@ def test_no_module_is_a_drawer_for_everything() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_file_is_too_long_to_read(module: Path) -> None:
     assert len(module.read_text().splitlines()) <= 500
+
+
+def test_no_function_is_too_long_to_read() -> None:
+    files = [path for folder in (PACKAGE, ROOT / "benchmarks") for path in sorted(folder.rglob("*.py"))]
+    found = {
+        f"{path.relative_to(ROOT).as_posix()}::{node.name}": length(node)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: lines for name, lines in found.items() if lines > 100} == {}
 
 
 def test_no_text_names_a_path_of_some_machine() -> None:

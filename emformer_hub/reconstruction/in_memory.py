@@ -19,11 +19,11 @@ from emformer_hub.loading import load_model
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction.blocks import make_plan
+from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
 from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
-from emformer_hub.volumes.unmeasured import framed, tissue
+from emformer_hub.volumes.unmeasured import Padding, framed, tissue
 
 log = logging.getLogger(__name__)
 
@@ -152,20 +152,11 @@ def reconstruct(
             mode=mode,
             progress=progress,
         )
-        shape = volume.shape[1:]
-        return dataclasses.replace(
-            inside,
-            volume=framed(inside.volume, shape, padding, padding.value)[:],
-            uncertainty=framed(inside.uncertainty, shape, padding, 0.0)[:],
-            mask=mask,
-        )
+        return _within_padding(inside, padding, volume.shape[1:], mask)
     geometry = SectionModel(factor, thickness, offset)
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
-    if isinstance(model, EMformerModel):
-        network, processor = model, _processor_beside(model)
-    else:
-        network, processor = load_model(model)
+    network, processor = _loaded(model)
     z, y, x = volume.shape
     plan = make_plan((z, y, x), geometry, network.config, tile_zyx)
     restorer = Restorer(
@@ -178,6 +169,26 @@ def reconstruct(
         precision,
         mode,
     )
+    result = _restore_all(restorer, volume, plan, mask, progress)
+    return Reconstruction(*result, geometry, processor, mask, mode)
+
+
+def _within_padding(
+    inside: Reconstruction, padding: Padding, shape_yx: tuple[int, ...], mask: np.ndarray | None
+) -> Reconstruction:
+    """The reconstruction of a stack, from that of the tissue within its constant padding."""
+    return dataclasses.replace(
+        inside,
+        volume=framed(inside.volume, shape_yx, padding, padding.value)[:],
+        uncertainty=framed(inside.uncertainty, shape_yx, padding, 0.0)[:],
+        mask=mask,
+    )
+
+
+def _restore_all(
+    restorer: Restorer, volume: np.ndarray, plan: Plan, mask: np.ndarray | None, progress: bool | Callable
+) -> tuple[np.ndarray, np.ndarray]:
+    """All blocks of a plan, with a progress bar or with calls of a function."""
     bar = tqdm(
         total=len(plan),
         desc="reconstruct",
@@ -191,8 +202,12 @@ def reconstruct(
             progress(done, len(plan))
 
     with bar:
-        result = restorer.restore_all(volume, plan, mask, told)
-    return Reconstruction(*result, geometry, processor, mask, mode)
+        return restorer.restore_all(volume, plan, mask, told)
+
+
+def _loaded(model: str | EMformerModel) -> tuple[EMformerModel, EMformerProcessor]:
+    """A network and its processor, from a name or from a network that is loaded already."""
+    return (model, _processor_beside(model)) if isinstance(model, EMformerModel) else load_model(model)
 
 
 def _processor_beside(model: EMformerModel) -> EMformerProcessor:

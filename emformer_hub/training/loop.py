@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
@@ -29,14 +29,14 @@ from emformer_hub.inspection import alignment_note
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.training.checkpoint import load_checkpoint, save_checkpoint
 from emformer_hub.training.losses import judged_value, reconstruction_loss
 from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.report import write_report
+from emformer_hub.training.run import Run
 from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, TrainingVolume
-from emformer_hub.training.trainee import Average, Trainee, put_weights, trained_weights
-from emformer_hub.training.validation import error_quantiles, validate
+from emformer_hub.training.trainee import Trainee, trained_weights
+from emformer_hub.training.validation import error_quantiles
 from emformer_hub.volumes import open_volume
 from emformer_hub.volumes.remote import is_url
 
@@ -216,15 +216,31 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     processor = EMformerProcessor.from_pretrained(recipe.base) if recipe.base else EMformerProcessor()
     volumes = load_volumes(recipe, data_root, processor, check_alignment=accelerator.is_main_process)
     trainee = Trainee(recipe)
-    model = trainee.model
-    muon = make_trainable(model, recipe, accelerator.device, dtype)
-    network, optimizer = accelerator.prepare(model, muon)
-    average = Average(model, recipe.ema_decay)
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "voxels": 0, "origin": trainee.origin}
+    muon = make_trainable(trainee.model, recipe, accelerator.device, dtype)
+    network, optimizer = accelerator.prepare(trainee.model, muon)
+    run = Run(recipe, output, accelerator, trainee, muon)
     if resume:
-        weights, averaged, state = load_checkpoint(output, muon, trainee.origin)
-        put_weights(model, weights)
-        average.weights = {name: weight.to(accelerator.device) for name, weight in averaged.items()}
+        run.resume()
+    loader = _loader(recipe, volumes, accelerator, run.state["step"])
+    run.begin()
+    if not resume:
+        run.checkpoint()  # whatever stops the run from here on, it can be resumed
+    gradients = Gradients(accelerator, network, pieces_of(recipe, trainee.model.config))
+    _take_steps(run, iter(loader), gradients, optimizer, volumes)
+    run.checkpoint()
+    run.validate(volumes)
+    report = _save_result(run, processor, volumes) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        time.sleep(SETTLING)
+    accelerator.end_training()
+    return report
+
+
+def _loader(
+    recipe: Recipe, volumes: list[TrainingVolume], accelerator: Accelerator, start: int
+) -> torch.utils.data.DataLoader:
+    """The batches of this process from step ``start`` on."""
     batches = ClipBatches(
         volumes,
         recipe.sampling,
@@ -232,9 +248,9 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         batch_size=recipe.batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        start=state["step"],
+        start=start,
     )
-    loader = torch.utils.data.DataLoader(
+    return torch.utils.data.DataLoader(
         batches,
         batch_size=None,
         num_workers=recipe.workers,
@@ -243,64 +259,39 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         multiprocessing_context="spawn" if recipe.workers and "tensorstore" in sys.modules else None,
     )
 
-    if accelerator.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "recipe.yaml").write_text(recipe.to_yaml())
-        _forget_after(output / "log.jsonl", state["step"])
-    if recipe.report_to:
-        accelerator.init_trackers("emformer")
 
-    def log(**record: Any) -> None:
-        if accelerator.is_main_process:
-            with (output / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"step": state["step"], **record}) + "\n")
-        if recipe.report_to:
-            where = "/".join(str(record[name]) for name in ("volume", "geometry") if name in record)
-            numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-            accelerator.log({f"{where}/{name}".strip("/"): value for name, value in numbers.items()}, state["step"])
+def _take_steps(
+    run: Run,
+    batches: Iterator[dict[str, Any]],
+    gradients: Gradients,
+    optimizer: AcceleratedOptimizer,
+    volumes: list[TrainingVolume],
+) -> None:
+    """Train until the steps or minutes of the recipe are over, with checkpoints and validation on the way.
 
-    def checkpoint() -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(output, trained_weights(model), average.weights, muon, state)
-
-    def measure() -> None:
-        if accelerator.is_main_process:
-            _validate(model, average, volumes, accelerator, log)
-
-    session_start, seconds_before = time.monotonic(), state["seconds"]
-
-    def progress() -> float:
-        state["seconds"] = seconds_before + time.monotonic() - session_start
-        share = state["step"] / recipe.steps if recipe.steps else state["seconds"] / (60 * (recipe.minutes or 1))
-        if recipe.minutes and accelerator.num_processes > 1:  # clocks differ: the first process's decides
-            clock = torch.tensor(share, device=accelerator.device)
-            torch.distributed.broadcast(clock, 0)
-            share = float(clock)
-        return share
-
-    if not resume:
-        checkpoint()  # whatever stops the run from here on, it can be resumed
+    Raises:
+        InputError: the loss is no longer finite.
+    """
+    recipe, state, accelerator = run.recipe, run.state, run.accelerator
     bar = tqdm(total=1000, unit="‰", disable=not accelerator.is_main_process, mininterval=5)
-    stream = iter(loader)
-    gradients = Gradients(accelerator, network, pieces_of(recipe, model.config))
-    while (done := progress()) < 1:
-        muon.set_share(learning_rate_share(done, state["step"], recipe))
-        batch = next(stream)
+    while (done := run.progress()) < 1:
+        run.muon.set_share(learning_rate_share(done, state["step"], recipe))
+        batch = next(batches)
         source = batch.pop("volume")
         losses = gradients.add(batch)
         if not torch.isfinite(losses["loss"]):
             raise InputError(
                 f"the loss is {losses['loss'].item()} at step {state['step']}, on {source}; the last checkpoint in "
-                f"{output} is good. Lower learning_rate, or look for damaged voxels in that volume."
+                f"{run.output} is good. Lower learning_rate, or look for damaged voxels in that volume."
             )
-        norm = accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        norm = accelerator.clip_grad_norm_(run.model.parameters(), recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         state["step"] += 1
         state["voxels"] += batch["target"].numel() * accelerator.num_processes
-        average.update(model, state["step"])
-        progress()
-        log(
+        run.average.update(run.model, state["step"])
+        run.progress()
+        run.log(
             **{name: value.item() for name, value in losses.items()},
             factor=batch["factor"],
             gradient_norm=float(norm),
@@ -309,28 +300,25 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         )
         bar.update(int(1000 * done) - bar.n)
         if state["step"] % recipe.checkpoint_every == 0:
-            checkpoint()
+            run.checkpoint()
         if state["step"] % recipe.validate_every == 0:
-            measure()
+            run.validate(volumes)
     bar.close()
-    checkpoint()
-    measure()
-    report = None
-    if accelerator.is_main_process:
-        average.swapped_into(model)
-        quantiles = {mode: error_quantiles(model, volumes, accelerator.device, mode) for mode in MODES}
-        if measured := {mode: found for mode, found in quantiles.items() if found is not None}:
-            processor.calibrate(measured)
-        trainee.save(output)
-        processor.save_pretrained(output)
-        if recipe.base is not None:
-            base = EMformerModel.from_pretrained(recipe.base).to(accelerator.device)
-            report = write_report(output, base, model, volumes, recipe)
-    accelerator.wait_for_everyone()
-    if accelerator.num_processes > 1:
-        time.sleep(SETTLING)
-    accelerator.end_training()
-    return report
+
+
+def _save_result(run: Run, processor: EMformerProcessor, volumes: list[TrainingVolume]) -> str | None:
+    """Save the averaged weights and the calibrated processor; return the report, if the recipe has a base."""
+    run.average.swapped_into(run.model)
+    device = run.accelerator.device
+    quantiles = {mode: error_quantiles(run.model, volumes, device, mode) for mode in MODES}
+    if measured := {mode: found for mode, found in quantiles.items() if found is not None}:
+        processor.calibrate(measured)
+    run.trainee.save(run.output)
+    processor.save_pretrained(run.output)
+    if run.recipe.base is None:
+        return None
+    base = EMformerModel.from_pretrained(run.recipe.base).to(device)
+    return write_report(run.output, base, run.model, volumes, run.recipe)
 
 
 def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
@@ -374,26 +362,3 @@ def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
             f"time         {steps * a_step / 60:.1f} min, without validation",
         ]
     )
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop log lines of steps that a resumed run takes again."""
-    if log.exists():
-        lines = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        log.write_text("".join(lines))
-
-
-def _validate(
-    model: EMformerModel,
-    average: Average,
-    volumes: list[TrainingVolume],
-    accelerator: Accelerator,
-    log: Callable[..., None],
-) -> None:
-    held = average.swapped_into(model)
-    with accelerator.autocast():
-        for record in validate(model, volumes, accelerator.device):
-            log(**record)
-            logger.info("%s %s: %+.2f dB over cubic interpolation", *list(record.values())[:3])
-    put_weights(model, held)
-    model.train()

@@ -22,11 +22,10 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.inspection.sections import inspect_stack
 from emformer_hub.interpolation import interpolate
-from emformer_hub.loading import load_model
 from emformer_hub.measurement.consistency import consistency_residual
-from emformer_hub.model_files import fingerprint
 from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.reconstruction.restorer import Restorer
+from emformer_hub.reconstruction.settings import ModelOnce
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import Box, check_region, middle, within
 from emformer_hub.volumes.checks import check_volume
@@ -64,7 +63,7 @@ def audit_stack(
     sections: SectionModel,
     voxel_size: VoxelSize,
     *,
-    model: str = "emformer-small",
+    model: str | ModelOnce = "emformer-small",
     mode: Mode = DEFAULT_MODE,
     region: Box | None = None,
     name: str = "the stack",
@@ -78,7 +77,8 @@ def audit_stack(
             that are held back, and of 256 x 256 for everything else.
         sections: section model of the stack.
         voxel_size: voxel size of the stack, nm.
-        model: name of the model.
+        model: name of a bundled model, a folder or a Hub id; or a
+            :class:`~emformer_hub.reconstruction.settings.ModelOnce`.
         mode: what becomes of the noise of the sections.
         region: audit the middle of this part instead.
         name: name of the stack for messages and the report.
@@ -100,10 +100,10 @@ def audit_stack(
     core = _middle(box, CORE)
     crop = wide[within(core, box)]
     check_volume(crop, f"the middle of {name}")
-    network, processor = load_model(model)
-    where = choose_device(device)
-    restorer = Restorer(network, processor, sections, processor.measure(stack), ENSEMBLE, where, mode=mode)
-    grey = restorer.statistics.std
+    model, where = ModelOnce.of(model), choose_device(device)
+    statistics = model.processor.measure(stack)
+    restorer = Restorer(model.network, model.processor, sections, statistics, ENSEMBLE, where, mode=mode)
+    grey = statistics.std
     figures: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
 
@@ -147,12 +147,12 @@ def audit_stack(
         "plane_size_nm": list(size.zyx),
         "factor": sections.factor,
         "thickness": sections.thickness,
-        "model": model,
+        "model": model.name,
         "mode": mode,
         "ensemble": ENSEMBLE,
         "device": str(where),
         "precision": dtype_name(choose_precision("auto", where)),
-        "weights_sha256": fingerprint(network),
+        "weights_sha256": model.fingerprint,
         "version": importlib.metadata.version("emformer-hub"),
         "grey_levels_std": grey,
         "seconds": seconds | {"all": round(time.time() - begin, 2)},

@@ -35,7 +35,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize, recut_origin
 from emformer_hub.modes import Mode
 
 if TYPE_CHECKING:
-    from emformer_hub.reconstruction.settings import OpenStack
+    from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
     from emformer_hub.volumes.boxes import Box
 
 
@@ -146,7 +146,7 @@ def audit(
     page: Path,
     size: VoxelSize,
     geometry: SectionModel,
-    model: str,
+    model: str | ModelOnce,
     mode: Mode,
     roi: Box | None,
     device: str,

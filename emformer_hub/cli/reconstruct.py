@@ -192,7 +192,7 @@ def reconstruct_command(
     with said_of(output):
         _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
     if page is not None:
-        audit(stack, page, size, geometry, model, mode, roi, device)
+        audit(stack, page, size, geometry, settings["model"], mode, roi, device)
 
 
 def _open(

@@ -192,7 +192,7 @@ def run(
     views = Views(stack, result, planes_size)
     network.to(device=choose_device(device))  # type: ignore[call-arg]  # transformers hides the signature
     gain = _gain_where_sections_are_hidden(network, processor, stack, sections)
-    within = float(np.median(result.half_width(0.95)[:: max(1, planes // 32)]))
+    within = float(np.median(result.half_width(0.95)[evenly_spaced(planes, 32)]))
     return views, _figures(result.volume.shape, planes_size, seconds, gain, within), files
 
 

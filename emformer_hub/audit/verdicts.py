@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.inspection.alignment import LARGE_SHIFT, MANY
+from emformer_hub.volumes.boxes import evenly_spaced
 
 GOOD, CARE, BAD = VERDICTS = ("good", "take care", "do not use")
 
@@ -248,7 +249,7 @@ def _quality(found: dict[str, Any]) -> Verdict:
 
 def _grey_levels(crop: np.ndarray) -> Verdict:
     saturated = float(((crop == crop.min()) | (crop == crop.max())).mean())
-    levels = len(np.unique(crop[:: max(1, len(crop) // 8)]))
+    levels = len(np.unique(crop[evenly_spaced(len(crop), 8)]))
     verdict = BAD if levels < FEWEST_LEVELS else SATURATED.verdict(saturated)
     return Verdict(
         "grey levels",

@@ -17,7 +17,7 @@ import numpy as np
 
 from emformer_hub.errors import import_extra
 from emformer_hub.inspection.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
-from emformer_hub.volumes.boxes import middle
+from emformer_hub.volumes.boxes import evenly_spaced, middle
 
 QUANTILES = (0.25, 0.75)
 NORMAL_IQR = 1.349
@@ -195,7 +195,7 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
         standard, before, after: standardised sections ``(y, x)``, laid over each other.
     """
     starts = [
-        np.unique(np.linspace(0, side - SQUARE, min(SQUARES, (side - SQUARE) // SQUARE_STEP + 1)).astype(int))
+        evenly_spaced(side - SQUARE + 1, min(SQUARES, (side - SQUARE) // SQUARE_STEP + 1))
         for side in standard.shape
         if side >= SQUARE
     ]

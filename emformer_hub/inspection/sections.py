@@ -26,6 +26,7 @@ from emformer_hub.inspection.quality import LIMITS, SectionQuality
 from emformer_hub.inspection.report import as_json, as_lines
 from emformer_hub.inspection.stack import StackQuality, stack_quality
 from emformer_hub.volumes import StoredArray
+from emformer_hub.volumes.boxes import evenly_spaced
 from emformer_hub.volumes.checks import check_dtype
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def inspect_stack(
     peaks: dict[str, list[np.ndarray]] = {"between": [], "beside": []}
     found: dict[int, tuple[str, np.ndarray]] = {}
     inner = [z for z in sight.usable if sight.usable[0] < z < sight.usable[-1]]
-    also = set(np.array(inner)[np.unique(np.linspace(0, len(inner) - 1, min(BESIDE, len(inner))).astype(int))].tolist())
+    also = {inner[i] for i in evenly_spaced(len(inner), BESIDE)}
     for z in range(shape[0]):
         if sight.comparable(z):
             kind, maps = sight.deviations(z)

@@ -13,7 +13,7 @@ from emformer_hub.geometry import FACTOR_MAX, VoxelSize
 from emformer_hub.inspection import measures
 from emformer_hub.inspection.alignment import LARGE_SHIFT, MAX_SIDE, alignment_note, section_shifts
 from emformer_hub.volumes import StoredArray
-from emformer_hub.volumes.boxes import middle
+from emformer_hub.volumes.boxes import evenly_spaced, middle
 
 LAGS = 40
 """Voxels along y and x at which a section is correlated with itself."""
@@ -76,7 +76,7 @@ def stack_quality(
 
     good = [z for z, flag in enumerate(flags) if not set(flag) - {"brightness", "contrast"}]
     pairs = [z for z in good if z + 1 in set(good)]
-    looked = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(LOOKED_AT, len(pairs))).astype(int))]
+    looked = [pairs[i] for i in evenly_spaced(len(pairs), LOOKED_AT)]
     lateral, axial, widths, extremes, levels = [], [], [], [], []
     for z in looked or good[:1]:
         raw = _middle(np.asarray(stack[z]))

@@ -80,6 +80,10 @@ class TrainingVolume:
     def isotropic(self) -> bool:
         return self.aligned and self.anisotropy <= ISOTROPIC_WITHIN
 
+    def cubes(self, stride: int) -> bool:
+        """Whether frames this many voxels apart are as far apart as rows and columns, and so rescaled as they are."""
+        return self.isotropic and stride == 1
+
     @property
     def holdout_columns(self) -> int:
         columns = self.data.shape[2]
@@ -174,7 +178,7 @@ class ClipGeometry:
     @property
     def cubes(self) -> bool:
         """Whether frames are one voxel apart, and so rescaled as planes and columns are."""
-        return self.volume.isotropic and self.stride == 1
+        return self.volume.cubes(self.stride)
 
     @property
     def frame_spacing(self) -> float:
@@ -199,7 +203,7 @@ def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng
         least = min(rows_extent, columns_extent)
         zoom = min(float(np.exp(rng.uniform(*np.log(ranges.rescale_range)))), max(1.0, least / MIN_COLUMNS))
         rows_extent, columns_extent = int(rows_extent / zoom), int(columns_extent / zoom)
-        if volume.isotropic and stride == 1:
+        if volume.cubes(stride):
             frames_extent = int(frames_extent / zoom)
 
     largest = rows_extent / (MIN_ROWS + 1)

@@ -6,9 +6,9 @@ STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
-$(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || rm -f $(STAMP))
+FORGET := $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || echo forget)
 
-.PHONY: demo test test-random test-slow lint types clean
+.PHONY: demo test test-random test-slow lint types clean forget
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/python examples/demo.py
@@ -35,8 +35,11 @@ types: $(STAMP)
 clean: ## remove what make made: the environment, the demo's output, caches; never runs/
 	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+forget:
+	@rm -f $(STAMP)
+
 # The stamp is written last, so an interrupted installation leaves none and the next make starts from an empty folder.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(FORGET)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
 	  f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}. Name another one: make PYTHON=python3.12")'
 	@test -e $@ || { echo "==> Making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }

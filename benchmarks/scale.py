@@ -164,10 +164,10 @@ def overhead(folder: Path, model: str, shape: tuple[int, int, int]) -> Iterator[
     )  # warms up, and loads the weights
     parts: Parts | None = None
 
-    def alone(job: Job, numbers: list[int]) -> Iterator[int]:
+    def alone(job: Job, numbers: list[int], device: str | None) -> Iterator[int]:
         nonlocal parts
         parts = parts_of(job)
-        return here(job, numbers)
+        return here(job, numbers, device)
 
     begin = time.perf_counter()
     settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1, "overwrite": True}

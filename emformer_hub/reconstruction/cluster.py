@@ -29,16 +29,24 @@ RETRIES = 2
 """Number of further attempts after an error, such as a file server that did not answer."""
 
 
-def make_part(job: Job, number: int) -> Made:
-    """Make one part on a worker; return once it is on the disk."""
+def make_part(job: Job, number: int, device: str | None = None) -> Made:
+    """Make one part on a worker, on the device that was asked for; return once it is on the disk."""
     from distributed import get_worker
 
-    return parts_of(job, gpu_of(get_worker().name, torch.cuda.device_count())).complete(number)
+    return parts_of(job, device_of(get_worker().name, torch.cuda.device_count(), device)).complete(number)
 
 
-def gpu_of(worker: object, gpus: int) -> str | None:
-    """Device of a worker of this machine, which is named by its number; ``None`` if there is no choice of GPUs."""
-    return f"cuda:{int(str(worker)) % gpus}" if gpus > 1 and str(worker).isdigit() else None
+def device_of(worker: object, gpus: int, device: str | None = None) -> str | None:
+    """Device of a worker: the one asked for, or where any GPU will do, one of several for each worker of this machine.
+
+    Args:
+        worker: name of the worker, which is a number on this machine.
+        gpus: number of GPUs that the worker sees.
+        device: ``None`` or ``"auto"``, ``"cpu"``, ``"cuda"``, or a single GPU such as ``"cuda:1"``.
+    """
+    if gpus > 1 and str(worker).isdigit() and device in (None, "auto", "cuda"):
+        return f"cuda:{int(str(worker)) % gpus}"
+    return device
 
 
 def on_dask(address: str, workers: int | None = None) -> Scheduler:
@@ -64,10 +72,10 @@ def on_dask(address: str, workers: int | None = None) -> Scheduler:
     if address not in ("processes", "threads") and "://" not in address:
         raise InputError(f"scheduler is {address!r}; expected local, threads, processes, or tcp://HOST:PORT.")
 
-    def scheduler(job: Job, numbers: list[int]) -> Iterator[Made]:
+    def scheduler(job: Job, numbers: list[int], device: str | None = None) -> Iterator[Made]:
         with _client(address, workers) as client:
             for stage in parts_of(job).stages(numbers):
-                yield from run(client, make_part, job, stage)
+                yield from run(client, partial(make_part, device=device), job, stage)
 
     return scheduler
 

@@ -137,7 +137,7 @@ def _make(
 
     tick(0)
     _write_done(job, done)
-    at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers)
+    at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers, device)
     with (job.folder / "done").open("a") as file:
         for part in at_work:
             done[part.number] = part

@@ -59,8 +59,9 @@ class Made(NamedTuple):
     furthest: float = 0.0
 
 
-Scheduler = Callable[[Job, list[int]], Iterable[Made]]
-"""A function that makes the parts with these numbers, stage by stage, and yields each once it is on the disk."""
+Scheduler = Callable[[Job, list[int], str | None], Iterable[Made]]
+"""A function that makes the parts with these numbers, stage by stage, on the device that was asked for, and yields each
+once it is on the disk."""
 
 
 class Parts:

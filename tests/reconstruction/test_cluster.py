@@ -16,9 +16,9 @@ import zarr
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction import parts, reconstruct_file
-from emformer_hub.reconstruction.cluster import gpu_of, on_dask, run
+from emformer_hub.reconstruction.cluster import device_of, on_dask, run
 from emformer_hub.reconstruction.job import Job
-from emformer_hub.reconstruction.parts import Made
+from emformer_hub.reconstruction.parts import Made, parts_of
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
@@ -91,8 +91,8 @@ def test_workers_make_the_pyramid(
 def test_a_worker_that_is_killed_loses_nothing(cluster: Any, stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
     inner = on_dask(cluster.scheduler_address)
 
-    def scheduler(job: Job, numbers: list[int]) -> Iterator[Made]:
-        for made, part in enumerate(inner(job, numbers)):
+    def scheduler(job: Job, numbers: list[int], device: str | None) -> Iterator[Made]:
+        for made, part in enumerate(inner(job, numbers, device)):
             if made == 1:
                 with distributed.Client(cluster, set_as_default=False) as client:
                     pids = client.run(os.getpid)
@@ -108,9 +108,34 @@ def test_threads_of_this_process(stack: Path, expected: np.ndarray, tmp_path: Pa
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
 
 
-def test_workers_of_a_machine_share_its_gpus() -> None:
-    assert [gpu_of(worker, 3) for worker in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
-    assert gpu_of(1, 1) is None and gpu_of(1, 0) is None and gpu_of("tcp://10.0.0.7:4000", 4) is None
+@pytest.mark.parametrize("device", [None, "auto", "cuda"])
+def test_workers_of_a_machine_share_its_gpus(device: str | None) -> None:
+    found = [device_of(worker, 3, device) for worker in range(5)]
+    assert found == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    elsewhere = "tcp://10.0.0.7:4000"
+    assert [device_of(*worker, device) for worker in ((1, 1), (1, 0), (elsewhere, 4))] == [device] * 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_device_that_was_asked_for_is_that_of_every_worker(device: str) -> None:
+    assert {device_of(worker, 3, device) for worker in range(5)} == {device}
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto", None])
+def test_workers_compute_on_the_device_of_the_run(
+    stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str | None
+) -> None:
+    asked: list[str | None] = []
+
+    def fake_choice(job: Job, device: str | None = None) -> Any:
+        asked.append(device)
+        return parts_of(job)
+
+    monkeypatch.setattr("emformer_hub.reconstruction.cluster.parts_of", fake_choice)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    reconstruct_file(stack, tmp_path / "out.zarr", scheduler=on_dask("threads", 1), **SETTINGS | {"device": device})
+    planning, *making = asked
+    assert planning is None and making == [device] * 8
 
 
 def test_what_is_no_scheduler_is_said(stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +149,7 @@ def test_what_is_no_scheduler_is_said(stack: Path, tmp_path: Path, monkeypatch: 
 def test_a_scheduler_that_goes_away_leaves_what_is_done(stack: Path, expected: np.ndarray, tmp_path: Path) -> None:
     with distributed.LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
 
-        def scheduler(job: Job, numbers: list[int]) -> Iterator[Made]:
+        def scheduler(job: Job, numbers: list[int], device: str | None) -> Iterator[Made]:
             with distributed.Client(cluster.scheduler_address, set_as_default=False, timeout=5) as client:
                 for made, part in enumerate(run(client, slow, job, numbers)):
                     yield part

@@ -141,8 +141,8 @@ class Interrupted(Exception):
 
 
 def interrupted_after(count: int) -> Any:
-    def scheduler(job: Job, numbers: list[int]) -> Any:
-        for made, part in enumerate(parts.here(job, numbers, "cpu")):
+    def scheduler(job: Job, numbers: list[int], device: str | None) -> Any:
+        for made, part in enumerate(parts.here(job, numbers, device)):
             yield part
             if made + 1 == count:
                 raise Interrupted
@@ -284,10 +284,10 @@ def test_an_input_that_changed_meanwhile_is_noticed(stack: Path, tmp_path: Path)
 
 
 def test_two_runs_of_one_output_do_not_mix(stack: Path, tmp_path: Path) -> None:
-    def second(job: Job, numbers: list[int]) -> Any:
+    def second(job: Job, numbers: list[int], device: str | None) -> Any:
         with pytest.raises(InputError, match="being made by another run"):
             run(stack, tmp_path / "out.zarr")
-        return parts.here(job, numbers, "cpu")
+        return parts.here(job, numbers, device)
 
     run(stack, tmp_path / "out.zarr", scheduler=second)
     assert (tmp_path / "out.zarr").is_dir()

@@ -82,8 +82,8 @@ def test_a_repair_goes_on_where_it_stopped(sections: np.ndarray, tmp_path: Path)
     stack = sections.copy()
     stack[5, 20:40, 30:60] = 255
 
-    def interrupted(job: Job, numbers: list[int]) -> Any:
-        yield from parts.here(job, numbers[:3], "cpu")
+    def interrupted(job: Job, numbers: list[int], device: str | None) -> Any:
+        yield from parts.here(job, numbers[:3], device)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

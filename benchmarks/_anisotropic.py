@@ -13,7 +13,7 @@ from _figures import BASELINE, compare, with_interval
 from _methods import EMformer, Method, timed
 from _report import Columns
 
-from emformer_hub.audit.held_back import WINDOW
+from emformer_hub.audit.held_back import window_around
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import fsc, resolution
 from emformer_hub.measurement.fsc import SHORTEST_SIDE
@@ -124,8 +124,8 @@ def _by_neighbours(data: np.ndarray, weights: dict[int, float], hidden: int) -> 
 
 
 def _by_network(data: np.ndarray, geometry: SectionModel, method: EMformer, hidden: int) -> np.ndarray:
-    first = min(max(hidden - WINDOW // 2, 0), max(len(data) - WINDOW, 0))
-    return method.restore_section(data[first : first + WINDOW], hidden - first, geometry)
+    window = window_around(hidden, len(data))
+    return method.restore_section(data[window], hidden - window.start, geometry)
 
 
 def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[dict[str, Any]]:

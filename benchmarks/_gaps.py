@@ -13,6 +13,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.volumes import read_volume
+from emformer_hub.volumes.boxes import middle
 
 EVERY = 10
 """Sections from the beginning of one gap to that of the next."""
@@ -31,14 +32,13 @@ class Sections:
     geometry: SectionModel
 
 
-def middle(volume: np.ndarray, side: int) -> np.ndarray:
+def lateral_middle(volume: np.ndarray, side: int) -> np.ndarray:
     """At most ``side`` rows and columns, from the middle of the plane."""
-    starts = [max(0, (length - side) // 2) for length in volume.shape[1:]]
-    return volume[:, starts[0] : starts[0] + side, starts[1] : starts[1] + side]
+    return volume[middle(volume.shape, (len(volume), side, side))]
 
 
 def read_truth(folder: Path, name: str, side: int) -> np.ndarray:
-    return middle(read_volume(folder / f"{name}.tif").data, side)
+    return lateral_middle(read_volume(folder / f"{name}.tif").data, side)
 
 
 def degraded(truth: np.ndarray, geometry: SectionModel) -> np.ndarray:
@@ -50,7 +50,7 @@ def stacks(folder: Path, side: int, names: tuple[str, ...] = REAL) -> Iterator[S
     """Real stacks, the middle of them."""
     for name in names:
         stack = STACKS[name]
-        yield Sections(name, middle(stack.read(folder)[stack.first :], side), stack.sections)
+        yield Sections(name, lateral_middle(stack.read(folder)[stack.first :], side), stack.sections)
 
 
 def gaps(depth: int, length: int) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
+from emformer_hub.volumes.boxes import middle
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ class Geometry:
 
 def centre_crop(volume: np.ndarray, crop_zyx: list[int]) -> np.ndarray:
     """The middle ``crop_zyx`` voxels of a volume; an axis that is shorter is kept whole."""
-    starts = [max(0, (side - wanted) // 2) for side, wanted in zip(volume.shape, crop_zyx, strict=True)]
-    return volume[tuple(slice(begin, begin + wanted) for begin, wanted in zip(starts, crop_zyx, strict=True))]
+    return volume[middle(volume.shape, crop_zyx)]
 
 
 def parse_crop(text: str) -> list[int]:

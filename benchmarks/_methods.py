@@ -9,12 +9,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from _figures import INTERPOLATIONS, Restored
 from _unet import UNet, sharpen
 
-from emformer_hub.audit.held_back import predict_section
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.audit.held_back import predict_section, restore_clip
+from emformer_hub.devices import choose_device
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolate
 from emformer_hub.modeling_emformer import EMformerModel
@@ -115,7 +114,8 @@ class EMformer:
         statistics = self.processor.measure(rows)
         clip = self.processor.normalise(rows, statistics).transpose(1, 0, 2)
         positions = geometry.plane_positions(geometry.num_planes(len(rows)))
-        planes = self._run(clip, geometry, positions=positions, frame_spacing=frame_spacing)
+        options: dict[str, Any] = {"positions": positions, "frame_spacing": frame_spacing, "mode": self.mode}
+        planes = restore_clip(self.network, clip, geometry, **options)
         return self.processor.restore(planes.transpose(1, 0, 2), statistics)
 
     def restore_section(self, stack: np.ndarray, hidden: int, geometry: SectionModel) -> np.ndarray:
@@ -127,15 +127,27 @@ class EMformer:
         clip = self.processor.normalise(stack, statistics)
         return self.processor.restore(predict_section(self.network, clip, hidden, geometry), statistics)
 
-    @torch.inference_mode()
-    def _run(self, clip: np.ndarray, geometry: SectionModel, **arguments: Any) -> np.ndarray:
-        """One pass over ``(frames, rows, columns)``: ``(frames, positions, columns)``."""
-        device = self.network.device
-        sections = torch.from_numpy(np.ascontiguousarray(clip)).to(device)[None]
-        dtype = choose_precision("auto", device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            out = self.network(sections, geometry.factor, thickness=geometry.thickness, mode=self.mode, **arguments)
-        return out.reconstruction[0].float().cpu().numpy()
+
+Run = Callable[..., Reconstruction]
+"""A model on a device: ``run(data, geometry, **options of reconstruct)``."""
+
+
+def runner(model: str, device: str) -> Run:
+    """``reconstruct`` with this model on this device."""
+
+    def run(data: np.ndarray, geometry: SectionModel, **options: Any) -> Reconstruction:
+        return reconstruct(
+            data,
+            factor=geometry.factor,
+            thickness=geometry.thickness,
+            offset=geometry.offset,
+            model=model,
+            device=device,
+            progress=False,
+            **options,
+        )
+
+    return run
 
 
 def timed(method: str, job: Callable[..., np.ndarray], *arguments: Any) -> Restored:

@@ -18,7 +18,9 @@ import torch
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 
-DATA = Path(os.environ.get("EMFORMER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "finetune" / "recipes" / "pretrain.yaml"
+DATA = Path(os.environ.get("EMFORMER_DATA", ROOT.parent / "shared" / "data"))
 
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 """Heading -> how a row, as it stands in the JSON, fills the column."""

@@ -19,8 +19,8 @@ from typing import Any
 import click
 import torch
 import yaml
-from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
-from speed import RECIPE, count_flop
+from _arithmetic import count_flop
+from _report import DATA, RECIPE, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError

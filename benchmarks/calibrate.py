@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 import numpy as np
-from _gaps import Sections, as_imaged, degraded, gaps, middle
+from _gaps import Sections, as_imaged, degraded, gaps, lateral_middle
+from _methods import Run, runner
 from _report import DATA, Columns, describe_file, describe_run, print_report, start
-from inpainting import Run, runner
 
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import MODES
@@ -102,7 +102,7 @@ def of_sections(stack: Sections, masks: list[np.ndarray], run: Run) -> dict[str,
 def left_out(folder: Path, run: Run) -> Iterator[dict[str, Any]]:
     """Real stacks, in which sections were masked."""
     for name, geometry in STACKS.items():
-        stack = Sections(name, middle(read_volume(folder / f"{name}.tif").data, SIDE), geometry)
+        stack = Sections(name, lateral_middle(read_volume(folder / f"{name}.tif").data, SIDE), geometry)
         kind = "masked_full_thickness" if geometry.thickness == 1 else "masked_single_plane"
         yield {"map": kind, **of_sections(stack, list(gaps(len(stack.data), 1)), run)}
 

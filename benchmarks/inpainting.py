@@ -28,7 +28,7 @@ from _gaps import (
     read_truth,
     stacks,
 )
-from _methods import timed
+from _methods import Run, runner, timed
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.geometry import SectionModel
@@ -36,7 +36,6 @@ from emformer_hub.measurement import consistency_residual, grey_range, psnr
 from emformer_hub.modes import MODES
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.reconstruction import Reconstruction, reconstruct
 
 LENGTHS = (1, 2, 3)
 SIDE = 160
@@ -99,25 +98,6 @@ CONSISTENT: Columns = {
 
 def _residual(figures: dict[str, float]) -> str:
     return f"{figures['rms']:.3f} ({figures['relative_rms']:.1e})"
-
-
-Run = Callable[..., Reconstruction]
-
-
-def runner(model: str, device: str) -> Run:
-    def run(data: np.ndarray, geometry: SectionModel, **options: Any) -> Reconstruction:
-        return reconstruct(
-            data,
-            factor=geometry.factor,
-            thickness=geometry.thickness,
-            offset=geometry.offset,
-            model=model,
-            device=device,
-            progress=False,
-            **options,
-        )
-
-    return run
 
 
 def filled(stack: Sections, runs: dict[str, Run]) -> Iterator[dict[str, Any]]:

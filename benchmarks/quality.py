@@ -35,7 +35,18 @@ from _figures import (
 )
 from _geometry import Geometry, centre_crop, parse_crop
 from _methods import UNET, EMformer, Interpolation, Method, SlicedUNet, timed
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
+from _report import (
+    DATA,
+    RECIPE,
+    Columns,
+    OutputFile,
+    describe_file,
+    describe_run,
+    print_header,
+    print_table,
+    start,
+    write_json,
+)
 from _unet import trained_unet
 
 from emformer_hub.devices import choose_device
@@ -48,7 +59,6 @@ from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import read_volume
 
-ROOT = Path(__file__).resolve().parents[1]
 TRUTHS = ("fibsem_tiny.tif", "fibsem_gala.tif", "fibsem_fib25_b.tif")
 NOMINAL = {"fibsem_fib25_b.tif": VoxelSize(8, 8, 8)}
 """Voxel sizes that a file does not state, by its name (Takemura et al., PNAS 112(44), 2015)."""
@@ -56,7 +66,6 @@ GEOMETRIES = ("4:1/2", "8:1/2", "4:1", "6.7:1", "8:1", "10:1", "4:1/4", "6.7:1/6
 AXES = {"z": (0, 1, 2), "y": (1, 0, 2), "x": (2, 0, 1)}
 """Which axis of an isotropic truth becomes that of the sections."""
 INTERVALS = (0.5, 0.8, 0.95)
-RECIPE = ROOT / "finetune" / "recipes" / "pretrain.yaml"
 RUNS = Path("runs")
 
 COLUMNS: Columns = {

@@ -24,8 +24,8 @@ import click
 import numpy as np
 import psutil
 import torch
-from _report import Columns, OutputFile, describe_run, print_report, start, write_json
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from _arithmetic import count_flop
+from _report import RECIPE, Columns, OutputFile, describe_run, print_report, start, write_json
 
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision
@@ -52,7 +52,6 @@ SWEEP: dict[str, list[Any]] = {
     "tiles": [(16, 64, 64)],
 }
 """What is measured if nothing is asked for. The first factor and the first shape are the reference."""
-RECIPE = Path(__file__).resolve().parents[1] / "finetune" / "recipes" / "pretrain.yaml"
 TRAINING_ZYX = (192, 192, 256)
 """Of the volume to train on: the recipe's largest clips fit beside the columns that are held out for validation."""
 TRAINING_STEPS = 4
@@ -64,11 +63,6 @@ ATTENTION = {"eager": "eager", "sdpa": "fused"}
 FRESH = multiprocessing.get_context("forkserver")
 """Processes to measure memory in. Not "spawn": across exec, Linux lets a process inherit the peak of its starter."""
 FRESH.set_forkserver_preload(["emformer_hub.reconstruction.in_memory", "emformer_hub.training.loop"])  # torch: once
-
-FLOP_FORMULAE = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-}
-"""What torch's counter does not know by itself, and would count as nothing."""
 
 COLUMNS: Columns = {
     "model": lambda row: row["model"],
@@ -272,13 +266,6 @@ def copy_seconds(case: Case, voxels: int, device: torch.device, repeats: int) ->
     tile, result = torch.zeros(case.tile_zyx), torch.zeros(2, voxels, device=device)
     runs = [[timed(job, device)[0] for _ in range(repeats + 1)] for job in (lambda: tile.to(device), result.cpu)]
     return [statistics.median(seconds[1:]) for seconds in runs]
-
-
-def count_flop(job: Callable[[], Work]) -> int:
-    """Floating-point operations of matrix products, convolutions and attention; a multiply-add counts as two."""
-    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAE) as counter:
-        job()
-    return counter.get_total_flops()
 
 
 def resident_peak_bytes(case: Case) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 import click
 import numpy as np
 from _gaps import REAL, as_imaged, degraded, gaps, intervals, read_truth, stacks
+from _methods import Run, runner
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
-from inpainting import Run, runner
 
 from emformer_hub.geometry import SectionModel
 from emformer_hub.pretrained import resolve_pretrained

@@ -152,6 +152,14 @@ def test_files_do_not_import_each_other_in_a_circle() -> None:
     TopologicalSorter(graph).prepare()
 
 
+def test_no_benchmark_imports_the_script_of_another() -> None:
+    files = sorted((ROOT / "benchmarks").glob("*.py"))
+    scripts = {path.stem for path in files if not path.stem.startswith("_")}
+    imports = re.compile(r"^ *(?:from|import) (\w+)", re.MULTILINE)
+    found = {path.name: scripts.intersection(imports.findall(path.read_text())) for path in files}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
 def test_no_module_is_a_drawer_for_everything() -> None:
     assert [path for path in MODULES if path.stem in {"utils", "util", "helpers", "common", "misc"}] == []
 

@@ -129,7 +129,33 @@ def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) 
     return predicted, deviation
 
 
+def window_around(hidden: int, depth: int) -> slice:
+    """The 12 sections of a stack that section ``hidden`` is predicted from, itself included; all of a lower stack."""
+    first = min(max(hidden - WINDOW // 2, 0), max(depth - WINDOW, 0))
+    return slice(first, first + WINDOW)
+
+
 @torch.inference_mode()
+def restore_clip(network: EMformerModel, clip: np.ndarray, geometry: SectionModel, **options: Any) -> np.ndarray:
+    """Restore a clip in one pass, in the precision that is faster on the device of the network.
+
+    Args:
+        network: on the device that computes.
+        clip: ``(frames, sections, columns)``, float32, standard deviations from the mean.
+        geometry: how the sections sample tissue.
+        options: further arguments of the network; tensors on its device.
+
+    Returns:
+        ``(frames, planes, columns)``, float32, in the units of the clip.
+    """
+    device = network.device
+    half = choose_precision("auto", device) == torch.bfloat16
+    sections = torch.from_numpy(np.ascontiguousarray(clip)).to(device)[None]
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        out = network(sections, geometry.factor, thickness=geometry.thickness, **options)
+    return out.reconstruction[0].float().cpu().numpy()
+
+
 def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geometry: SectionModel) -> np.ndarray:
     """Predict section ``hidden`` of a stack from the sections around it; its own voxels are never looked at.
 
@@ -145,20 +171,16 @@ def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geom
     Returns:
         ``(y, x)``, float32, in the units of the stack.
     """
-    first = min(max(hidden - WINDOW // 2, 0), max(len(stack) - WINDOW, 0))
-    around, place = stack[first : first + WINDOW], hidden - first
+    window = window_around(hidden, len(stack))
+    around, place = stack[window], hidden - window.start
     seen = geometry.matrix(len(around))[place]
     positions = geometry.plane_positions(len(seen))[seen > 0]
-    device = network.device
-    mask = torch.zeros(1, 1, len(around), 1, dtype=torch.bool, device=device)
+    mask = torch.zeros(1, 1, len(around), 1, dtype=torch.bool, device=network.device)
     mask[:, :, place] = True
-    dtype = choose_precision("auto", device)
-    passes = []
-    for axes, back in ORIENTATIONS:
-        clip = torch.from_numpy(np.ascontiguousarray(around.transpose(axes)))[None].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            out = network(clip, geometry.factor, positions=positions, thickness=geometry.thickness, section_mask=mask)
-        passes.append(out.reconstruction[0].float().cpu().numpy().transpose(back))
+    passes = [
+        restore_clip(network, around.transpose(axes), geometry, positions=positions, section_mask=mask).transpose(back)
+        for axes, back in ORIENTATIONS
+    ]
     return np.tensordot(seen[seen > 0], np.mean(passes, axis=0), axes=1).astype(np.float32)
 
 

@@ -27,7 +27,7 @@ from _pipeline import Cluster, Stage, bounds, simulate
 from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.configuration_emformer import EMformerConfig
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -187,16 +187,18 @@ def scaling(folder: Path, model: str, shape: tuple[int, int, int]) -> Iterator[d
     """The same run by more and more Dask workers, each a process with one thread; starting them counts."""
     in_fresh_process(make_stack, folder / "stack.zarr", shape)
     first: dict[str, Any] = {}
+    precision = dtype_name(choose_precision("auto", choose_device()))  # measured once: it may differ between processes
     for workers in WORKERS:
-        row = in_fresh_process(by_workers, folder / "stack.zarr", folder / f"{workers}.zarr", model, workers)
+        output = folder / f"{workers}.zarr"
+        row = in_fresh_process(by_workers, folder / "stack.zarr", output, model, workers, precision)
         first = first or row
         same = row["checksum"] == first["checksum"]
         yield {**row, "workers": workers, "speedup": first["seconds"] / row["seconds"], "same": same}
 
 
-def by_workers(stack: Path, output: Path, model: str, workers: int) -> dict[str, Any]:
+def by_workers(stack: Path, output: Path, model: str, workers: int, precision: str) -> dict[str, Any]:
     begin = time.perf_counter()
-    settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1}
+    settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1, "precision": precision}
     record = reconstruct_file(
         stack, output, voxel_size=VoxelSize(8 * FACTOR, 8, 8), scheduler=on_dask("processes", workers), **settings
     )

@@ -118,7 +118,7 @@ def test_degrade_reconstruct_evaluate(folder: Path, truth: np.ndarray, tiny_fold
     write_volume("truth.tif", truth, ISOTROPIC)
 
     def shell(*arguments: object) -> str:
-        run = subprocess.run([*COMMAND, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=120)
+        run = subprocess.run([*COMMAND, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=600)
         assert run.returncode == 0, run.stderr
         return run.stdout
 
@@ -473,7 +473,7 @@ def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, tin
     while not re.search(rb"reconstruct:.* [1-9]\d*/\d+ \[", shown):
         shown += os.read(terminal, 4096)  # raises at the end of the stream
     process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=600)
     os.close(terminal)
     assert process.returncode not in (0, 2)
     assert stdout == b""  # no summary

@@ -139,7 +139,7 @@ print("loaded")
             check=False,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             cwd=tmp_path,
             env=environment | offline | {"HF_HOME": str(tmp_path / "cache")},
         )

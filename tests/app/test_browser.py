@@ -42,16 +42,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1"}
     server = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(300):
+    while True:
         try:
-            urllib.request.urlopen(url, timeout=1)
+            urllib.request.urlopen(url, timeout=600)
             break
         except OSError:
             assert server.poll() is None
             time.sleep(0.2)
     yield url
     server.terminate()
-    server.wait(timeout=30)
+    server.wait(timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def page(request: pytest.FixtureRequest, browser: sync_api.Browser, address: str
     page.on(
         "request", lambda asked: wrong.append(asked.url) if not asked.url.startswith((address, "data:", "blob:")) else 0
     )
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(600_000)
     page.goto(address)
     page.get_by_role("button", name="Take the sample").wait_for()
     yield page
@@ -157,6 +157,6 @@ def test_a_taken_port_is_said() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         command = [sys.executable, "-m", "emformer_hub.cli", "app", "--port", str(taken.getsockname()[1])]
-        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert run.returncode == 2
     assert "cannot be served at 127.0.0.1:" in run.stderr and "--port" in run.stderr

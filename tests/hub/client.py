@@ -41,7 +41,7 @@ class Client:
         self._pool = pool
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._pool.submit(function, *args, **kwargs).result(timeout=300)
+        return self._pool.submit(function, *args, **kwargs).result(timeout=600)
 
 
 @contextmanager

@@ -299,7 +299,7 @@ def test_the_hf_command_works_with_it(server: HubServer, home: Path, tmp_path: P
         ["download", repo_id, "--local-dir", str(tmp_path)],
     ):
         settings = environment(server, home, "hf_alice")
-        run = subprocess.run([hf, *words], check=False, capture_output=True, text=True, timeout=60, env=settings)
+        run = subprocess.run([hf, *words], check=False, capture_output=True, text=True, timeout=600, env=settings)
         assert run.returncode == 0, run.stderr
     for path in PAGE.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
@@ -579,7 +579,7 @@ def test_two_pushes_at_once_leave_one_whole_state(
     for folder in folders:
         (folder / "notes.txt").write_text(folder.name)
     both = threading.Barrier(2)
-    server.faults.add("preupload", times=2, before=lambda hub: both.wait(timeout=60))
+    server.faults.add("preupload", times=2, before=lambda hub: both.wait(timeout=600))
     client(pushes_at_once, folders, repo_id)
     (winner,) = [k for k, folder in enumerate(folders) if holds(server, repo_id, folder)]
     assert np.array_equal(client(load, repo_id), outputs[winner])
@@ -761,7 +761,7 @@ def loaded_alone(
     alone = {"PYTHONPATH": str(packages), "HF_MODULES_CACHE": str(folder / "modules"), **OFFLINE[where]}
     settings = environment(server, home, None, **alone)
     words = [sys.executable, "-S", "-c", ALONE, name, str(folder / "out.npz")]
-    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=folder, env=settings)
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=600, cwd=folder, env=settings)
 
 
 @pytest.mark.parametrize("where", ["folder", "Hub"])
@@ -816,7 +816,7 @@ def test_offline_the_hub_is_not_asked(
     def download_to(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", "emformer_hub.cli", *flags, "download", repo_id, "--to", str(folder)]
         settings = environment(server, home, "hf_alice")
-        return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, env=settings)
+        return subprocess.run(words, check=False, capture_output=True, text=True, timeout=600, env=settings)
 
     told = download_to(tmp_path / "there", "--offline")
     assert told.returncode == 2 and "Without a network" in told.stderr and len(server.log) == calls
@@ -1014,7 +1014,7 @@ def test_finetuning_pushes_what_it_made(
     def finetune(*more: str) -> subprocess.CompletedProcess[str]:
         settings = environment(server, home, "hf_alice", ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
         command = [sys.executable, "finetune", *words, "--push-to-hub", repo_id, *more]
-        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, cwd=ROOT, env=settings)
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, cwd=ROOT, env=settings)
 
     server.faults.add("commit", status=507, message="the disk is full")
     failed = finetune()

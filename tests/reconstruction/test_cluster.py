@@ -16,7 +16,7 @@ import zarr
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction import parts, reconstruct_file
-from emformer_hub.reconstruction.cluster import device_of, on_dask, run
+from emformer_hub.reconstruction.cluster import device_of, make_part, on_dask, run
 from emformer_hub.reconstruction.job import Job
 from emformer_hub.reconstruction.parts import Made, parts_of
 from emformer_hub.volumes import ome_zarr, read_volume, write_volume
@@ -150,8 +150,8 @@ def test_a_scheduler_that_goes_away_leaves_what_is_done(stack: Path, expected: n
     with distributed.LocalCluster(1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster:
 
         def scheduler(job: Job, numbers: list[int], device: str | None) -> Iterator[Made]:
-            with distributed.Client(cluster.scheduler_address, set_as_default=False, timeout=5) as client:
-                for made, part in enumerate(run(client, slow, job, numbers)):
+            with distributed.Client(cluster.scheduler_address, set_as_default=False, timeout=60) as client:
+                for made, part in enumerate(run(client, make_two, job, numbers)):
                     yield part
                     if made == 1:
                         cluster.close()
@@ -162,8 +162,10 @@ def test_a_scheduler_that_goes_away_leaves_what_is_done(stack: Path, expected: n
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
 
 
-def slow(job: Job, number: int) -> Made:
-    from emformer_hub.reconstruction.cluster import make_part
-
-    time.sleep(0.2)
+def make_two(job: Job, number: int) -> Made:
+    """Make the first two parts at once, and the others never: the worker is closed before."""
+    while number > 1 and distributed.get_worker().status == distributed.Status.running:
+        time.sleep(0.01)
+    if number > 1:
+        raise RuntimeError("the worker is closed")
     return make_part(job, number)

@@ -207,7 +207,7 @@ def test_forked_workers_read_what_the_process_that_opened_it_reads(tmp_path: Pat
     volume = open_volume(write(tmp_path, kind, data)).data
     np.testing.assert_array_equal(volume[3:5], data[3:5])  # the parent has read before it forks
     loader = torch.utils.data.DataLoader(
-        Sections(volume), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+        Sections(volume), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=600
     )
     for z, section in enumerate(loader):
         np.testing.assert_array_equal(section, data[z, ::2])

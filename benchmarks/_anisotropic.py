@@ -37,14 +37,14 @@ class Stack:
 
     Args:
         file: in the evaluation data.
-        sections: factor from the section spacing to the lateral voxel size; thickness 1 where sections are seen
+        geometry: factor from the section spacing to the lateral voxel size; thickness 1 where sections are seen
             through, a single plane where they are block faces.
         lateral_nm: lateral voxel size; ``None`` where it is unknown.
         first: section from which on all were measured; where sections are left out, those before have no part.
     """
 
     file: str
-    sections: SectionModel
+    geometry: SectionModel
     lateral_nm: float | None
     first: int = 0
 
@@ -104,7 +104,7 @@ def leave_one_out(stack: Stack, data: np.ndarray, methods: list[Method]) -> list
     }
     for method in methods:
         if isinstance(method, EMformer):
-            predictions[method.name] = partial(_by_network, data, stack.sections, method)
+            predictions[method.name] = partial(_by_network, data, stack.geometry, method)
     restored = [timed(name, _of_all, predict, inner) for name, predict in predictions.items()]
     rows = compare(data[1:-1], restored, lambda volume: {}, baselines=(BASELINE, "trilinear"))
     common = {"experiment": "section left out", "data": stack.name, "shape_zyx": list(data[1:-1].shape)}
@@ -133,7 +133,7 @@ def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[
 
     A stack of too few sections for a Fourier shell correlation has none in its rows.
     """
-    spacing = stack.sections.factor
+    spacing = stack.geometry.factor
     unit = "voxels" if stack.lateral_nm is None else "nm"
     side = stack.lateral_nm or 1.0
     voxel_size = VoxelSize(spacing * side, side, side)

@@ -50,7 +50,7 @@ def stacks(folder: Path, side: int, names: tuple[str, ...] = REAL) -> Iterator[S
     """Real stacks, the middle of them."""
     for name in names:
         stack = STACKS[name]
-        yield Sections(name, lateral_middle(stack.read(folder)[stack.first :], side), stack.sections)
+        yield Sections(name, lateral_middle(stack.read(folder)[stack.first :], side), stack.geometry)
 
 
 def gaps(depth: int, length: int) -> Iterator[np.ndarray]:
@@ -97,4 +97,4 @@ def as_imaged(planes: np.ndarray, geometry: SectionModel, mask: np.ndarray) -> n
 
 def intervals(done: Reconstruction, probability: float, mask: np.ndarray) -> np.ndarray:
     """Half-widths of the masked sections, ``(masked, y, x)``: planes of one section err together."""
-    return as_imaged(done.half_width(probability), done.sections, mask)
+    return as_imaged(done.half_width(probability), done.geometry, mask)

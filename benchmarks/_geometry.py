@@ -14,14 +14,14 @@ from emformer_hub.volumes.boxes import middle
 
 
 @dataclass(frozen=True)
-class Geometry:
+class NamedGeometry:
     """A section model and what the table calls it."""
 
     name: str
-    sections: SectionModel
+    geometry: SectionModel
 
     @classmethod
-    def parse(cls, text: str) -> Geometry:
+    def parse(cls, text: str) -> NamedGeometry:
         """``8:1`` or ``8:1/8`` (FACTOR:THICKNESS). A thickness of 1/factor keeps one plane of each section's slab.
 
         A single plane begins at a whole one, ``floor((factor - 1) / 2)``: at an integer factor that is plain
@@ -39,12 +39,17 @@ class Geometry:
         if factor == 1:
             raise InputError(f"geometry {text!r} has factor 1; there is nothing to restore. Give one above 1.")
         single_plane = math.isclose(factor * thickness, 1)
-        sections = SectionModel(factor, thickness, math.floor((factor - 1) / 2) if single_plane else None)
-        return cls(f"x{factor_text} t={thickness_text}", sections)
+        geometry = SectionModel(factor, thickness, math.floor((factor - 1) / 2) if single_plane else None)
+        return cls(f"x{factor_text} t={thickness_text}", geometry)
 
     def record(self) -> dict[str, Any]:
-        model = self.sections
-        return {"name": self.name, "factor": model.factor, "thickness": model.thickness, "offset": model.offset}
+        geometry = self.geometry
+        return {
+            "name": self.name,
+            "factor": geometry.factor,
+            "thickness": geometry.thickness,
+            "offset": geometry.offset,
+        }
 
 
 def centre_crop(volume: np.ndarray, crop_zyx: list[int]) -> np.ndarray:

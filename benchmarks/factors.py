@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 from _figures import BASELINE
-from _geometry import Geometry, centre_crop, parse_crop
+from _geometry import NamedGeometry, centre_crop, parse_crop
 from _methods import EMformer, Interpolation
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
@@ -40,7 +40,7 @@ def sweep(truth: np.ndarray, factor: float, models: list[EMformer]) -> Iterator[
     """One row a model: gains over bicubic interpolation of the same sections, at either thickness."""
     gains: dict[str, dict[str, float]] = {model.name: {} for model in models}
     for name, text in THICKNESSES.items():
-        geometry = Geometry.parse(text.format(factor)).sections
+        geometry = NamedGeometry.parse(text.format(factor)).geometry
         sections = to_dtype(geometry.degrade(truth), truth.dtype)
         planes = truth[: geometry.num_planes(len(sections))]
         baseline = psnr(planes, Interpolation(BASELINE).restore(sections, geometry)[0], grey_range(planes))

@@ -119,7 +119,7 @@ def instruments(learners: list[Learner], runs: Path, device: str) -> Iterator[di
 
         def rows(stack: Stack = stack, data: np.ndarray = data[half:], entry: VolumeEntry = entry) -> Iterator[Any]:
             for learner in learners:
-                row = learner.learn(entry, (stack.sections.factor, *FACTORS), runs / f"{stack.name}-{learner.name}")
+                row = learner.learn(entry, (stack.geometry.factor, *FACTORS), runs / f"{stack.name}-{learner.name}")
                 yield {"data": stack.name, **row, **measured(stack, data, row["model"], device)}
 
         yield from beside_zero_shot(rows())
@@ -135,7 +135,7 @@ def few_sections(learner: Learner, runs: Path, device: str) -> Iterator[dict[str
         yield {"sections": 0, "method": "zero-shot", **measured(stack, data, BASE, device)}
         for count in FEW_SECTIONS:
             entry = VolumeEntry(str(DATA / "train" / stack.file), "40,4,4", sections=f"0:{count}")
-            row = learner.learn(entry, (stack.sections.factor, *FACTORS), runs / f"{stack.name}-{count}-sections")
+            row = learner.learn(entry, (stack.geometry.factor, *FACTORS), runs / f"{stack.name}-{count}-sections")
             yield {"sections": count, **row, **measured(stack, data, row["model"], device)}
 
     yield from beside_zero_shot(rows())

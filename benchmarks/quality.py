@@ -33,7 +33,7 @@ from _figures import (
     not_imaged,
     with_interval,
 )
-from _geometry import Geometry, centre_crop, parse_crop
+from _geometry import NamedGeometry, centre_crop, parse_crop
 from _methods import UNET, EMformer, Interpolation, Method, SlicedUNet, timed
 from _report import (
     DATA,
@@ -105,16 +105,16 @@ class Truth:
     data: np.ndarray
     voxel_size: VoxelSize | None
 
-    def measure(self, geometry: Geometry, methods: list[Method], figure: Path | None) -> list[dict[str, Any]]:
+    def measure(self, named: NamedGeometry, methods: list[Method], figure: Path | None) -> list[dict[str, Any]]:
         """The rows of one geometry; draws the first model's picture if ``figure`` names a file."""
-        model = geometry.sections
-        sections = to_dtype(model.degrade(self.data), self.data.dtype)
-        truth = self.data[: model.num_planes(len(sections))]
+        geometry = named.geometry
+        sections = to_dtype(geometry.degrade(self.data), self.data.dtype)
+        truth = self.data[: geometry.num_planes(len(sections))]
         size, unit = self.voxel_size or VoxelSize(1, 1, 1), "nm" if self.voxel_size else "voxels"
         stated: dict[str, Reconstruction | None] = {}
 
         def restore(method: Method) -> np.ndarray:
-            volume, stated[method.name] = method.restore(sections, model)
+            volume, stated[method.name] = method.restore(sections, geometry)
             return volume
 
         def detail(volume: np.ndarray) -> dict[str, Any]:
@@ -139,18 +139,18 @@ class Truth:
                 truth=truth,
                 uncertainty=reconstruction.uncertainty,
                 voxel_size=size,
-                factor=model.factor,
-                title=f"{model_name}, {geometry.name}",
+                factor=geometry.factor,
+                title=f"{model_name}, {named.name}",
             )
         common = {
             "experiment": "degraded along z",
             "data": self.name,
-            "geometry": geometry.record(),
+            "geometry": named.record(),
             "shape_zyx": list(truth.shape),
             "voxel_size_nm": list(size.zyx) if self.voxel_size else None,
         }
         rows = [{**common, **row} for row in compare(truth, restored, detail)]
-        imaged = model.matrix(len(sections)).any(axis=0)
+        imaged = geometry.matrix(len(sections)).any(axis=0)
         noise = {name: flat_noise(truth, volume, imaged) for name, volume in volumes.items()}
         unseen = {} if imaged.all() else not_imaged(truth, volumes, ~imaged)
         for row in rows:
@@ -259,7 +259,7 @@ def main(
     figure: Path | None,
 ) -> None:
     """Print tables of reconstruction quality beside interpolation and a 2-D U-Net."""
-    chosen = [Geometry.parse(text) for text in geometries]
+    chosen = [NamedGeometry.parse(text) for text in geometries]
     for name in models:
         resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     if not (truth_files or stack_names):

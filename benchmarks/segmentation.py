@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 from _figures import BASELINE
-from _geometry import Geometry
+from _geometry import NamedGeometry
 from _methods import EMformer, Interpolation, Method
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 from _segmenter import Segmenter, features, score
@@ -115,18 +115,18 @@ class Experiment:
 
 
 def compare(
-    experiment: Experiment, geometries: list[Geometry], methods: list[Method], figure: Path | None
+    experiment: Experiment, geometries: list[NamedGeometry], methods: list[Method], figure: Path | None
 ) -> Iterator[dict[str, Any]]:
     """The row of the truth, then one row a method and geometry; draws the first geometry if ``figure`` names a file."""
     truth = experiment.truth
     ideal, segments = experiment.measure(truth)
     yield {"geometry": None, "method": ISOTROPIC, **ideal}
     for geometry in geometries:
-        sections = to_dtype(geometry.sections.degrade(truth), truth.dtype)
+        sections = to_dtype(geometry.geometry.degrade(truth), truth.dtype)
         panels = {ISOTROPIC: (truth, segments)}
         rows = []
         for method in methods:
-            restored, _ = method.restore(sections, geometry.sections)
+            restored, _ = method.restore(sections, geometry.geometry)
             scores, found = experiment.measure(restored)
             panels[method.name] = (restored, found)
             rows.append({"geometry": geometry.record(), "method": method.name, **scores})
@@ -250,7 +250,7 @@ def main(
         resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     files = [truth_file or DATA / "eval" / TRUTH, neurons_file or DATA / "eval" / NEURONS]
     experiment = Experiment(*read(*files, list(factors)), retrain)
-    geometries = [Geometry.parse(f"{factor}:1/{factor}" if single_planes else f"{factor}:1") for factor in factors]
+    geometries = [NamedGeometry.parse(f"{factor}:1/{factor}" if single_planes else f"{factor}:1") for factor in factors]
     methods: list[Method] = [Interpolation("nearest"), Interpolation(BASELINE)]
     methods += [EMformer(name, device, int(ensemble), mode) for name in models for mode in modes]
     run = describe_run(

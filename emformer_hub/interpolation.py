@@ -41,7 +41,7 @@ def interpolation_matrix(positions: np.ndarray, num_sections: int, kind: Kind) -
     return matrix.astype(np.float32)
 
 
-def interpolate(sections: np.ndarray, model: SectionModel, kind: Kind) -> np.ndarray:
+def interpolate(sections: np.ndarray, geometry: SectionModel, kind: Kind) -> np.ndarray:
     """Planes interpolated between sections: ``(sections, y, x) -> (num_planes(sections), y, x)``, float32.
 
     Values stay on the scale of the input; ``cubic`` and ``lanczos`` may overshoot its range. Works plane by plane, so
@@ -52,8 +52,8 @@ def interpolate(sections: np.ndarray, model: SectionModel, kind: Kind) -> np.nda
     """
     if sections.ndim != 3:
         raise InputError(f"sections have shape {sections.shape}; expected three axes (sections, y, x).")
-    num_planes = model.num_planes(sections.shape[0])
-    all_taps, all_weights = _taps(model.plane_positions(num_planes), sections.shape[0], kind)
+    num_planes = geometry.num_planes(sections.shape[0])
+    all_taps, all_weights = _taps(geometry.plane_positions(num_planes), sections.shape[0], kind)
     planes = np.zeros((num_planes, *sections.shape[1:]), np.float32)
     for plane, taps, weights in zip(planes, all_taps, all_weights.astype(np.float32), strict=True):
         for tap, weight in zip(taps, weights, strict=True):

@@ -108,7 +108,7 @@ class EMformerProcessor(FeatureExtractionMixin):
         }
 
     def interval(
-        self, probability: float, sections: SectionModel, masked: bool = False, mode: Mode = DEFAULT_MODE
+        self, probability: float, geometry: SectionModel, masked: bool = False, mode: Mode = DEFAULT_MODE
     ) -> float:
         """How many times its stated uncertainty holds the error of a voxel, or of a masked one, with this probability.
 
@@ -116,7 +116,7 @@ class EMformerProcessor(FeatureExtractionMixin):
             InputError: a probability outside 0 to 0.99.
         """
         check_mode(mode)
-        return ErrorQuantiles(**self.error_quantiles[mode]).multiple(probability, sections, masked)
+        return ErrorQuantiles(**self.error_quantiles[mode]).multiple(probability, geometry, masked)
 
     def measure(self, volume: Any, mask: Any = None) -> IntensityStatistics:
         """Statistics of a volume ``(z, y, x)`` of any real dtype; reads an evenly spaced sample of it.

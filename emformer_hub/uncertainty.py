@@ -51,7 +51,7 @@ class ErrorQuantiles:
                 )
             object.__setattr__(self, name, multiples)
 
-    def multiple(self, probability: float, sections: SectionModel, masked: bool = False) -> float:
+    def multiple(self, probability: float, geometry: SectionModel, masked: bool = False) -> float:
         """How many stated standard deviations hold the error with this probability, from 0 to 0.99.
 
         Of a voxel in the slab of a section that was measured there, or that was ``masked``.
@@ -63,8 +63,8 @@ class ErrorQuantiles:
             raise InputError(
                 f"probability is {probability:g}; expected a share from 0 to {PROBABILITIES[-1]}, as in 0.95."
             )
-        thinnest = 1 / sections.factor
-        imaged = 1.0 if thinnest == 1 else max(0.0, (sections.thickness - thinnest) / (1 - thinnest))
+        thinnest = 1 / geometry.factor
+        imaged = 1.0 if thinnest == 1 else max(0.0, (geometry.thickness - thinnest) / (1 - thinnest))
         ends = (self.full_thickness, self.single_plane)
         if masked:
             assert self.masked_full_thickness is not None and self.masked_single_plane is not None

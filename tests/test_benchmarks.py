@@ -19,7 +19,7 @@ import speed as speed_script
 import torch
 import yaml
 from _figures import flat_noise, low_pass_psnr
-from _geometry import Geometry
+from _geometry import NamedGeometry
 from _methods import EMformer, Interpolation, SlicedUNet
 from _pipeline import Cluster, Stage, bounds, simulate
 from _report import start
@@ -274,7 +274,7 @@ def test_intervals_come_from_blocks() -> None:
 
 def test_without_a_voxel_size_lengths_are_voxels() -> None:
     truth = Truth("phantom", neuropil((24, 16, 16)), None)
-    for row in truth.measure(Geometry.parse("2:1"), [Interpolation("bicubic")], None):
+    for row in truth.measure(NamedGeometry.parse("2:1"), [Interpolation("bicubic")], None):
         assert row["fsc"]["unit"] == "voxels" and 2 <= row["fsc"]["resolution"]["z"] < 24
         assert row["voxel_size_nm"] is None
 

@@ -98,8 +98,8 @@ def read_upload(paths: list[str]) -> Volume[np.ndarray]:
 
 def described(volume: Volume[np.ndarray]) -> str:
     """Describe a volume in one line."""
-    told = f"voxel size {volume.voxel_size}, from {volume.source}" if volume.voxel_size else "no voxel size stated"
-    return f"{_times(volume.data.shape)} voxels (z, y, x), {volume.data.dtype}; {told}"
+    stated = f"voxel size {volume.voxel_size}, from {volume.source}" if volume.voxel_size else "no voxel size stated"
+    return f"{_times(volume.data.shape)} voxels (z, y, x), {volume.data.dtype}; {stated}"
 
 
 def _times(shape: tuple[int, ...]) -> str:
@@ -154,18 +154,18 @@ def run(
         raise InputError("the voxel size is missing; give Z,Y,X in nm, section spacing first, as in 40,4,4.")
     size = VoxelSize.parse(voxel_size)
     factor = size.factor_to()
-    sections = SectionModel(factor, 1.0 if thickness == THROUGH else 1 / factor)
+    geometry = SectionModel(factor, 1.0 if thickness == THROUGH else 1 / factor)
     command = (
         f"emformer-hub reconstruct {Path(paths[0]).name} isotropic.ome.zarr --voxel-size {voxel_size.strip()} "
-        f"--thickness {sections.thickness:.4g} --model {model} --mode {KEPT[noise]}"
+        f"--thickness {geometry.thickness:.4g} --model {model} --mode {KEPT[noise]}"
     )
-    planes = sections.num_planes(len(stack))
+    planes = geometry.num_planes(len(stack))
     limits.check_size((planes, *stack.shape[1:]), command)
     progress(0, "Reconstructing the first block")
     network, processor = load_model(model)
     begin = time.monotonic()
 
-    def told(done: int, count: int) -> None:
+    def show(done: int, count: int) -> None:
         passed = time.monotonic() - begin
         limits.check_time(passed * count / done, command)
         progress(
@@ -176,14 +176,14 @@ def run(
         stack,
         factor=factor,
         model=model,
-        thickness=sections.thickness,
+        thickness=geometry.thickness,
         mode=KEPT[noise],
         device=device,
-        progress=told,
+        progress=show,
     )
     seconds = time.monotonic() - begin
-    planes_size = sections.plane_size(size)
-    z, _, _ = sections.plane_origin(size, volume.translation_nm)
+    planes_size = geometry.plane_size(size)
+    z, _, _ = geometry.plane_origin(size, volume.translation_nm)
     files = [folder / f"{name}_{what}.ome.tif" for what in ("isotropic", "uncertainty")]
     for path, data in zip(files, (result.volume, result.uncertainty), strict=True):
         write_volume(path, data, planes_size, translation_nm=(z, 0.0, 0.0), overwrite=True)
@@ -191,19 +191,19 @@ def run(
     progress(1, "Hiding sections, to see whether the model helps")
     views = Views(stack, result, planes_size)
     network.to(device=choose_device(device))  # type: ignore[call-arg]  # transformers hides the signature
-    gain = _gain_where_sections_are_hidden(network, processor, stack, sections)
+    gain = _gain_where_sections_are_hidden(network, processor, stack, geometry)
     within = float(np.median(result.half_width(0.95)[evenly_spaced(planes, 32)]))
     return views, _figures(result.volume.shape, planes_size, seconds, gain, within), files
 
 
 def _gain_where_sections_are_hidden(
-    network: EMformerModel, processor: EMformerProcessor, stack: np.ndarray, sections: SectionModel
+    network: EMformerModel, processor: EMformerProcessor, stack: np.ndarray, geometry: SectionModel
 ) -> float:
     """Gain over the mean of both neighbours, in the middle of the plane, for a few sections spread over the stack."""
     y, x = middle(stack.shape[1:], (HIDDEN_SIDE, HIDDEN_SIDE))
     part = processor.normalise(stack[:, y, x], processor.measure(stack))
     hidden = [1 + number for number in evenly_spaced(len(stack) - 2, HIDDEN_SECTIONS)]
-    return left_out_gain(network, part, sections, hidden)[0]
+    return left_out_gain(network, part, geometry, hidden)[0]
 
 
 def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: float, within: float) -> str:
@@ -297,7 +297,7 @@ class _Runs:
         session = str(request.session_hash)
         self._stopping.discard(session)
 
-        def told(share: float, doing: str) -> None:
+        def show(share: float, doing: str) -> None:
             if session in self._stopping:
                 raise Stopped
             progress(share, desc=doing)
@@ -312,7 +312,7 @@ class _Runs:
                 limits=self.limits,
                 device=self.device,
                 folder=_folder_of(request),
-                progress=told,
+                progress=show,
             )
         volume, uncertainty = (gr.update(value=str(path), interactive=True) for path in files)
         return views, figures, gr.update(visible=True), volume, uncertainty

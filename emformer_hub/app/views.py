@@ -74,11 +74,11 @@ class Views:
     def _interpolated(self, kind: Literal["nearest", "cubic"], plane: Plane, position: int) -> np.ndarray:
         """One plane of an interpolation, without computing the others."""
         if plane == "xy":
-            weights = interpolation_matrix(self.result.sections.plane_positions(1, position), len(self.stack), kind)[0]
+            weights = interpolation_matrix(self.result.geometry.plane_positions(1, position), len(self.stack), kind)[0]
             used = np.flatnonzero(weights)
             return np.tensordot(weights[used], self.stack[used].astype(np.float32), axes=1)
         cut = np.s_[:, position : position + 1, :] if plane == "xz" else np.s_[:, :, position : position + 1]
-        return interpolate(self.stack[cut], self.result.sections, kind).squeeze(ACROSS[plane])
+        return interpolate(self.stack[cut], self.result.geometry, kind).squeeze(ACROSS[plane])
 
     def _grey(self, image: np.ndarray, plane: Plane) -> np.ndarray:
         low, high = self._limits

@@ -12,7 +12,7 @@ import numpy as np
 
 from emformer_hub.audit.held_back import plan_of
 from emformer_hub.geometry import FACTOR_MAX, SectionModel, VoxelSize
-from emformer_hub.inspection.alignment import LARGE_SHIFT, section_shifts, told_lengths
+from emformer_hub.inspection.alignment import LARGE_SHIFT, measured_lengths, section_shifts
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement.fsc import SHORTEST_SIDE, Direction, FSCCurve, fsc, resolution
 from emformer_hub.processing_emformer import to_dtype
@@ -53,46 +53,46 @@ def alignment(stack: np.ndarray) -> dict[str, Any]:
     """Measure how far sections are shifted against the one before them.
 
     Returns:
-        ``{"reason": None, "pairs", "told", "shifted", "largest_voxels"}``: number of pairs that were
+        ``{"reason": None, "pairs", "measured", "shifted", "largest_voxels"}``: number of pairs that were
         compared, of those whose shift could be measured, and of those shifted by more than 12 voxels; and the largest
         shift (0 if none could be measured). If the field is too small, only ``{"reason": why}``.
     """
     if min(stack.shape[1:]) < LEAST_FIELD:
         rows, columns = stack.shape[1:]
         return {
-            "reason": f"shifts cannot be told in {rows} x {columns} voxels; it takes {LEAST_FIELD} x {LEAST_FIELD}."
+            "reason": f"shifts cannot be measured in {rows} x {columns} voxels; it takes {LEAST_FIELD} x {LEAST_FIELD}."
         }
     shifts = section_shifts(stack)
-    told = told_lengths(shifts)
-    largest = round(float(told.max(initial=0)), 1)
+    measured = measured_lengths(shifts)
+    largest = round(float(measured.max(initial=0)), 1)
     return {
         "reason": None,
         "pairs": len(shifts),
-        "told": len(told),
-        "shifted": int((told > LARGE_SHIFT).sum()),
+        "measured": len(measured),
+        "shifted": int((measured > LARGE_SHIFT).sum()),
         "largest_voxels": largest,
     }
 
 
-def even_and_odd(stack: np.ndarray, sections: SectionModel) -> list[tuple[np.ndarray, SectionModel]]:
+def even_and_odd(stack: np.ndarray, geometry: SectionModel) -> list[tuple[np.ndarray, SectionModel]]:
     """Split a stack into even and odd sections, each with its section model; planes of both lie at the same positions.
 
     The even ones of sections ``SectionModel(s, t, o)`` are ``SectionModel(2s, t/2, o)``, and the odd ones
     ``SectionModel(2s, t/2, o + s)``. If that exceeds the largest factor, rows and columns are first averaged in pairs,
     and planes are twice as thick.
     """
-    assert sections.offset is not None
-    factor, begin = sections.factor, sections.offset
+    assert geometry.offset is not None
+    factor, begin = geometry.factor, geometry.offset
     pairs = 2 * factor > FACTOR_MAX
     if pairs:
         rows, columns = (side // 2 * 2 for side in stack.shape[1:])
         cut = stack[:, :rows, :columns].reshape(len(stack), rows // 2, 2, columns // 2, 2)
         stack, factor, begin = to_dtype(cut.mean(axis=(2, 4), dtype=np.float32), stack.dtype), factor / 2, begin / 2
-    thickness = max(sections.thickness / 2, 1 / (2 * factor)) if pairs else sections.thickness / 2
+    thickness = max(geometry.thickness / 2, 1 / (2 * factor)) if pairs else geometry.thickness / 2
     count = len(stack) // 2 * 2
     halves = []
     for first in (0, 1):
-        centre = begin + first * factor + sections.thickness * factor / 2
+        centre = begin + first * factor + geometry.thickness * factor / 2
         offset = min(max(centre - thickness * factor, 0.0), 2 * factor * (1 - thickness))
         halves.append((stack[first:count:2], SectionModel(2 * factor, thickness, offset)))
     return halves
@@ -111,15 +111,15 @@ def halves_agree(restorer: Restorer, stack: np.ndarray, size: VoxelSize) -> dict
         "plane_nm"}``, where the Fourier shell correlation falls below 0.5; if the stack is too small, only
         ``{"reason": why}``.
     """
-    halves = even_and_odd(stack, restorer.sections)
+    halves = even_and_odd(stack, restorer.geometry)
     if len(halves[0][0]) < MIN_SECTIONS:
         return {"reason": f"{len(stack)} sections make halves of {len(stack) // 2}; it takes {MIN_SECTIONS}."}
     restored, interpolated = [], []
-    for half, sections in halves:
+    for half, geometry in halves:
         statistics = restorer.statistics if half.shape[1:] == stack.shape[1:] else restorer.processor.measure(half)
-        one = replace(restorer, sections=sections, statistics=statistics)
+        one = replace(restorer, geometry=geometry, statistics=statistics)
         restored.append(one.restore_all(half, plan_of(half.shape, one))[0])
-        interpolated.append(interpolate(half, sections, "cubic"))
+        interpolated.append(interpolate(half, geometry, "cubic"))
     factor = halves[0][1].factor
     pixels = 1 if halves[0][0].shape[1:] == stack.shape[1:] else 2
     plane = VoxelSize(2 * size.z / factor, pixels * size.y, pixels * size.x)
@@ -164,11 +164,11 @@ def seams(restorer: Restorer, stack: np.ndarray) -> dict[str, float]:
     Returns:
         What :func:`seam_score` returns.
     """
-    sections, config = restorer.sections, restorer.network.config
-    box = stack[middle(stack.shape, default_tile(len(stack), sections.factor))]
+    geometry, config = restorer.geometry, restorer.network.config
+    box = stack[middle(stack.shape, default_tile(len(stack), geometry.factor))]
     depth, rows, columns = (math.ceil(length * 3 / 4 / 16) * 16 for length in box.shape)
-    plan = make_plan(box.shape, sections, config, (depth if depth >= LEAST_DIVIDED else len(box), rows, columns))
-    whole, _ = restorer.restore_all(box, make_plan(box.shape, sections, config, box.shape))
+    plan = make_plan(box.shape, geometry, config, (depth if depth >= LEAST_DIVIDED else len(box), rows, columns))
+    whole, _ = restorer.restore_all(box, make_plan(box.shape, geometry, config, box.shape))
     tiled, _ = restorer.restore_all(box, plan)
     return seam_score(whole, tiled, plan, restorer.statistics.std)
 

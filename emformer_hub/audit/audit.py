@@ -60,7 +60,7 @@ class Audit:
 
 def audit_stack(
     stack: np.ndarray | StoredArray,
-    sections: SectionModel,
+    geometry: SectionModel,
     voxel_size: VoxelSize,
     *,
     model: str | ModelOnce = "emformer-small",
@@ -75,7 +75,7 @@ def audit_stack(
     Args:
         stack: ``(sections, y, x)``; only its middle is audited: at most 64 sections of 512 x 512 voxels for sections
             that are held back, and of 256 x 256 for everything else.
-        sections: section model of the stack.
+        geometry: how the sections of the stack sample tissue.
         voxel_size: voxel size of the stack, nm.
         model: name of a bundled model, a folder or a Hub id; or a
             :class:`~emformer_hub.reconstruction.settings.ModelOnce`.
@@ -95,14 +95,14 @@ def audit_stack(
     check_region((z, y, x), stack.shape, name)
     box = _middle((z, y, x), SIDE)
     wide = np.asarray(stack[box])
-    check_auditable(wide.shape, sections, name)
+    check_auditable(wide.shape, geometry, name)
     check_volume(wide, name)
     core = _middle(box, CORE)
     crop = wide[within(core, box)]
     check_volume(crop, f"the middle of {name}")
     model, where = ModelOnce.of(model), choose_device(device)
     statistics = model.processor.measure(stack)
-    restorer = Restorer(model.network, model.processor, sections, statistics, ENSEMBLE, where, mode=mode)
+    restorer = Restorer(model.network, model.processor, geometry, statistics, ENSEMBLE, where, mode=mode)
     grey = statistics.std
     figures: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
@@ -126,15 +126,15 @@ def audit_stack(
     )
     figures["in_plane"] = look("sharp plane", lambda: in_plane(crop, restorer))
     volume, uncertainty = look("reconstruction", lambda: restorer.restore_all(crop, plan_of(crop.shape, restorer)))
-    size = voxel_size.with_z(voxel_size.z / sections.factor)
+    size = geometry.plane_size(voxel_size)
     figures["isotropy"] = look("spectra", lambda: isotropy(volume, size, voxel_size.z))
     figures["halves"] = look("halves", lambda: halves_agree(restorer, crop, voxel_size))
-    residual = look("agreement", lambda: consistency_residual(volume, crop, sections))
+    residual = look("agreement", lambda: consistency_residual(volume, crop, geometry))
     figures["consistency"] = {"rms": residual.rms, "relative_rms": residual.rms / grey, "maximum": residual.maximum}
     figures["seams"] = look("seams", lambda: seams(restorer, crop))
     pictures |= {
         "input": crop,
-        "interpolation": interpolate(crop, sections, "cubic"),
+        "interpolation": interpolate(crop, geometry, "cubic"),
         "reconstruction": volume,
         "uncertainty": uncertainty,
     }
@@ -145,8 +145,8 @@ def audit_stack(
         "region": [[part.start, part.stop] for part in core],
         "voxel_size_nm": list(voxel_size.zyx),
         "plane_size_nm": list(size.zyx),
-        "factor": sections.factor,
-        "thickness": sections.thickness,
+        "factor": geometry.factor,
+        "thickness": geometry.thickness,
         "model": model.name,
         "mode": mode,
         "ensemble": ENSEMBLE,
@@ -170,14 +170,14 @@ def _middle(region: Box, side: int) -> Box:
     return (z, y, x)
 
 
-def check_auditable(shape: tuple[int, ...], sections: SectionModel, name: str) -> None:
+def check_auditable(shape: tuple[int, ...], geometry: SectionModel, name: str) -> None:
     """Raise ``InputError`` unless a stack, or a part of one, of this shape and sampling can be audited."""
     if len(shape) != 3 or shape[0] < LEAST_SECTIONS or min(shape[1:]) < LEAST_SIDE:
         raise InputError(
             f"{name} has shape {shape} (sections, y, x); an audit needs at least {LEAST_SECTIONS} sections of "
             f"{LEAST_SIDE} x {LEAST_SIDE} voxels. Give the whole stack, or a larger part of it; is z the first axis?"
         )
-    if sections.factor == 1:
+    if geometry.factor == 1:
         raise InputError(
             f"{name} has sections as far apart as the planes that are asked for (factor 1), so there is nothing to "
             f"restore between them. Is its voxel size right?"

@@ -77,16 +77,16 @@ def left_out(restorer: Restorer, stack: np.ndarray, unfit: Sequence[int] = ()) -
         were not calibrated on masked voxels.
     """
     groups = passes(len(stack), unfit)
-    made = [predict_sections(restorer, stack, hidden) for hidden in groups]
+    predictions = [predict_sections(restorer, stack, hidden) for hidden in groups]
     hidden = np.concatenate(groups)
     order = np.argsort(hidden)
     hidden = hidden[order]
-    predicted, deviation = (np.concatenate(parts)[order] for parts in zip(*made, strict=True))
+    predicted, deviation = (np.concatenate(parts)[order] for parts in zip(*predictions, strict=True))
     figures, gains = left_out_errors(stack, hidden, predicted)
-    processor, sections = restorer.processor, restorer.sections
+    processor, geometry = restorer.processor, restorer.geometry
     figures["coverage"] = None
     if calibrated_on_masked(processor, restorer.mode):
-        multiples = [processor.interval(p, sections, True, restorer.mode) for p in PROBABILITIES]
+        multiples = [processor.interval(p, geometry, True, restorer.mode) for p in PROBABILITIES]
         figures["coverage"] = coverage(predicted - stack[hidden], deviation, multiples)
     return figures, gains
 
@@ -97,8 +97,8 @@ def plan_of(shape: tuple[int, ...], restorer: Restorer) -> Plan:
     The network sees at most 1.6 million voxels at once.
     """
     depth, rows, columns = shape
-    side = max(TILE_SIDE, default_tile(depth, restorer.sections.factor)[1])
-    return make_plan((depth, rows, columns), restorer.sections, restorer.network.config, (depth, side, side))
+    side = max(TILE_SIDE, default_tile(depth, restorer.geometry.factor)[1])
+    return make_plan((depth, rows, columns), restorer.geometry, restorer.network.config, (depth, side, side))
 
 
 def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,17 +113,17 @@ def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) 
         Two arrays ``(hidden, y, x)``, float32, grey levels. Planes of one section err together, so its deviation is the
         mean of theirs.
     """
-    sections = restorer.sections
+    geometry = restorer.geometry
     plan = plan_of(stack.shape, restorer)
-    weights = sections.matrix(len(stack))[hidden].astype(np.float32)
+    weights = geometry.matrix(len(stack))[hidden].astype(np.float32)
     mask = np.zeros((len(stack), 1, 1), bool)
     mask[hidden] = True
     result = np.empty((2, len(hidden), *stack.shape[1:]), np.float32)
     for block in plan.blocks():
-        planes, *place = block.owned
+        planes, *place = block.output
         imaged = weights[:, planes].any(axis=0)
-        made = restorer.restore(stack[block.seen], block, mask[block.z.seen])
-        for whole, part in zip(result, made, strict=True):
+        restored = restorer.restore(stack[block.input], block, mask[block.z.input])
+        for whole, part in zip(result, restored, strict=True):
             whole[:, *place] = np.tensordot(weights[:, planes][:, imaged], part[imaged].astype(np.float32), axes=1)
     predicted, deviation = result
     return predicted, deviation
@@ -173,15 +173,15 @@ def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geom
     """
     window = window_around(hidden, len(stack))
     around, place = stack[window], hidden - window.start
-    seen = geometry.matrix(len(around))[place]
-    positions = geometry.plane_positions(len(seen))[seen > 0]
+    weights = geometry.matrix(len(around))[place]
+    positions = geometry.plane_positions(len(weights))[weights > 0]
     mask = torch.zeros(1, 1, len(around), 1, dtype=torch.bool, device=network.device)
     mask[:, :, place] = True
     passes = [
         restore_clip(network, around.transpose(axes), geometry, positions=positions, section_mask=mask).transpose(back)
         for axes, back in ORIENTATIONS
     ]
-    return np.tensordot(seen[seen > 0], np.mean(passes, axis=0), axes=1).astype(np.float32)
+    return np.tensordot(weights[weights > 0], np.mean(passes, axis=0), axes=1).astype(np.float32)
 
 
 def left_out_gain(
@@ -305,19 +305,19 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
         ``{"gain_over_bicubic_db", "psnr_db", "ssim", "bicubic_ssim", "coverage": {"0.5": share, ...}}``, with the range
         of the sharp planes as the peak of PSNR and SSIM; empty if the plane is too small.
     """
-    sections, processor, network = restorer.sections, restorer.processor, restorer.network
-    count = sections.num_sections(crop.shape[2])
+    geometry, processor, network = restorer.geometry, restorer.processor, restorer.network
+    count = geometry.num_sections(crop.shape[2])
     if count < 4:
         return {}
     chosen = evenly_spaced(len(crop), FRAMES)
-    sharp = crop[chosen].transpose(2, 0, 1)[: sections.num_planes(count)]  # x, section, y
+    sharp = crop[chosen].transpose(2, 0, 1)[: geometry.num_planes(count)]  # x, section, y
     truth = restorer.statistics.normalise(sharp)
-    degraded, target = (part.transpose(1, 0, 2) for part in (sections.degrade(truth), truth))
+    degraded, target = (part.transpose(1, 0, 2) for part in (geometry.degrade(truth), truth))
     mode = restorer.mode
-    found = restore_degraded(network, degraded, target, sections, restorer.device, together=False, mode=mode)
+    found = restore_degraded(network, degraded, target, geometry, restorer.device, together=False, mode=mode)
     error, cubic_error, scale = (part.float().cpu().numpy() for part in (found.error, found.cubic_error, found.scale))
     span = float(np.ptp(target))
-    multiples = [processor.interval(p, sections, mode=mode) for p in PROBABILITIES]
+    multiples = [processor.interval(p, geometry, mode=mode) for p in PROBABILITIES]
     figures = {
         "gain_over_bicubic_db": decibel(np.square(cubic_error).mean(), np.square(error).mean()),
         "psnr_db": decibel(span**2, float(np.square(error).mean())),

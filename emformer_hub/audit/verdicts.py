@@ -217,14 +217,14 @@ def _seams(found: dict[str, Any]) -> Verdict:
 
 
 def _alignment(found: dict[str, Any]) -> Verdict:
-    told, shifted = found["told"], found["shifted"]
-    unclear = 2 * told < found["pairs"]
+    measured, shifted = found["measured"], found["shifted"]
+    unclear = 2 * measured < found["pairs"]
     return Verdict(
         "alignment of sections",
-        _worse(SHIFTED.verdict(shifted / max(1, told)), CARE if unclear else GOOD),
-        f"{shifted} of {told} neighbours shifted by more than {LARGE_SHIFT:g} voxels, at most by "
-        f"{found['largest_voxels']:g}; {found['pairs'] - told} cannot be told",
-        f"good if none is and most can be told, take care to {_percent(SHIFTED.care)}",
+        _worse(SHIFTED.verdict(shifted / max(1, measured)), CARE if unclear else GOOD),
+        f"{shifted} of {measured} neighbours shifted by more than {LARGE_SHIFT:g} voxels, at most by "
+        f"{found['largest_voxels']:g}; {found['pairs'] - measured} could not be measured",
+        f"good if none is and most could be measured, take care to {_percent(SHIFTED.care)}",
         "Most neighbouring sections have too little in common to tell whether they are aligned: look at them."
         if unclear
         else "Neighbouring sections are aligned."

@@ -236,14 +236,14 @@ def _follow(folder: Path, output: Path, idle_s: float, settings: FileSettings) -
     preview = preview_path(output)
     click.echo(f"{preview}: a preview of what has landed; {output} follows when no section has for {idle_s:g} s.")
 
-    def told(sections: int, planes: int) -> None:
+    def progress(sections: int, planes: int) -> None:
         click.echo(f"{sections} sections have landed: {planes} planes")
 
     return follow(
         folder,
         preview,
         idle_s=idle_s,
-        told=told,
+        progress=progress,
         voxel_size=settings["voxel_size"],
         factor=settings["factor"],
         thickness=settings["thickness"],
@@ -269,10 +269,10 @@ def _run(
     start = time.monotonic()
     with tqdm(desc="reconstruct", unit="block", disable=None) as bar:
 
-        def progress(made: int, blocks: int) -> None:
+        def progress(done: int, blocks: int) -> None:
             if bar.total is None:
-                bar.initial = made  # by the run that this one continues
-            bar.total, bar.n = blocks, made
+                bar.initial = done  # by the run that this one continues
+            bar.total, bar.n = blocks, done
             bar.refresh()
 
         record = reconstruct_file(
@@ -285,10 +285,10 @@ def _print_summary(output: Path, record: Path, planes: str, seconds: float, mode
     """Print what was made, what was repaired, and how far it is from the measured sections."""
     from emformer_hub.volumes import open_volume
 
-    made, facts = open_volume(output).data, json.loads(record.read_text())
+    volume, facts = open_volume(output).data, json.loads(record.read_text())
     click.echo(
-        f"{output}: {shape_text(made)} {made.dtype}, {planes}; "
-        f"{seconds:.1f} s, {made.size / seconds / 1e6:.2f} Mvoxel/s ({facts['ensemble']} passes, {model})"
+        f"{output}: {shape_text(volume)} {volume.dtype}, {planes}; "
+        f"{seconds:.1f} s, {volume.size / seconds / 1e6:.2f} Mvoxel/s ({facts['ensemble']} passes, {model})"
     )
     for section, reason, fraction in facts["repair"]:
         place = "" if fraction == 1 else f" in {fraction:.1%} of it"

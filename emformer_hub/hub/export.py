@@ -50,9 +50,9 @@ Compare with sections that were left out, or with an isotropic volume that was d
 class EMformerTile(nn.Module):
     """Isotropic tile, and its uncertainty, from a tile; the same as ``reconstruct(..., ensemble=2, mode=mode)``."""
 
-    def __init__(self, network: EMformerModel, sections: SectionModel, mode: Mode):
+    def __init__(self, network: EMformerModel, geometry: SectionModel, mode: Mode):
         super().__init__()
-        self.network, self.sections, self.mode = network, sections, mode
+        self.network, self.geometry, self.mode = network, geometry, mode
 
     def forward(self, sections: Tensor) -> tuple[Tensor, Tensor]:
         """``(1, 1, sections, y, x)`` in standard deviations -> values and uncertainty, ``(1, 1, planes, y, x)``."""
@@ -63,7 +63,7 @@ class EMformerTile(nn.Module):
         return (value + spread)[:, None], error[:, None]
 
     def _one_pass(self, frames: Tensor, back: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        out = self.network(frames, self.sections.factor, thickness=self.sections.thickness, mode=self.mode)
+        out = self.network(frames, self.geometry.factor, thickness=self.geometry.thickness, mode=self.mode)
         return out.reconstruction.permute(back), out.scale.permute(back)
 
 
@@ -111,15 +111,15 @@ def export(
     check_file(output, overwrite=False)
     if len(tile_zyx) != 3 or any(side < least for side, least in zip(tile_zyx, LEAST_TILE, strict=True)):
         raise InputError(f"tile_zyx is {tile_zyx}; expected sections, y and x of at least {LEAST_TILE}.")
-    sections = SectionModel(factor, thickness)
+    geometry = SectionModel(factor, thickness)
     network = EMformerModel.from_pretrained(name)
     network.set_attn_implementation("eager")
     planes = max(16, math.ceil(tile_zyx[0] * factor))
-    example = sections.degrade(neuropil((planes, *tile_zyx[1:])))[: tile_zyx[0]].astype(np.float32)
+    example = geometry.degrade(neuropil((planes, *tile_zyx[1:])))[: tile_zyx[0]].astype(np.float32)
     facts = {"model": name, "factor": factor, "thickness": thickness, "tile_zyx": tile_zyx, "mode": mode}
     facts |= {"licence": _licence(name)}
     with replacing(output) as partial, torch.no_grad():
-        WRITERS[output.suffix](partial, EMformerTile(network.eval(), sections, mode), example, facts)
+        WRITERS[output.suffix](partial, EMformerTile(network.eval(), geometry, mode), example, facts)
 
 
 def _licence(name: str) -> str | None:

@@ -62,18 +62,18 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
     12 voxels, or if no shift can be measured for most of them.
     """
     shifts = section_shifts(volume)
-    told = told_lengths(shifts)
-    if 2 * len(told) < len(shifts):
+    measured = measured_lengths(shifts)
+    if 2 * len(measured) < len(shifts):
         return (
-            f"{len(shifts) - len(told)} of {len(shifts)} neighbouring sections have too little in common to tell "
+            f"{len(shifts) - len(measured)} of {len(shifts)} neighbouring sections have too little in common to tell "
             f"whether they are aligned; look through the stack, and if they do not show the same place, align it first."
         )
-    large = int((told > LARGE_SHIFT).sum())
-    if not large or large < MANY * len(told):
+    large = int((measured > LARGE_SHIFT).sum())
+    if not large or large < MANY * len(measured):
         return None
     return (
-        f"{large} of {len(told)} neighbouring sections are shifted against each other by more than {LARGE_SHIFT:g} "
-        f"voxels, at most by {told.max():.0f}; align the stack first."
+        f"{large} of {len(measured)} neighbouring sections are shifted against each other by more than {LARGE_SHIFT:g} "
+        f"voxels, at most by {measured.max():.0f}; align the stack first."
     )
 
 
@@ -89,7 +89,7 @@ def taper_and_band(rows: int, columns: int, coarser: float = 1) -> tuple[np.ndar
     return taper, (fine - coarse).astype(np.float32)
 
 
-def told_lengths(shifts: np.ndarray) -> np.ndarray:
+def measured_lengths(shifts: np.ndarray) -> np.ndarray:
     """Lengths, in voxels, of those :func:`section_shifts` that could be measured."""
     return np.hypot(*shifts[~np.isnan(shifts).any(axis=1)].T)
 

@@ -55,7 +55,7 @@ def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack:
     axes.set_xlabel("section", fontsize=8)
     axes.set_facecolor("#dddddd")
     axes.set_title(
-        f"{len(bad)} of {len(inspection.sections)} sections are flagged (×: score beyond the limit; grey: not told)",
+        f"{len(bad)} of {len(inspection.sections)} sections are flagged (×: score beyond the limit; grey: unknown)",
         fontsize=10,
     )
     figure.colorbar(image, ax=axes, pad=0.01).set_label("score / limit", fontsize=8)

@@ -64,7 +64,7 @@ def as_lines(sections: Sequence[SectionQuality], flagged: Sequence[int], stack: 
             f"noise      {stack.noise['grey_levels']:.3g} grey levels, {stack.noise['share']:.0%} of the variance"
         )
     if stack.factor is None:
-        lines.append("factor     cannot be told")
+        lines.append("factor     cannot be determined")
     else:
         lines.append(f"factor     {stack.factor:g} (from the {stack.factor_source})")
     return [*lines, *(f"- {remark}" for remark in stack.remarks)]

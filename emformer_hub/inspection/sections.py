@@ -166,8 +166,8 @@ def inspect_stack(
     _check(stack)
     shape = (int(stack.shape[0]), int(stack.shape[1]), int(stack.shape[2]))
     sight = _Sight(stack)
-    told = progress or (lambda done, total: None)
-    looks = _first_look(sight, lambda done: told(done, 2 * shape[0]))
+    report = progress or (lambda done, total: None)
+    looks = _first_look(sight, lambda done: report(done, 2 * shape[0]))
     scores, scales, flags = _global_scores(looks)
     sight.arrange(looks, flags)
 
@@ -184,7 +184,7 @@ def inspect_stack(
             peaks[kind].append(found[z][1])
             if z in also and kind == "between":
                 peaks["beside"].append(_peaks(sight.deviations(z, beside=True)[1]))
-        told(shape[0] + z + 1, 2 * shape[0])
+        report(shape[0] + z + 1, 2 * shape[0])
     usual = {kind: _usual(values) for kind, values in peaks.items() if values}
     for z, (kind, peak) in found.items():
         if len(peaks[kind]) >= 3:
@@ -290,7 +290,7 @@ class _Sight:
         return kind, maps
 
 
-def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
+def _first_look(sight: _Sight, progress: Callable[[int], None]) -> list[_Look]:
     looks: list[_Look] = []
     window: list[tuple[int, np.ndarray, np.ndarray]] = []  # the last three that are not blank
 
@@ -300,7 +300,7 @@ def _first_look(sight: _Sight, told: Callable[[int], None]) -> list[_Look]:
         constant = measures.constant_fraction(section)
         centre, width = measures.median_and_sd(finite) if finite.size else (0.0, 0.0)
         looks.append(_Look(constant, centre, width, np.full(4, np.nan)))
-        told(z + 1)
+        progress(z + 1)
         if constant >= BLANK or width == 0:
             continue
         standard = measures.standardise(section)
@@ -437,5 +437,5 @@ def _check(stack: np.ndarray | StoredArray) -> None:
     if min(stack.shape[1:]) < measures.MIN_SIDE:
         raise InputError(
             f"sections are {stack.shape[1]} x {stack.shape[2]} voxels (y, x); expected at least {measures.MIN_SIDE} a "
-            f"side: in less, a defect cannot be told from tissue."
+            f"side: in less, a defect cannot be distinguished from tissue."
         )

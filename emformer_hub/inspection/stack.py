@@ -29,8 +29,8 @@ class StackQuality:
 
     Attributes:
         alignment: ``{"median_shift", "largest_shift"}`` between neighbouring sections, voxels; ``{"large_share"}``, the
-            fraction of pairs shifted by more than 12 voxels; and ``{"untold"}``, the number of pairs whose shift cannot
-            be measured.
+            fraction of pairs shifted by more than 12 voxels; and ``{"not_measured"}``, the number of pairs whose shift
+            cannot be measured.
         noise: standard deviation of the part that is uncorrelated from voxel to voxel, as ``grey_levels`` and as
             ``share`` of the variance, 0 to 1; ``None`` if it cannot be measured.
         factor: recommended factor, section spacing over lateral voxel size; ``None`` if it cannot be determined.
@@ -63,7 +63,7 @@ def stack_quality(
     remarks = _remarks(flags)
     shifts = section_shifts(stack)
     lengths = np.hypot(*shifts[np.isfinite(shifts).all(axis=1)].T)
-    alignment: dict[str, float] = {"untold": len(shifts) - len(lengths)}
+    alignment: dict[str, float] = {"not_measured": len(shifts) - len(lengths)}
     if len(lengths):
         alignment |= {
             "median_shift": float(np.median(lengths)),
@@ -106,9 +106,9 @@ def stack_quality(
         if axial:
             estimate, why = _spacing(curve, float(np.median(axial)))
             if estimate is None:
-                remarks.append(f"The factor cannot be told from the sections: {why}.")
+                remarks.append(f"The factor cannot be determined from the sections: {why}.")
     if not looked:
-        remarks.append("The factor cannot be told: there are no two sound sections in succession.")
+        remarks.append("The factor cannot be determined: there are no two sound sections in succession.")
     factor, source = (None, "") if estimate is None else (estimate, "correlation")
     if voxel_size is not None:
         factor, source = round(voxel_size.z / voxel_size.lateral, 4), "voxel size"
@@ -118,8 +118,8 @@ def stack_quality(
                 f"{estimate:.1f} apart: check the voxel size, or the alignment."
             )
     remarks.append(
-        "The thickness cannot be told from the images: take 1 for sections that were seen through (ssTEM), 1 / factor "
-        "for block faces (FIB-SEM, SBF-SEM)."
+        "The thickness cannot be determined from the images: take 1 for sections that were seen through (ssTEM), "
+        "1 / factor for block faces (FIB-SEM, SBF-SEM)."
     )
     return StackQuality(alignment, noise, factor, source, estimate, remarks)
 

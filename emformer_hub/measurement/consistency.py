@@ -36,27 +36,27 @@ class Residual:
 
 
 def consistency_residual(
-    volume: np.ndarray, sections: np.ndarray, section_model: SectionModel, mask: np.ndarray | None = None
+    volume: np.ndarray, sections: np.ndarray, geometry: SectionModel, mask: np.ndarray | None = None
 ) -> Residual:
     """Cut sections from a reconstruction as the microscope would, and compare them with the measured ones.
 
     Args:
         volume: ``(planes, y, x)``, in the grey levels of the sections.
         sections: measured sections, ``(sections, y, x)``. Both may be memory-mapped.
-        section_model: how sections sample planes.
+        geometry: how sections sample planes.
         mask: bool, ``(sections,)`` or ``(sections, y, x)``; True for voxels to ignore, whatever they hold.
 
     Raises:
         InputError: the volume does not match the number of sections, or nothing is left to compare.
     """
-    expected = (section_model.num_planes(len(sections)), *sections.shape[1:])
+    expected = (geometry.num_planes(len(sections)), *sections.shape[1:])
     if volume.shape != expected:
         raise InputError(
             f"the volume has shape {volume.shape}; {len(sections)} sections of {sections.shape[1:]} at factor "
-            f"{section_model.factor:g} become {expected}."
+            f"{geometry.factor:g} become {expected}."
         )
     squares, count, maximum, low, high = 0.0, 0, 0.0, np.inf, -np.inf
-    for z, (cut, section) in enumerate(zip(section_model.degrade(volume), sections, strict=True)):
+    for z, (cut, section) in enumerate(zip(geometry.degrade(volume), sections, strict=True)):
         counts = np.ones(section.shape, bool) if mask is None else np.broadcast_to(~mask[z], section.shape)
         if not counts.any():
             continue

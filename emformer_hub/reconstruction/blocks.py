@@ -1,8 +1,8 @@
 """Blocks: which voxels of the result are computed together, and from which input. Pure functions.
 
 Every output voxel belongs to one block, and a block depends only on the input around it: blocks may be computed in any
-order, on any machine, and again. A block has an output box, ``owned``, and an input box, ``seen``, which extends beyond
-the output box by a halo.
+order, on any machine, and again. A block has an output box, and an input box that extends beyond the output box by a
+halo.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ class Span:
     """A block along one axis.
 
     Attributes:
-        owned: output samples: planes along z, voxels along y and x.
-        seen: input samples: sections along z, voxels along y and x.
+        output: output samples: planes along z, voxels along y and x.
+        input: input samples: sections along z, voxels along y and x.
     """
 
-    owned: slice
-    seen: slice
+    output: slice
+    input: slice
 
     @property
     def inside(self) -> slice:
         """Place of the output voxels within the input voxels, along y or x."""
-        return slice(self.owned.start - self.seen.start, self.owned.stop - self.seen.start)
+        return slice(self.output.start - self.input.start, self.output.stop - self.input.start)
 
     def halves(self, halo: int, multiple: int) -> list[Span]:
         """Divide a span along y or x into two; a span that is no longer than ``multiple`` stays whole."""
-        middle = self.owned.start + math.ceil((self.owned.stop - self.owned.start) / 2 / multiple) * multiple
-        if middle >= self.owned.stop:
+        middle = self.output.start + math.ceil((self.output.stop - self.output.start) / 2 / multiple) * multiple
+        if middle >= self.output.stop:
             return [self]
         last = middle - halo - (middle - halo) % multiple
         return [
-            Span(slice(self.owned.start, middle, 1), slice(self.seen.start, min(middle + halo, self.seen.stop), 1)),
-            Span(slice(middle, self.owned.stop, 1), slice(max(self.seen.start, last), self.seen.stop, 1)),
+            Span(slice(self.output.start, middle, 1), slice(self.input.start, min(middle + halo, self.input.stop), 1)),
+            Span(slice(middle, self.output.stop, 1), slice(max(self.input.start, last), self.input.stop, 1)),
         ]
 
 
@@ -70,14 +70,14 @@ class Block:
     x: Span
 
     @property
-    def owned(self) -> Box:
+    def output(self) -> Box:
         """Output box."""
-        return (self.z.owned, self.y.owned, self.x.owned)
+        return (self.z.output, self.y.output, self.x.output)
 
     @property
-    def seen(self) -> Box:
+    def input(self) -> Box:
         """Input box."""
-        return (self.z.seen, self.y.seen, self.x.seen)
+        return (self.z.input, self.y.input, self.x.input)
 
     def quarters(self, multiple: int) -> list[Block]:
         """Divide a block into up to four with their own halos; a side no longer than ``multiple`` stays whole."""
@@ -91,7 +91,7 @@ class Plan:
 
     Args:
         shape_zyx: shape of the input, (sections, y, x).
-        sections: geometry of its sections.
+        geometry: how its sections sample tissue.
         tile_zyx: largest input box, (sections, y, x).
         grid_zyx: grid on which input boxes begin, (sections, y, x), so that attention windows lie in the same places
             however the volume is divided.
@@ -101,7 +101,7 @@ class Plan:
     """
 
     shape_zyx: tuple[int, int, int]
-    sections: SectionModel
+    geometry: SectionModel
     tile_zyx: tuple[int, int, int]
     grid_zyx: tuple[int, int, int]
 
@@ -109,7 +109,7 @@ class Plan:
         for length, tile, least in zip(self.shape_zyx, self.tile_zyx, self._least_zyx, strict=True):
             if tile < min(length, least):
                 raise InputError(
-                    f"tile_zyx is {self.tile_zyx}; blocks are seen with a halo of {HALO_ZYX} on either side, so "
+                    f"tile_zyx is {self.tile_zyx}; blocks are computed with a halo of {HALO_ZYX} on either side, so "
                     f"expected at least {self._least_zyx}, or the whole axis."
                 )
 
@@ -121,13 +121,13 @@ class Plan:
     @property
     def output_zyx(self) -> tuple[int, int, int]:
         """Shape of the result, (planes, y, x)."""
-        return (self.sections.num_planes(self.shape_zyx[0]), *self.shape_zyx[1:])
+        return (self.geometry.num_planes(self.shape_zyx[0]), *self.shape_zyx[1:])
 
     @cached_property
     def block_zyx(self) -> tuple[int, int, int]:
         """Voxels of the result in a block, (planes, y, x); the last ones along an axis may hold fewer."""
         (depth, *lengths), (tile, *tiles), (halo, *halos) = self.shape_zyx, self.tile_zyx, HALO_ZYX
-        (grid, *grids), factor = self.grid_zyx, self.sections.factor
+        (grid, *grids), factor = self.grid_zyx, self.geometry.factor
         planes = self.output_zyx[0]
         if tile < depth:  # a block that begins between two sections, or off the grid, sees a little more
             most_of_two, most = (math.floor((tile - faces * halo - grid) * factor) for faces in (1, 2))
@@ -143,7 +143,7 @@ class Plan:
 
     @cached_property
     def _spans(self) -> list[list[Span]]:
-        scales = (self.sections.factor, 1.0, 1.0)
+        scales = (self.geometry.factor, 1.0, 1.0)
         axes = zip(self.output_zyx, self.shape_zyx, self.block_zyx, scales, HALO_ZYX, self.grid_zyx, strict=True)
         return [list(_spans(*axis)) for axis in axes]
 
@@ -160,10 +160,10 @@ class Plan:
         for z, y, x in itertools.product(*chosen):
             yield Block(z, y, x)
 
-    def seen(self, box: Box) -> Box:
+    def input_box(self, box: Box) -> Box:
         """Input box of a box of the result."""
         z, y, x = (
-            slice(inside[0].seen.start, max(span.seen.stop for span in inside), 1)
+            slice(inside[0].input.start, max(span.input.stop for span in inside), 1)
             for inside in (_within(*axis) for axis in zip(self._spans, box, strict=True))
         )
         return (z, y, x)
@@ -171,7 +171,7 @@ class Plan:
 
 def make_plan(
     shape_zyx: tuple[int, int, int],
-    sections: SectionModel,
+    geometry: SectionModel,
     config: EMformerConfig,
     tile_zyx: tuple[int, int, int] | None = None,
 ) -> Plan:
@@ -181,11 +181,11 @@ def make_plan(
         InputError: ``tile_zyx`` is not three whole numbers, or has no room for a halo.
     """
     if tile_zyx is None:
-        tile_zyx = default_tile(shape_zyx[0], sections.factor)
+        tile_zyx = default_tile(shape_zyx[0], geometry.factor)
     elif len(tile_zyx) != 3 or not all(isinstance(side, int) for side in tile_zyx):
         raise InputError(f"tile_zyx is {tile_zyx}; expected three whole numbers, (sections, y, x).")
     lateral = lateral_grid(config)
-    return Plan(shape_zyx, sections, tile_zyx, (config.window_size[1], lateral, lateral))
+    return Plan(shape_zyx, geometry, tile_zyx, (config.window_size[1], lateral, lateral))
 
 
 def lateral_grid(config: EMformerConfig) -> int:
@@ -197,8 +197,8 @@ def lateral_grid(config: EMformerConfig) -> int:
 def default_tile(depth: int, factor: float) -> tuple[int, int, int]:
     """Default input box for a stack of this many sections, (sections, y, x)."""
     sections = min(TILE_SECTIONS, int(TILE_PLANES / factor))
-    seen = min(sections, depth)
-    area = TILE_SIDE**2 * min(TILE_SECTIONS / seen, TILE_PLANES / (seen * factor))
+    deep = min(sections, depth)
+    area = TILE_SIDE**2 * min(TILE_SECTIONS / deep, TILE_PLANES / (deep * factor))
     side = math.isqrt(int(area)) // TILE_MULTIPLE * TILE_MULTIPLE
     return (sections, side, side)
 
@@ -220,8 +220,8 @@ def _share(length: int, most_of_two: int, most: int, multiple: int) -> int:
 
 
 def _within(spans: list[Span], part: slice) -> list[Span]:
-    first, last = (bisect_left(spans, end, key=lambda span: span.owned.start) for end in (part.start, part.stop))
+    first, last = (bisect_left(spans, end, key=lambda span: span.output.start) for end in (part.start, part.stop))
     inside = spans[first:last]
-    if not inside or inside[0].owned.start != part.start or inside[-1].owned.stop != part.stop:
+    if not inside or inside[0].output.start != part.start or inside[-1].output.stop != part.stop:
         raise ValueError(f"a block crosses the side of {part}, or there is none in it.")
     return inside

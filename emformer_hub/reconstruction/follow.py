@@ -48,21 +48,21 @@ def sections_landing(folder: Path, idle_s: float, *, at_least: int = MIN_SECTION
     """
     if not folder.is_dir() or is_zarr(folder):
         raise InputError(f"{folder} is not a folder of sections; --follow waits for TIFF or PNG files in a folder.")
-    last, landed, seen, known = time.monotonic(), 0, 0, -1
+    last, landed, shown, known = time.monotonic(), 0, 0, -1
     trouble: InputError | None = None
     while True:
         files = sum(1 for _ in folder.iterdir())
         if trouble or files != known:
             last = last if files == known else time.monotonic()
-            known, volume, trouble = files, *_whole(folder, seen)
+            known, volume, trouble = files, *_whole(folder, shown)
             landed = 0 if volume is None else len(volume.data)
-            if volume is not None and landed > max(seen, at_least - 1):
+            if volume is not None and landed > max(shown, at_least - 1):
                 yield volume
-                seen, last = landed, time.monotonic()
+                shown, last = landed, time.monotonic()
         if time.monotonic() - last > idle_s:
             if trouble and files:
                 raise InputError(f"{trouble} (No section has landed for {idle_s:g} s.)") from trouble
-            if seen < at_least:
+            if shown < at_least:
                 raise InputError(
                     f"{folder} holds {landed} section{'s' * (landed != 1)}, and none has landed for {idle_s:g} s; "
                     f"expected at least {at_least}. Is it the right folder?"
@@ -71,13 +71,13 @@ def sections_landing(folder: Path, idle_s: float, *, at_least: int = MIN_SECTION
         time.sleep(min(POLL_S, idle_s / 4))
 
 
-def _whole(folder: Path, seen: int) -> tuple[Volume[Any] | None, InputError | None]:
+def _whole(folder: Path, shown: int) -> tuple[Volume[Any] | None, InputError | None]:
     """The readable sections, all or all but the last, and the error if not all can be read."""
     trouble = None
     for but_last in (False, True):
         try:
             volume = slices.open_volume(folder, but_last=but_last)
-            volume.data[seen:, :1]  # a section may have its size and not all of its voxels
+            volume.data[shown:, :1]  # a section may have its size and not all of its voxels
             return volume, trouble
         except InputError as error:
             trouble = trouble or error
@@ -94,7 +94,7 @@ def follow(
     preview: Path,
     *,
     idle_s: float = 60.0,
-    told: Landed = lambda sections, planes: None,
+    progress: Landed = lambda sections, planes: None,
     **settings: Unpack[Settings],
 ) -> Volume[Any]:
     """Reconstruct sections as they land, into an OME-Zarr that grows, until none has landed for a while.
@@ -106,7 +106,7 @@ def follow(
         folder: folder that sections are written to.
         preview: OME-Zarr to make; one that already exists is replaced.
         idle_s: seconds without a new section after which the stack is complete.
-        told: called with the number of sections that have landed and the number of planes of the preview.
+        progress: called with the number of sections that have landed and the number of planes of the preview.
         settings: keys of :class:`~emformer_hub.reconstruction.settings.Settings`; one pass by default.
 
     Returns:
@@ -125,10 +125,10 @@ def follow(
         while len(volume.data) - shown >= (STEP if shown else MIN_SECTIONS):
             shown = min(shown + MOST, len(volume.data))
             growing.add(volume, shown)
-            told(shown, geometry.num_planes(shown))
+            progress(shown, geometry.num_planes(shown))
     if shown < len(volume.data):
         growing.add(volume, len(volume.data))
-        told(len(volume.data), geometry.num_planes(len(volume.data)))
+        progress(len(volume.data), geometry.num_planes(len(volume.data)))
     return volume
 
 
@@ -155,26 +155,26 @@ class _Preview:
             self.network, self.processor, self.geometry, statistics, self.ensemble, choose_device(self.device)
         )
         planes = self.geometry.num_planes(landed)
-        owned = slice(math.floor(self.complete * self.geometry.factor), planes, 1)
-        made = np.empty((planes - owned.start, *window.shape[1:]), window.dtype)
+        output = slice(math.floor(self.complete * self.geometry.factor), planes, 1)
+        restored = np.empty((planes - output.start, *window.shape[1:]), window.dtype)
         z, y, x = window.shape
         for block in make_plan((z, y, x), self.geometry, self.network.config).blocks():
-            if block.z.owned.start == 0:  # along z, the window is one block
-                whole = Block(Span(owned, slice(first, landed, 1)), block.y, block.x)
-                made[:, block.y.owned, block.x.owned], _ = restorer.restore(
-                    window[:, block.y.seen, block.x.seen], whole
+            if block.z.output.start == 0:  # along z, the window is one block
+                whole = Block(Span(output, slice(first, landed, 1)), block.y, block.x)
+                restored[:, block.y.output, block.x.output], _ = restorer.restore(
+                    window[:, block.y.input, block.x.input], whole
                 )
-        self._write(volume, owned, made)
+        self._write(volume, output, restored)
         self.complete = max(0, landed - halo)
 
-    def _write(self, volume: Volume[Any], owned: slice, made: np.ndarray) -> None:
-        if owned.start == 0:
+    def _write(self, volume: Volume[Any], planes: slice, voxels: np.ndarray) -> None:
+        if planes.start == 0:
             shutil.rmtree(self.path, ignore_errors=True)
             where = self.geometry.plane_origin(self.voxel_size, volume.translation_nm)
             size = self.geometry.plane_size(self.voxel_size)
-            writer = OMEZarrWriter.create(self.path, made.shape, made.dtype, size, where)
+            writer = OMEZarrWriter.create(self.path, voxels.shape, voxels.dtype, size, where)
         else:
             writer = OMEZarrWriter(self.path)
-            writer.grow(owned.stop)
-        writer.write((owned, slice(0, made.shape[1], 1), slice(0, made.shape[2], 1)), made)
+            writer.grow(planes.stop)
+        writer.write((planes, slice(0, voxels.shape[1], 1), slice(0, voxels.shape[2], 1)), voxels)
         writer.finish()

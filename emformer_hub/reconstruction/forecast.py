@@ -91,13 +91,13 @@ def forecast(parts: Parts) -> Forecast:
         InputError: the stack cannot be read.
     """
     number = len(parts.boxes) // 2
-    whole, seen = parts.plan.seen(parts.boxes[number]), parts.read(number)
+    whole, sections = parts.plan.input_box(parts.boxes[number]), parts.read(number)
     blocks = list(parts.plan.blocks(parts.boxes[number]))
     block = blocks[len(blocks) // 2]
     seconds = min(
-        timed(parts.restorer.restore, seen[within(block.seen, whole)], block)[1] for _ in range(2)
+        timed(parts.restorer.restore, sections[within(block.input, whole)], block)[1] for _ in range(2)
     )  # the first one warms up
     voxels = math.prod(parts.plan.output_zyx)
-    fraction = math.prod(side.stop - side.start for side in block.owned) / voxels
+    fraction = math.prod(side.stop - side.start for side in block.output) / voxels
     of_all = seconds / fraction / len(parts.plan)  # blocks at the end of an axis are smaller
     return Forecast(needs(parts.job, parts.plan), voxels, len(parts.boxes), len(parts.plan), of_all)

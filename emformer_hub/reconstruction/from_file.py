@@ -50,7 +50,7 @@ def reconstruct_file(
     overwrite: bool = False,
     resume: bool = False,
     scheduler: Scheduler | None = None,
-    progress: Progress = lambda made, blocks: None,
+    progress: Progress = lambda done, blocks: None,
     **settings: Unpack[FileSettings],
 ) -> Path:
     """Reconstruct a stack that need not fit into memory.
@@ -211,12 +211,12 @@ def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
     if is_zarr_path(final) and job.padding is None:
         put_in_place(writer.path, final)
         return
-    made, place = open_volume(writer.path).data, job.translation
+    result, place = open_volume(writer.path).data, job.translation
     if job.padding is not None:
-        made, place = _with_padding(job, made, final)
+        result, place = _with_padding(job, result, final)
     size = VoxelSize(*job.voxel_size)
     try:
-        write_volume(final, made, size, translation_nm=place, overwrite=True, ome_zarr=job.ome_zarr)
+        write_volume(final, result, size, translation_nm=place, overwrite=True, ome_zarr=job.ome_zarr)
     except InputError as error:
         raise InputError(
             f"{error} The reconstruction is complete: the same command with --resume writes it."
@@ -225,7 +225,7 @@ def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
 
 
 def _with_padding(
-    job: Job, made: np.ndarray | StoredArray, final: Path
+    job: Job, result: np.ndarray | StoredArray, final: Path
 ) -> tuple[StoredArray, tuple[float, float, float]]:
     """A result within the padding of its input, which is as certain as it was, and the place of its first voxel."""
     assert job.padding is not None
@@ -234,7 +234,7 @@ def _with_padding(
     value = {job.uncertainty: 0.0, job.confident: 1.0}.get(str(final), job.padding)
     z, y, x = job.translation
     _, height, width = job.voxel_size
-    whole = framed(made, job.input_shape[1:], padding, value)
+    whole = framed(result, job.input_shape[1:], padding, value)
     return whole, (z, y - rows.start * height, x - columns.start * width)
 
 

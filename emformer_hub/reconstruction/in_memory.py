@@ -36,7 +36,7 @@ class Reconstruction:
         volume: voxels, ``(round(sections * factor), y, x)``, in the dtype of the input.
         uncertainty: standard deviation of each voxel's error, from the network's own estimate and the spread of its
             passes; same shape, float32, intensity units of the input.
-        sections: geometry of the sections of the input.
+        geometry: how the sections of the input sample tissue.
         processor: processor of the weights, which holds the calibration of their uncertainty.
         mask: voxels of the input that were predicted from their surroundings, bool ``(sections, y, x)``, if any.
         mode: what became of the noise of the sections.
@@ -44,7 +44,7 @@ class Reconstruction:
 
     volume: np.ndarray
     uncertainty: np.ndarray
-    sections: SectionModel
+    geometry: SectionModel
     processor: EMformerProcessor
     mask: np.ndarray | None = None
     mode: Mode = DEFAULT_MODE
@@ -52,7 +52,7 @@ class Reconstruction:
     @property
     def factor(self) -> float:
         """Output planes per section."""
-        return self.sections.factor
+        return self.geometry.factor
 
     def half_width(self, probability: float) -> np.ndarray:
         """Largest distance of the truth from each voxel with this probability, float32, intensity units.
@@ -64,9 +64,9 @@ class Reconstruction:
             InputError: a probability outside 0 to 0.99.
         """
         measured, masked = (
-            self.processor.interval(probability, self.sections, masked, self.mode) for masked in (False, True)
+            self.processor.interval(probability, self.geometry, masked, self.mode) for masked in (False, True)
         )
-        sections = self.sections.sections_of(len(self.uncertainty))
+        sections = self.geometry.sections_of(len(self.uncertainty))
         if self.mask is not None:
             sections = sections.clip(max=len(self.mask) - 1)
         return half_width(self.uncertainty, (measured, masked), self.mask, sections)
@@ -196,13 +196,13 @@ def _restore_all(
         disable=None if progress is True else True,  # None: shown on a terminal only
     )
 
-    def told(done: int) -> None:
+    def count(done: int) -> None:
         bar.update()
         if callable(progress):
             progress(done, len(plan))
 
     with bar:
-        return restorer.restore_all(volume, plan, mask, told)
+        return restorer.restore_all(volume, plan, mask, count)
 
 
 def _loaded(model: str | EMformerModel) -> tuple[EMformerModel, EMformerProcessor]:

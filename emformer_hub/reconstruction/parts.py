@@ -149,15 +149,15 @@ class Parts:
         Raises:
             InputError: they cannot be read, or some are NaN or infinite.
         """
-        z, y, x = self._of_input(self.plan.seen(self.boxes[number]))
-        seen = np.asarray(self.stack[z, y, x])
-        found = not_measured(seen, self.repair.mask((z, y, x)))
+        z, y, x = self._of_input(self.plan.input_box(self.boxes[number]))
+        sections = np.asarray(self.stack[z, y, x])
+        found = not_measured(sections, self.repair.mask((z, y, x)))
         if found is not None:
             broken, value = found
-            place = np.unravel_index(int(broken.argmax()), seen.shape)
+            place = np.unravel_index(int(broken.argmax()), sections.shape)
             where = (f"{axis}={part.start + at}" for axis, part, at in zip("zyx", (z, y, x), place, strict=True))
             raise unmeasured(self.job.input, value, ", ".join(where))
-        return seen
+        return sections
 
     def _of_input(self, box: Box) -> Box:
         """A box of the region in coordinates of the whole input."""
@@ -172,19 +172,19 @@ class Parts:
         level, box = self.place(number)
         return 0 if level else self.plan.num_blocks(box)
 
-    def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
-        """Compute a part of each output from its input voxels; ``tick`` is called after each block."""
-        box, whole = self.boxes[number], self.plan.seen(self.boxes[number])
+    def make(self, number: int, sections: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+        """Compute a part of each output from its input; ``tick`` is called after each block."""
+        box, whole = self.boxes[number], self.plan.input_box(self.boxes[number])
         parts = [np.empty([part.stop - part.start for part in box], dtype) for dtype in self.job.dtypes]
         for block in self.plan.blocks(box):
-            mask = self.repair.mask(self._of_input(block.seen))
-            made = list(self.restorer.restore(seen[within(block.seen, whole)], block, mask))
+            mask = self.repair.mask(self._of_input(block.input))
+            restored = list(self.restorer.restore(sections[within(block.input, whole)], block, mask))
             if self.job.confidence is not None:
-                made.append(self._confident(made[1], block, mask))
+                restored.append(self._confident(restored[1], block, mask))
             if self.job.uncertainty is None:
-                del made[1]
-            for part, voxels in zip(parts, made, strict=True):
-                part[within(block.owned, box)] = voxels
+                del restored[1]
+            for part, voxels in zip(parts, restored, strict=True):
+                part[within(block.output, box)] = voxels
             tick()
         return parts
 
@@ -196,11 +196,11 @@ class Parts:
             processor.interval(self.job.confidence, geometry, masked, self.job.mode) for masked in (False, True)
         )
         hidden = None if mask is None else mask[:, block.y.inside, block.x.inside]
-        sections = geometry.sections_of(len(uncertainty), block.z.owned.start).clip(max=block.z.seen.stop - 1)
-        width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.seen.start)
+        sections = geometry.sections_of(len(uncertainty), block.z.output.start).clip(max=block.z.input.stop - 1)
+        width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.input.start)
         return width <= TOLERANCE * self.job.std
 
-    def residual(self, number: int, seen: np.ndarray, volume: np.ndarray) -> tuple[float, float, float]:
+    def residual(self, number: int, sections: np.ndarray, volume: np.ndarray) -> tuple[float, float, float]:
         """Sum of squares, number and maximum of the differences between measured sections and those cut from a part.
 
         Sections that extend beyond the part are left out, and so are repaired voxels.
@@ -209,7 +209,7 @@ class Parts:
         first, last = (
             round_(end / geometry.factor) for round_, end in ((math.ceil, box[0].start), (math.floor, box[0].stop))
         )
-        whole = self.plan.seen(box)
+        whole = self.plan.input_box(box)
         squares, compared, furthest = 0.0, 0.0, 0.0
         if last <= first:
             return squares, compared, furthest
@@ -220,7 +220,7 @@ class Parts:
             planes = volume[begin + used[0] : begin + used[-1] + 1].astype(kind)
             cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(kind), planes, axes=1)
             inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box[1:], whole[1:], strict=True))
-            measured = seen[(section - whole[0].start, *inside)]
+            measured = sections[(section - whole[0].start, *inside)]
             mask = self.repair.mask(self._of_input((slice(section, section + 1, 1), *box[1:])))
             apart = np.abs(cut - measured) if mask is None else np.abs(cut - measured)[~mask[0]]
             squares += float(np.square(apart, dtype=np.float64).sum())
@@ -245,10 +245,10 @@ class Parts:
         if number >= len(self.boxes):
             _, seconds = timed(self.coarsen, number)
             return Made(number, 0.0, 0.0, seconds)
-        seen, read = timed(self.read, number)
-        made, compute = timed(self.make, number, seen)
-        _, write = timed(self.write, number, made)
-        return Made(number, read, compute, write, *self.residual(number, seen, made[0]))
+        sections, read = timed(self.read, number)
+        outputs, compute = timed(self.make, number, sections)
+        _, write = timed(self.write, number, outputs)
+        return Made(number, read, compute, write, *self.residual(number, sections, outputs[0]))
 
 
 _at_work: dict[Job, Parts] = {}
@@ -290,12 +290,12 @@ def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[], None]) -> I
         ahead = [reader.submit(timed, parts.read, number) for number in numbers[:1]]
         behind: list[tuple[Made, Future[tuple[None, float]]]] = []
         for place, number in enumerate(numbers, start=1):
-            seen, read = ahead.pop().result()
+            sections, read = ahead.pop().result()
             ahead += [reader.submit(timed, parts.read, following) for following in numbers[place : place + 1]]
-            made, compute = timed(parts.make, number, seen, tick)
+            outputs, compute = timed(parts.make, number, sections, tick)
             yield from map(_written, behind)
-            part = Made(number, read, compute, 0.0, *parts.residual(number, seen, made[0]))
-            behind = [(part, writer.submit(timed, parts.write, number, made))]
+            part = Made(number, read, compute, 0.0, *parts.residual(number, sections, outputs[0]))
+            behind = [(part, writer.submit(timed, parts.write, number, outputs))]
         yield from map(_written, behind)
 
 

@@ -40,7 +40,7 @@ class Restorer:
     Args:
         network: the network, which moves to the device.
         processor, statistics: normalisation of intensities, and the statistics of the stack.
-        sections: geometry of the sections of the input.
+        geometry: how the sections of the input sample tissue.
         ensemble: number of passes to average.
         device, precision: device that computes, and its precision (:func:`~emformer_hub.devices.choose_precision`).
         mode: what becomes of the noise of the sections.
@@ -48,7 +48,7 @@ class Restorer:
 
     network: EMformerModel
     processor: EMformerProcessor
-    sections: SectionModel
+    geometry: SectionModel
     statistics: IntensityStatistics
     ensemble: int
     device: torch.device
@@ -66,7 +66,7 @@ class Restorer:
         volume: np.ndarray,
         plan: Plan,
         mask: np.ndarray | None = None,
-        told: Callable[[int], None] = lambda done: None,
+        progress: Callable[[int], None] = lambda done: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """All voxels of a result and their uncertainty, computed block by block by :meth:`restore`.
 
@@ -74,26 +74,28 @@ class Restorer:
             volume: the stack, ``(sections, y, x)``.
             plan: how the result is divided into blocks.
             mask: voxels to predict from their surroundings, bool, same shape.
-            told: called after each block with the number of finished blocks.
+            progress: called after each block with the number of finished blocks.
         """
         result = np.empty(plan.output_zyx, volume.dtype), np.empty(plan.output_zyx, np.float32)
         for done, block in enumerate(plan.blocks(), start=1):
-            hidden = None if mask is None else mask[block.seen]
-            for whole, part in zip(result, self.restore(volume[block.seen], block, hidden), strict=True):
-                whole[block.owned] = part
-            told(done)
+            hidden = None if mask is None else mask[block.input]
+            for whole, part in zip(result, self.restore(volume[block.input], block, hidden), strict=True):
+                whole[block.output] = part
+            progress(done)
         return result
 
-    def restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def restore(
+        self, sections: np.ndarray, block: Block, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The voxels of a block and their uncertainty, computed from the input box of the block.
 
         Args:
-            seen: voxels of the input box ``block.seen``, ``(sections, y, x)``, intensity units.
+            sections: voxels of the input box ``block.input``, ``(sections, y, x)``, intensity units.
             mask: voxels to predict from their surroundings, bool, of the same shape or broadcastable to it with three
                 axes. Their values are never used. A block without such voxels equals the one without a mask to the bit.
 
         Returns:
-            Voxels of the output box ``block.owned``, ``(planes, y, x)``, in the dtype of the volume, and their
+            Voxels of the output box ``block.output``, ``(planes, y, x)``, in the dtype of the volume, and their
             uncertainty, float32, both in intensity units.
 
         Raises:
@@ -101,7 +103,7 @@ class Restorer:
         """
         pieces = self._pieces(block, self._quarterings)
         try:
-            return self._joined(seen, block, mask, pieces)
+            return self._joined(sections, block, mask, pieces)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -115,7 +117,7 @@ class Restorer:
         log.warning(
             "There is not enough memory on %s (%s): continuing with blocks a quarter as large.", self.device, found
         )
-        return self.restore(seen, block, mask)  # what the failed pass held is free by now
+        return self.restore(sections, block, mask)  # what the failed pass held is free by now
 
     def _pieces(self, block: Block, quarterings: int) -> list[Block]:
         pieces = [block]
@@ -124,26 +126,26 @@ class Restorer:
         return pieces
 
     def _joined(
-        self, seen: np.ndarray, block: Block, mask: np.ndarray | None, pieces: list[Block]
+        self, sections: np.ndarray, block: Block, mask: np.ndarray | None, pieces: list[Block]
     ) -> tuple[np.ndarray, np.ndarray]:
-        shape = [part.stop - part.start for part in block.owned]
+        shape = [part.stop - part.start for part in block.output]
         whole = np.empty(shape, self.statistics.dtype), np.empty(shape, np.float32)
-        hidden = None if mask is None else np.broadcast_to(mask, seen.shape)
+        hidden = None if mask is None else np.broadcast_to(mask, sections.shape)
         for piece in pieces:
-            inside = within(piece.seen, block.seen)
-            made = self._restore(seen[inside], piece, None if hidden is None else hidden[inside])
-            for to, voxels in zip(whole, made, strict=True):
-                to[within(piece.owned, block.owned)] = voxels
+            inside = within(piece.input, block.input)
+            restored = self._restore(sections[inside], piece, None if hidden is None else hidden[inside])
+            for to, voxels in zip(whole, restored, strict=True):
+                to[within(piece.output, block.output)] = voxels
         return whole
 
-    def _restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _restore(self, sections: np.ndarray, block: Block, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if mask is not None:
             mask = mask if mask.any() else None
-            seen = seen if mask is None else np.where(mask, seen.dtype.type(0), seen)
-        clip_zyx = torch.from_numpy(self.processor.normalise(seen, self.statistics)).to(self.device)
+            sections = sections if mask is None else np.where(mask, sections.dtype.type(0), sections)
+        clip_zyx = torch.from_numpy(self.processor.normalise(sections, self.statistics)).to(self.device)
         mask_zyx = None if mask is None else torch.from_numpy(np.array(mask)).to(self.device)
-        made, bound = self._made(block)
-        positions = self.sections.plane_positions(made.stop - made.start, made.start) - block.z.seen.start
+        computed, bound = self._computed(block)
+        positions = self.geometry.plane_positions(computed.stop - computed.start, computed.start) - block.z.input.start
         inside_yx = (block.y.inside, block.x.inside)
         moments = torch.zeros((2, len(positions), *(part.stop - part.start for part in inside_yx)), device=self.device)
         with torch.inference_mode(), self._autocast:
@@ -154,29 +156,29 @@ class Restorer:
                 hidden = None if mask_zyx is None else mask_zyx[inside]
                 moments[0] = self._faithful(moments[0], clip_zyx[inside], positions - bound.start, hidden)
         value, variance = moments.cpu().numpy()
-        owned = slice(block.z.owned.start - made.start, block.z.owned.stop - made.start)
-        uncertainty = np.sqrt(variance[owned] / self.ensemble)
+        planes = slice(block.z.output.start - computed.start, block.z.output.stop - computed.start)
+        uncertainty = np.sqrt(variance[planes] / self.ensemble)
         return (
-            self.processor.restore(value[owned], self.statistics),
+            self.processor.restore(value[planes], self.statistics),
             self.processor.restore_scale(uncertainty, self.statistics),
         )
 
-    def _made(self, block: Block) -> tuple[slice, slice]:
+    def _computed(self, block: Block) -> tuple[slice, slice]:
         """The planes that the network computes for a block, and the sections of its input they are projected onto."""
-        owned, seen, factor = block.z.owned, block.z.seen, self.sections.factor
+        output, whole, factor = block.z.output, block.z.input, self.geometry.factor
         if self.mode == "clean":
-            return owned, slice(0, 0)
+            return output, slice(0, 0)
         beyond = 0 if factor % 1 == 0 else PROJECTED_BEYOND
-        first = max(seen.start, math.floor(owned.start / factor) - beyond)
-        stop = min(seen.stop, math.ceil(owned.stop / factor) + beyond)
-        planes = slice(self.sections.first_plane(first), self.sections.num_planes(stop))
-        return planes, slice(first - seen.start, stop - seen.start)
+        first = max(whole.start, math.floor(output.start / factor) - beyond)
+        stop = min(whole.stop, math.ceil(output.stop / factor) + beyond)
+        planes = slice(self.geometry.first_plane(first), self.geometry.num_planes(stop))
+        return planes, slice(first - whole.start, stop - whole.start)
 
     def _faithful(self, planes: Tensor, sections: Tensor, positions: np.ndarray, mask: Tensor | None) -> Tensor:
         """Planes projected onto the sections, which are at 0, 1, … of their positions; all ``(., y, x)``."""
         value, measured = (part.transpose(0, 1)[None] for part in (planes, sections))
         hidden = None if mask is None else mask.expand_as(sections).transpose(0, 1)[None]
-        factor, thickness = self.sections.factor, self.sections.thickness
+        factor, thickness = self.geometry.factor, self.geometry.thickness
         return project(value, measured, positions.tolist(), factor, thickness, hidden)[0].transpose(0, 1)
 
     def _add_pass(
@@ -198,9 +200,9 @@ class Restorer:
         mirrored = [axis for bit, axis in ((2, 1), (4, 2), (8, 0)) if member & bit]
         out = self.network(
             clip_zyx.permute(axes).flip(mirrored)[None],
-            self.sections.factor,
+            self.geometry.factor,
             positions=(len(clip_zyx) - 1 - positions)[::-1] if member & 2 else positions,
-            thickness=self.sections.thickness,
+            thickness=self.geometry.thickness,
             section_mask=None if mask_zyx is None else mask_zyx.permute(axes).flip(mirrored)[None],
         )
         value, scale = (

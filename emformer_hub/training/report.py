@@ -188,8 +188,8 @@ def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Re
 
 
 def _source(volume: TrainingVolume, entry: VolumeEntry) -> str:
-    told = [entry.modality or "", f"licence: {entry.licence}" if entry.licence else ""]
-    parts = [volume.name, f"{volume.data.shape} voxels z, y, x", str(volume.voxel_size), *filter(None, told)]
+    stated = [entry.modality or "", f"licence: {entry.licence}" if entry.licence else ""]
+    parts = [volume.name, f"{volume.data.shape} voxels z, y, x", str(volume.voxel_size), *filter(None, stated)]
     return "- " + ", ".join(parts)
 
 

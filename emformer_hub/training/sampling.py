@@ -156,7 +156,7 @@ class SamplingRanges:
 
 
 @dataclass(frozen=True)
-class ClipGeometry:
+class ClipPlan:
     """What the samples of one batch share.
 
     Attributes:
@@ -167,7 +167,7 @@ class ClipGeometry:
     """
 
     volume: TrainingVolume
-    sections: SectionModel
+    geometry: SectionModel
     axes: tuple[int, int, int]
     stride: int
     zoom: float
@@ -187,7 +187,7 @@ class ClipGeometry:
         return self.stride * (1.0 if self.volume.isotropic else self.volume.anisotropy) / self.zoom
 
 
-def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np.random.Generator) -> ClipGeometry:
+def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np.random.Generator) -> ClipPlan:
     """Draw volume, orientation, section geometry and clip size for one batch."""
     weights = np.array([volume.weight for volume in volumes], np.float64)
     volume = volumes[rng.choice(len(volumes), p=weights / weights.sum())]
@@ -222,20 +222,20 @@ def draw_geometry(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng
     else:
         thickness = float(rng.uniform(1 / factor, 1))
     offset = float(rng.uniform(0, (1 - thickness) * factor)) if rng.random() < 0.5 else None
-    sections = SectionModel(factor, thickness, offset)
-    return ClipGeometry(
+    geometry = SectionModel(factor, thickness, offset)
+    return ClipPlan(
         volume=volume,
-        sections=sections,
+        geometry=geometry,
         axes=(int(axes[0]), int(axes[1]), int(axes[2])),
         stride=stride,
         zoom=zoom,
         frames=min(ranges.frames, frames_extent // stride) if volume.aligned else 1,
-        rows=min(ranges.rows, sections.num_sections(rows_extent)),
+        rows=min(ranges.rows, geometry.num_sections(rows_extent)),
         columns=min(ranges.columns, columns_extent),
     )
 
 
-def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Cut, degrade and damage one clip.
 
     Returns:
@@ -243,10 +243,10 @@ def draw_clip(geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Gen
         ``section_mask``, bool, of the shape of ``sections``; ``independent``, bool, of the shape of ``target``: where
         the sections that were measured hold nothing of the target's noise.
     """
-    target = _seen_by_another_instrument(_cut(geometry, rng), geometry, ranges, rng)
-    matrix = geometry.sections.matrix(geometry.rows).astype(np.float32)
+    target = _seen_by_another_instrument(_cut(plan, rng), plan, ranges, rng)
+    matrix = plan.geometry.matrix(plan.rows).astype(np.float32)
     imaged = target
-    added = np.zeros(geometry.rows)  # variance of the noise that only the sections have
+    added = np.zeros(plan.rows)  # variance of the noise that only the sections have
     if ranges.voxel_noise and rng.random() < ranges.voxel_noise:
         strength = rng.uniform(0, ranges.noise_max)
         imaged = target + np.float32(strength) * _noise(target.shape, rng)
@@ -276,21 +276,21 @@ def noise_level(clip: np.ndarray) -> float:
     return float(np.median(np.abs(both))) / (6 * 0.6745)
 
 
-def _cut(geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+def _cut(plan: ClipPlan, rng: np.random.Generator) -> np.ndarray:
     """A random place of the volume, randomly mirrored, rescaled, normalised: ``(frames, planes, columns)``."""
-    volume = geometry.volume
-    steps = (geometry.stride, 1, 1)
-    sizes = (geometry.frames, geometry.sections.num_planes(geometry.rows), geometry.columns)
-    zooms = (geometry.zoom if geometry.cubes else 1.0, geometry.zoom, geometry.zoom)
+    volume = plan.volume
+    steps = (plan.stride, 1, 1)
+    sizes = (plan.frames, plan.geometry.num_planes(plan.rows), plan.columns)
+    zooms = (plan.zoom if plan.cubes else 1.0, plan.zoom, plan.zoom)
     shape = list(volume.data.shape)
     shape[2] -= volume.holdout_columns
     index: list[slice] = [slice(0)] * 3
-    for axis, size, step, zoom in zip(geometry.axes, sizes, steps, zooms, strict=True):
+    for axis, size, step, zoom in zip(plan.axes, sizes, steps, zooms, strict=True):
         length = math.ceil(size * zoom - 1e-9) if zoom != 1 else (size - 1) * step + 1
         start = int(rng.integers(0, shape[axis] - length + 1))
         index[axis] = slice(start, start + length, step)
     flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
-    clip = volume.statistics.normalise(volume.data[tuple(index)].transpose(geometry.axes)[flips])
+    clip = volume.statistics.normalise(volume.data[tuple(index)].transpose(plan.axes)[flips])
     for axis, (size, zoom) in enumerate(zip(sizes, zooms, strict=True)):
         if zoom != 1:
             weights = _rescaling(clip.shape[axis], size, zoom)
@@ -314,10 +314,10 @@ def _rescaling(length: int, size: int, zoom: float) -> np.ndarray:
 
 
 def _seen_by_another_instrument(
-    clip: np.ndarray, geometry: ClipGeometry, ranges: SamplingRanges, rng: np.random.Generator
+    clip: np.ndarray, plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator
 ) -> np.ndarray:
     """Another sharpness, curve of grey values, contrast and brightness; of sections and target alike."""
-    axes = (0, 1, 2) if geometry.frame_spacing == 1 else (1, 2)
+    axes = (0, 1, 2) if plan.frame_spacing == 1 else (1, 2)
     if rng.random() < ranges.blur:
         clip = _smoothed(clip, rng.uniform(0, 0.25), axes)
     elif ranges.sharpen and rng.random() < ranges.sharpen:
@@ -437,17 +437,17 @@ class ClipBatches(torch.utils.data.IterableDataset):
 
     def batch(self, index: int) -> dict[str, Any]:
         """Keyword arguments of the model's forward, ``target``, and the name of the ``volume``."""
-        geometry = draw_geometry(self.volumes, self.ranges, np.random.default_rng([self.seed, index]))
+        plan = draw_plan(self.volumes, self.ranges, np.random.default_rng([self.seed, index]))
         slots = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         streams = [np.random.default_rng([self.seed, index, 1 + slot]) for slot in slots]  # a 0 would be no new stream
-        clips = [draw_clip(geometry, self.ranges, stream) for stream in streams]
+        clips = [draw_clip(plan, self.ranges, stream) for stream in streams]
         stacked: dict[str, Any] = {key: torch.from_numpy(np.stack([clip[key] for clip in clips])) for key in clips[0]}
-        stacked["volume"] = geometry.volume.name
-        stacked["factor"] = geometry.sections.factor
-        stacked["thickness"] = geometry.sections.thickness
-        stacked["frame_spacing"] = geometry.frame_spacing
-        planes = geometry.sections.num_planes(geometry.rows)
-        stacked["positions"] = geometry.sections.plane_positions(planes)
+        stacked["volume"] = plan.volume.name
+        stacked["factor"] = plan.geometry.factor
+        stacked["thickness"] = plan.geometry.thickness
+        stacked["frame_spacing"] = plan.frame_spacing
+        planes = plan.geometry.num_planes(plan.rows)
+        stacked["positions"] = plan.geometry.plane_positions(planes)
         return stacked
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -33,41 +33,41 @@ MAX_FRAMES, MAX_ROWS = 24, 16
 
 
 def validation_clips(
-    volume: TrainingVolume, sections: SectionModel, *, along_z: bool = False
+    volume: TrainingVolume, geometry: SectionModel, *, along_z: bool = False
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The held-out columns, degraded along y or z: sections ``(frames, rows, columns)``, planes.
 
     ``None`` if the volume is too small for four sections.
     """
     depth, height, _ = volume.data.shape if not along_z else np.array(volume.data.shape)[[1, 0, 2]]
-    rows = min(MAX_ROWS, sections.num_sections(height))
+    rows = min(MAX_ROWS, geometry.num_sections(height))
     if rows < 4:
         return None
     start = (depth - min(depth, MAX_FRAMES)) // 2
-    box = (slice(start, start + MAX_FRAMES), slice(sections.num_planes(rows)))
+    box = (slice(start, start + MAX_FRAMES), slice(geometry.num_planes(rows)))
     held_out = volume.data[(*(box[::-1] if along_z else box), slice(-volume.holdout_columns, None))]
     target = volume.statistics.normalise(held_out.swapaxes(0, 1) if along_z else held_out)
-    degraded = sections.degrade(target.transpose(1, 0, 2)).transpose(1, 0, 2)
+    degraded = geometry.degrade(target.transpose(1, 0, 2)).transpose(1, 0, 2)
     return degraded, target
 
 
 def restore(
     model: EMformerModel,
     volume: TrainingVolume,
-    sections: SectionModel,
+    geometry: SectionModel,
     device: torch.device,
     *,
     along_z: bool = False,
     mode: Mode = "faithful",
 ) -> Restored | None:
     """One pass over a volume's validation clip; ``None`` if the volume is too small for the geometry."""
-    clips = validation_clips(volume, sections, along_z=along_z)
+    clips = validation_clips(volume, geometry, along_z=along_z)
     if clips is None:
         return None
     return restore_degraded(
         model,
         *clips,
-        sections,
+        geometry,
         device,
         together=volume.aligned,  # a section by itself knows no neighbours
         frame_spacing=max(1.0, volume.anisotropy),
@@ -79,11 +79,11 @@ def validate(model: EMformerModel, volumes: Sequence[TrainingVolume], device: to
     """Yield one record per volume and geometry: ``{"volume", "geometry", "gain_db", "mae", "mean_scale"}``."""
     model.eval()
     for volume in volumes:
-        for name, sections in VALIDATION_GEOMETRIES.items():
-            if restored := restore(model, volume, sections, device):
+        for name, geometry in VALIDATION_GEOMETRIES.items():
+            if restored := restore(model, volume, geometry, device):
                 planes = np.full(restored.target.shape[1], True)
                 if name.endswith("not_imaged"):
-                    planes[sections.matrix(sections.num_sections(len(planes))).any(axis=0)] = False
+                    planes[geometry.matrix(geometry.num_sections(len(planes))).any(axis=0)] = False
                 yield {
                     "volume": volume.name,
                     "geometry": name,
@@ -105,10 +105,10 @@ def error_quantiles(
     maps: list[tuple[float, ...]] = []
     for geometries in (FULL_THICKNESS, SINGLE_PLANE):
         quantiles, weights = [], []
-        for volume, sections in itertools.product(volumes, geometries):
+        for volume, geometry in itertools.product(volumes, geometries):
             if not volume.weight:
                 continue
-            if restored := restore(model, volume, sections, device, along_z=volume.isotropic, mode=mode):
+            if restored := restore(model, volume, geometry, device, along_z=volume.isotropic, mode=mode):
                 ratios = restored.error.abs() / (math.sqrt(2) * restored.scale)  # of a Laplace scale
                 quantiles.append(np.quantile(ratios.cpu().numpy(), PROBABILITIES))
                 weights.append(volume.weight)

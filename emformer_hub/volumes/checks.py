@@ -118,7 +118,7 @@ def _check_gaps(mask: np.ndarray) -> None:
             masked = ", ".join(map(str, first + np.flatnonzero(mask[first : z + 1, y, x])))
             raise InputError(
                 f"{where}sections {masked} are masked; expected at most {MOST_MASKED} in a row, and {MOST_MASKED} of "
-                f"{NEIGHBOURHOOD} neighbours: what lies in wider gaps cannot be told from what is around. "
+                f"{NEIGHBOURHOOD} neighbours: what lies in wider gaps cannot be predicted from what is around them. "
                 f"Reconstruct the parts of the stack on either side by themselves."
             )
 

@@ -158,7 +158,7 @@ def _sections(folder: Path, pattern: str | None) -> list[Path]:
 
 def _properties(path: Path, notes: dict[str, int]) -> tuple[tuple[int, ...], np.dtype]:
     """Shape (y, x) and native dtype of a section; counts what there is to say of it."""
-    told: list[str] = []
+    remarks: list[str] = []
     colours = False
     with _naming(path):
         if path.suffix.lower() not in _TIFF:
@@ -167,25 +167,25 @@ def _properties(path: Path, notes: dict[str, int]) -> tuple[tuple[int, ...], np.
         else:
             with tifffile.TiffFile(path) as tif:
                 check_intact(tif, path)
-                series = _full_page(tif, path, told)
+                series = _full_page(tif, path, remarks)
                 grey = GreyValues.of(series.keyframe, str(path))
-                told += [grey.note] if grey.note else []
+                remarks += [grey.note] if grey.note else []
                 colours = "S" in series.axes
                 shape, dtype = series.get_shape(squeeze=True), grey.dtype or np.dtype(series.dtype)
         if len(shape) == 3 and (colours or shape[-1] in (2, 3, 4)):
             shape = _load(path).shape  # says if the channels differ
-            told.append("have a palette of greys or equal channels, of which one is taken")
+            remarks.append("have a palette of greys or equal channels, of which one is taken")
     if len(shape) != 2:
         raise InputError(
             f"{path} has shape {shape}; expected one grey-value section (y, x). Convert RGB to grey values, "
             f"for example in Fiji with Image > Type > 8-bit; give a multi-page TIFF by its own path."
         )
-    for note in told:
+    for note in remarks:
         notes[note] = notes.get(note, 0) + 1
     return shape, dtype.newbyteorder("=")
 
 
-def _full_page(tif: tifffile.TiffFile, path: Path, told: list[str]) -> tifffile.TiffPageSeries:
+def _full_page(tif: tifffile.TiffFile, path: Path, remarks: list[str]) -> tifffile.TiffPageSeries:
     """The image of a file with one section; thumbnails and labels on other pages are smaller."""
     largest, *others = sorted(tif.series, key=lambda series: series.size, reverse=True)
     height, width = largest.keyframe.imagelength, largest.keyframe.imagewidth
@@ -197,7 +197,7 @@ def _full_page(tif: tifffile.TiffFile, path: Path, told: list[str]) -> tifffile.
                 f"TIFF by its own path."
             )
     if others:
-        told.append("hold a smaller image beside the full one, such as a thumbnail, which is left out")
+        remarks.append("hold a smaller image beside the full one, such as a thumbnail, which is left out")
     return largest
 
 

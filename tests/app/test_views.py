@@ -43,8 +43,8 @@ def voxels(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("position", [0, 7, 23])
 def test_each_panel_is_that_plane_of_its_volume(views: Views, plane: str, position: int) -> None:
     expected = {
-        "input": interpolate(views.stack, views.result.sections, "nearest"),
-        "interpolation": interpolate(views.stack, views.result.sections, "cubic"),
+        "input": interpolate(views.stack, views.result.geometry, "nearest"),
+        "interpolation": interpolate(views.stack, views.result.geometry, "cubic"),
         "reconstruction": views.result.volume,
     }
     for panel, volume in expected.items():

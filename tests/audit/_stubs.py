@@ -19,7 +19,7 @@ from emformer_hub.reconstruction.restorer import Restorer
 
 @dataclass
 class Stub(Restorer):
-    """Makes planes by ``planes(seen, block, mask)``, with an uncertainty of ``deviation``."""
+    """Makes planes by ``planes(sections, block, mask)``, with an uncertainty of ``deviation``."""
 
     planes: Callable[..., np.ndarray] | None = None
     deviation: float = 1.0
@@ -27,17 +27,19 @@ class Stub(Restorer):
     def __post_init__(self) -> None:
         """There is no network to move."""
 
-    def interpolated(self, seen: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
+    def interpolated(self, sections: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
         """By cubic interpolation along z, of a stack that is not divided along it."""
-        return interpolate(seen, self.sections, "cubic")[:, block.y.inside, block.x.inside]
+        return interpolate(sections, self.geometry, "cubic")[:, block.y.inside, block.x.inside]
 
-    def restore(self, seen: np.ndarray, block: Block, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        made = (self.planes or self.interpolated)(seen, block, mask)
+    def restore(
+        self, sections: np.ndarray, block: Block, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        made = (self.planes or self.interpolated)(sections, block, mask)
         return made, np.full(made.shape, self.deviation, np.float32)
 
 
 def stub(
-    sections: SectionModel,
+    geometry: SectionModel,
     planes: Callable[..., np.ndarray] | None = None,
     *,
     deviation: float = 1.0,
@@ -49,7 +51,7 @@ def stub(
     return Stub(
         network or SimpleNamespace(config=EMformerConfig()),  # type: ignore[arg-type]
         processor or EMformerProcessor(),
-        sections,
+        geometry,
         statistics or IntensityStatistics(0.0, 1.0, np.dtype(np.float32)),
         ensemble=1,
         device=torch.device("cpu"),

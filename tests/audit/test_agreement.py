@@ -122,7 +122,7 @@ def test_a_network_that_looks_at_one_voxel_has_no_seams_and_one_that_looks_at_it
     stack = noise(12, 160, 160)
 
     def shifted(seen: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
-        offset = 0.5 * (block.x.owned.start % 64 > 0)
+        offset = 0.5 * (block.x.output.start % 64 > 0)
         return restorer.interpolated(seen, block, mask) + np.float32(offset)
 
     restorer = stub(SECTIONS)
@@ -136,6 +136,6 @@ def test_sections_that_jump_are_counted() -> None:
     texture = noise(256, 256)
     smooth = sum(np.roll(texture, (y, x), (0, 1)) for y in range(4) for x in range(4))
     stack = np.stack([np.roll(smooth, 20 * (z >= 4), axis=1) for z in range(8)])
-    assert alignment(stack) == {"reason": None, "pairs": 7, "told": 7, "shifted": 1, "largest_voxels": 20.0}
-    assert alignment(noise(8, 256, 256))["told"] < 4
+    assert alignment(stack) == {"reason": None, "pairs": 7, "measured": 7, "shifted": 1, "largest_voxels": 20.0}
+    assert alignment(noise(8, 256, 256))["measured"] < 4
     assert "192 x 192" in alignment(noise(8, 256, 128))["reason"]

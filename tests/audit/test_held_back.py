@@ -73,10 +73,10 @@ def test_left_out_sections_are_cut_from_planes_that_never_saw_them() -> None:
     hidden, seen_by = np.array([3, 8]), []
 
     def planes(seen: np.ndarray, block: Block, mask: np.ndarray) -> np.ndarray:
-        seen_by.append((block.z.seen.start + np.flatnonzero(mask[:, 0, 0])).tolist())
-        number = np.arange(block.owned[0].start, block.owned[0].stop, dtype=np.float32)
-        shape = [part.stop - part.start for part in block.owned]
-        return np.broadcast_to(number[:, None, None], shape) + np.arange(block.x.owned.start, block.x.owned.stop)
+        seen_by.append((block.z.input.start + np.flatnonzero(mask[:, 0, 0])).tolist())
+        number = np.arange(block.output[0].start, block.output[0].stop, dtype=np.float32)
+        shape = [part.stop - part.start for part in block.output]
+        return np.broadcast_to(number[:, None, None], shape) + np.arange(block.x.output.start, block.x.output.stop)
 
     stack = np.zeros((12, 64, 600), np.float32)
     predicted, deviation = predict_sections(stub(SECTIONS, planes, deviation=2.5), stack, hidden)
@@ -91,7 +91,7 @@ def test_coverage_of_left_out_sections_by_the_intervals_of_masked_voxels(calibra
     errors = 3 * np.random.default_rng(1).normal(size=stack.shape).astype(np.float32)
 
     def planes(seen: np.ndarray, block: Block, mask: np.ndarray) -> np.ndarray:
-        return np.repeat((stack + errors)[block.seen], 4, axis=0)
+        return np.repeat((stack + errors)[block.input], 4, axis=0)
 
     own = {"full_thickness": [9 * multiple for multiple in NORMAL]}
     own |= {"masked_full_thickness": NORMAL, "masked_single_plane": NORMAL} if calibrated else {}

@@ -24,7 +24,7 @@ FIGURES: dict[str, Any] = {
     "consistency": {"rms": 1.0, "relative_rms": 0.05},
     "seams": {"rms": 0.1, "relative_rms": 0.01, "step": 1.0},
     "quality": {"sections": 20, "flagged": {}},
-    "alignment": {"reason": None, "pairs": 20, "told": 20, "shifted": 0, "largest_voxels": 3.0},
+    "alignment": {"reason": None, "pairs": 20, "measured": 20, "shifted": 0, "largest_voxels": 3.0},
 }
 GREY = np.random.default_rng(0).integers(1, 255, (8, 64, 64)).astype(np.uint8)
 
@@ -67,7 +67,7 @@ def test_all_is_good_where_all_figures_are() -> None:
         (("seams", "step"), 1.3, "seams", "do not use"),
         (("alignment", "shifted"), 1, "alignment of sections", "take care"),
         (("alignment", "shifted"), 3, "alignment of sections", "do not use"),
-        (("alignment", "told"), 9, "alignment of sections", "take care"),
+        (("alignment", "measured"), 9, "alignment of sections", "take care"),
     ],
 )
 def test_verdicts_follow_their_thresholds(place: tuple[str, ...], value: Any, item: str, expected: str) -> None:

@@ -129,7 +129,7 @@ def test_a_drift_of_brightness_is_no_defect(tissue: np.ndarray) -> None:
 def test_the_factor_is_told_from_the_sections(clean: Inspection) -> None:
     assert clean.stack.factor_source == "correlation"
     assert clean.stack.factor == pytest.approx(3, rel=0.35)
-    assert "thickness cannot be told" in " ".join(clean.stack.remarks)
+    assert "thickness cannot be determined" in " ".join(clean.stack.remarks)
 
 
 def test_the_voxel_size_settles_the_factor(tissue: np.ndarray) -> None:

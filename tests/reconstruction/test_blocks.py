@@ -30,7 +30,7 @@ def test_every_voxel_of_the_result_is_in_one_block(plan: Plan) -> None:
     owners = np.zeros(plan.output_zyx, np.int8)
     blocks = list(plan.blocks())
     for block in blocks:
-        owners[block.owned] += 1
+        owners[block.output] += 1
     assert (owners == 1).all()
     assert len(blocks) == len(plan)
 
@@ -38,9 +38,9 @@ def test_every_voxel_of_the_result_is_in_one_block(plan: Plan) -> None:
 @given(plans())
 def test_a_block_is_seen_with_its_halo_up_to_the_faces_of_the_volume(plan: Plan) -> None:
     for block in plan.blocks():
-        scales = (plan.sections.factor, 1, 1)
+        scales = (plan.geometry.factor, 1, 1)
         for owned, seen, scale, halo, length in zip(
-            block.owned, block.seen, scales, HALO_ZYX, plan.shape_zyx, strict=True
+            block.output, block.input, scales, HALO_ZYX, plan.shape_zyx, strict=True
         ):
             assert 0 <= seen.start < seen.stop <= length
             assert seen.start <= max(0, owned.start / scale - halo)
@@ -50,13 +50,13 @@ def test_a_block_is_seen_with_its_halo_up_to_the_faces_of_the_volume(plan: Plan)
 @given(plans())
 def test_the_network_never_sees_more_than_a_tile(plan: Plan) -> None:
     for block in plan.blocks():
-        assert all(part.stop - part.start <= tile for part, tile in zip(block.seen, plan.tile_zyx, strict=True))
+        assert all(part.stop - part.start <= tile for part, tile in zip(block.input, plan.tile_zyx, strict=True))
 
 
 @given(plans())
 def test_what_is_seen_begins_on_the_grid(plan: Plan) -> None:
     for block in plan.blocks():
-        assert all(part.start % multiple == 0 for part, multiple in zip(block.seen, GRID, strict=True))
+        assert all(part.start % multiple == 0 for part, multiple in zip(block.input, GRID, strict=True))
 
 
 @given(plans())
@@ -76,10 +76,10 @@ def test_the_blocks_of_a_box_fill_it_and_see_what_is_said(plan: Plan, data: st.D
     z, y, x = box
     owners, seen = np.zeros(plan.output_zyx, np.int8), np.zeros(plan.shape_zyx, bool)
     for block in plan.blocks((z, y, x)):
-        owners[block.owned] += 1
-        seen[block.seen] = True
+        owners[block.output] += 1
+        seen[block.input] = True
     assert (owners[z, y, x] == 1).all() and owners.sum() == owners[z, y, x].size
-    assert seen[plan.seen((z, y, x))].all() and seen.sum() == seen[plan.seen((z, y, x))].size
+    assert seen[plan.input_box((z, y, x))].all() and seen.sum() == seen[plan.input_box((z, y, x))].size
 
 
 @given(plans())
@@ -87,13 +87,13 @@ def test_quarters_fill_a_block_and_see_their_halo(plan: Plan) -> None:
     block = next(plan.blocks())
     owners = np.zeros(plan.output_zyx, np.int8)
     for quarter in block.quarters(GRID[1]):
-        owners[quarter.owned] += 1
-        for owned, seen, whole, halo in zip(quarter.owned, quarter.seen, block.seen, HALO_ZYX, strict=True):
+        owners[quarter.output] += 1
+        for owned, seen, whole, halo in zip(quarter.output, quarter.input, block.input, HALO_ZYX, strict=True):
             assert whole.start <= seen.start and seen.stop <= whole.stop
             assert halo == HALO_ZYX[0] or seen.start <= max(whole.start, owned.start - halo)
             assert halo == HALO_ZYX[0] or seen.stop >= min(whole.stop, owned.stop + halo)
-        assert quarter.y.seen.start % GRID[1] == 0 and quarter.x.seen.start % GRID[2] == 0
-    assert owners[block.owned].all() and owners.sum() == owners[block.owned].size
+        assert quarter.y.input.start % GRID[1] == 0 and quarter.x.input.start % GRID[2] == 0
+    assert owners[block.output].all() and owners.sum() == owners[block.output].size
 
 
 def test_a_box_that_cuts_a_block_is_refused() -> None:
@@ -106,8 +106,8 @@ def test_a_box_that_cuts_a_block_is_refused() -> None:
 def test_a_default_block_is_worth_its_halo(factor: float) -> None:
     plan = make_plan((1000, 1000, 1000), SectionModel(factor), EMformerConfig())
     block = list(plan.blocks())[len(plan) // 2]
-    seen = np.prod([part.stop - part.start for part in block.seen]) * factor
-    owned = np.prod([part.stop - part.start for part in block.owned])
+    seen = np.prod([part.stop - part.start for part in block.input]) * factor
+    owned = np.prod([part.stop - part.start for part in block.output])
     assert seen / owned < 3.2
 
 
@@ -116,8 +116,8 @@ def test_blocks_of_a_shallow_stack_are_wider_and_no_larger(factor: float) -> Non
     deep, shallow = (
         next(make_plan((depth, 2000, 2000), SectionModel(factor), EMformerConfig()).blocks()) for depth in (300, 12)
     )
-    areas = [math.prod(part.stop - part.start for part in block.owned[1:]) for block in (deep, shallow)]
-    volumes = [math.prod(part.stop - part.start for part in block.seen) for block in (deep, shallow)]
+    areas = [math.prod(part.stop - part.start for part in block.output[1:]) for block in (deep, shallow)]
+    volumes = [math.prod(part.stop - part.start for part in block.input) for block in (deep, shallow)]
     assert areas[1] > 2 * areas[0]
     assert volumes[1] <= 48 * 128 * 128
 

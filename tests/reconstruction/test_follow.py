@@ -97,7 +97,7 @@ def test_the_preview_grows_and_is_near_the_offline_result(
         preview,
         voxel_size=SIZE,
         idle_s=2.0,
-        told=lambda *so_far: told.append(so_far),
+        progress=lambda *so_far: told.append(so_far),
         **settings,
     )
     made = read_volume(preview)

@@ -73,7 +73,7 @@ def test_a_forecast_writes_nothing_and_comes_near(stack: Path, tmp_path: Path, m
     clock, restore = [0.0], Restorer.restore
 
     def restore_steadily(restorer: Restorer, seen: np.ndarray, block: Block, mask: np.ndarray | None = None) -> Any:
-        clock[0] += 1e-6 * math.prod(part.stop - part.start for part in block.owned)
+        clock[0] += 1e-6 * math.prod(part.stop - part.start for part in block.output)
         return restore(restorer, seen, block, mask)
 
     monkeypatch.setattr(Restorer, "restore", restore_steadily)

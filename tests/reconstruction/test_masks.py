@@ -108,10 +108,10 @@ def test_blocks_that_see_no_mask_are_what_they_are_without_one(
     restorer = Restorer(model, processor, geometry, processor.measure(long), 2, torch.device("cpu"), "float32", mode)
     untouched = 0
     for block in plan.blocks():
-        with_mask = restorer.restore(long[block.seen], block, mask[block.seen])
-        without = restorer.restore(long[block.seen], block)
+        with_mask = restorer.restore(long[block.input], block, mask[block.input])
+        without = restorer.restore(long[block.input], block)
         same = all((a == b).all() for a, b in zip(with_mask, without, strict=True))
-        assert same == (not mask[block.seen].any())
+        assert same == (not mask[block.input].any())
         untouched += same
     assert untouched
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from emformer_hub.errors import InputError
 
 LEAST_DISK, LEAST_MEMORY = 1e9, 2e9
-"""Bytes: less than this is in the way of fetching a model, or of reconstructing."""
+"""Free bytes below which fetching a model, or reconstructing, may fail."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        what, found: its name, and how it is, in words.
+        what, found: its name and its state, in words.
         remedy: the command or step that fixes it; ``None`` if nothing is wrong.
     """
 
@@ -32,7 +32,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at packages, device, memory, cache, network settings and bundled weights; asks nobody, writes nothing."""
+    """Look at packages, device, memory, cache, network settings and bundled weights, offline; writes nothing."""
     return [*_packages(), _device(), _memory(), *_cache(), _network(), *_weights()]
 
 

@@ -12,7 +12,7 @@ from emformer_hub.errors import InputError
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise, before a long computation, what would keep its result from being written to the file ``path``.
+    """Raise, before a long computation, if its result could not be written to the file ``path``.
 
     Raises:
         InputError: the folder is missing or not writable, the file exists and ``overwrite`` is false, or there is a

@@ -107,13 +107,13 @@ def check_factor(factor: float) -> float:
 
 @dataclass(frozen=True)
 class SectionModel:
-    """How a stack of sections sees the isotropic signal: a sparse row-stochastic matrix, sections x planes.
+    """How a stack of sections samples the isotropic signal: a sparse row-stochastic matrix, sections x planes.
 
     Section ``i`` is the mean of the signal over ``[i*s + o, i*s + o + t*s]``, in planes.
 
     Args:
         factor: s, output planes per section; real, 1 to 16.
-        thickness: t, the imaged share of the section spacing, in (0, 1]. 1 is a physical section seen through its
+        thickness: t, the imaged fraction of the section spacing, in (0, 1]. 1 is a physical section seen through its
             whole thickness (ssTEM, array tomography); 1/s is a block face one plane deep (FIB-SEM, SBF-SEM).
         offset: o, where the imaged part begins within the slab, in planes; ``None`` centres it, ``(1 - t) * s / 2``.
 
@@ -129,7 +129,7 @@ class SectionModel:
         check_factor(self.factor)
         if not 0 < self.thickness <= 1:
             raise InputError(
-                f"section thickness is {self.thickness:g}; expected a share of the section spacing in (0, 1]: "
+                f"section thickness is {self.thickness:g}; expected a fraction of the section spacing in (0, 1]: "
                 f"1 for sections seen through (ssTEM), towards 1/factor for block faces (FIB-SEM, SBF-SEM)."
             )
         slack = (1 - self.thickness) * self.factor

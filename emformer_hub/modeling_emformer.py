@@ -434,7 +434,7 @@ class EMformerModel(EMformerPreTrainedModel):
             factor: output planes per section, real, 1 to 16.
             positions: where planes are wanted, ascending, in section coordinates: the centre of row ``i`` is at ``i``
                 (``SectionModel.plane_positions``). Default: every plane of the slabs that the rows own.
-            thickness: imaged share of the section spacing, in (0, 1].
+            thickness: imaged fraction of the section spacing, in (0, 1].
             frame_spacing: distance between frames over distance between columns.
             section_mask: bool, broadcastable to ``sections``; True where nothing was measured (missing, damaged).
             mode: ``clean``, what is expected of the tissue, or ``faithful``, corrected so that sections cut from the

@@ -1,4 +1,4 @@
-"""The two things that can become of the noise of sections."""
+"""Modes: whether a reconstruction keeps the noise of the sections."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ DEFAULT_MODE: Mode = "clean"
 
 
 def check_mode(mode: str) -> None:
-    """Raise ``InputError`` for anything else than a mode."""
+    """Raise ``InputError`` for anything but a mode."""
     if mode not in MODES:
         raise InputError(f"mode is {mode!r}; expected one of {', '.join(MODES)}.")

@@ -25,7 +25,7 @@ class Superseded:
 
     Attributes:
         revision: tag.
-        sha256: of ``model.safetensors``.
+        sha256: checksum of ``model.safetensors``.
         loads_with: version of emformer_hub whose network they fit.
     """
 
@@ -59,13 +59,13 @@ class PretrainedWeights:
 
     Attributes:
         name: what users type.
-        repo_id: where it lives on the Hub.
+        repo_id: repository on the Hub.
         revision: tag of the bundled weights there.
-        sha256, size: of ``model.safetensors``; bytes.
-        parameters: count.
+        sha256, size: checksum and bytes of ``model.safetensors``.
+        parameters: number of parameters.
         licence: SPDX identifier.
-        data: what it was trained on.
-        factor: lowest and highest.
+        data: volumes that it was trained on.
+        factor: lowest and highest factor.
         voxel_nm: lateral voxel sizes that it has seen, lowest and highest.
         figures: gains in dB by evaluation volume and task, those of :func:`emformer_hub.hub.assemble.headline_figures`.
         replaces: earlier weights of this name, newest first.
@@ -109,7 +109,7 @@ def registry() -> dict[str, PretrainedWeights]:
 
 
 def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) -> str:
-    """What transformers can load for a bundled name, a folder, or a Hub id, tried in this order.
+    """Resolve a bundled name, a folder, or a Hub id, tried in this order, to what transformers can load.
 
     Args:
         revision: a tag on the Hub; one that is not the bundled weights' is looked for there.

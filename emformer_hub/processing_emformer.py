@@ -20,7 +20,7 @@ from .pretrained import loading, resolve_pretrained
 from .uncertainty import ErrorQuantiles
 
 READ_VOXELS = 2**28
-"""How many voxels of a volume on disk are read for its statistics: a second or two of decompression."""
+"""Number of voxels of a volume on disk that are read for its statistics: a second or two of decompression."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class IntensityStatistics:
     """Brightness and contrast of one whole volume, and the dtype to return to. Measured once, never per tile.
 
     Attributes:
-        mean, std: of the voxels, in the volume's own intensity units.
-        dtype: of the volume.
+        mean, std: mean and standard deviation of the voxels, in the volume's own intensity units.
+        dtype: dtype of the volume.
     """
 
     mean: float
@@ -44,7 +44,7 @@ class IntensityStatistics:
 
 
 def _measured(volume: Any, mask: Any, step: int) -> np.ndarray:
-    """Every so many rows and columns of a volume ``(z, y, x)``, as one list without the masked voxels."""
+    """Rows and columns of a volume ``(z, y, x)`` at a regular step, as one list without the masked voxels."""
     sample = volume[:, ::step, ::step]
     return sample.ravel() if mask is None else sample[~mask[:, ::step, ::step]]
 
@@ -69,7 +69,7 @@ class EMformerProcessor(FeatureExtractionMixin):
             weights from before there were modes have them, count for both.
 
     Raises:
-        InputError: ``error_quantiles`` is no such map.
+        InputError: ``error_quantiles`` is not of this form.
     """
 
     model_input_names = ["sections"]
@@ -102,7 +102,7 @@ class EMformerProcessor(FeatureExtractionMixin):
             return super().from_pretrained(resolve_pretrained(name, kwargs.get("revision")), *args, **kwargs)
 
     def calibrate(self, quantiles: Mapping[Mode, ErrorQuantiles]) -> None:
-        """Keep what was measured of the weights' errors in each mode; ``save_pretrained`` writes it."""
+        """Keep the measured error quantiles of the weights in each mode; ``save_pretrained`` writes it."""
         self.error_quantiles = {
             mode: {name: list(multiples) for name, multiples in vars(quantiles[mode]).items()} for mode in MODES
         }
@@ -110,7 +110,8 @@ class EMformerProcessor(FeatureExtractionMixin):
     def interval(
         self, probability: float, geometry: SectionModel, masked: bool = False, mode: Mode = DEFAULT_MODE
     ) -> float:
-        """How many times its stated uncertainty holds the error of a voxel, or of a masked one, with this probability.
+        """Multiple of the stated uncertainty that holds the error of a voxel, or of a masked one, with this
+        probability.
 
         Raises:
             InputError: a probability outside 0 to 0.99.
@@ -148,7 +149,7 @@ class EMformerProcessor(FeatureExtractionMixin):
         return IntensityStatistics(mean, std, volume.dtype)
 
     def _step(self, voxels: int) -> int:
-        """Every how many rows and columns of so many voxels are measured."""
+        """Step between the rows and columns that are measured in a volume of so many voxels."""
         return max(1, int(np.ceil((voxels / self.sample_size) ** (1 / 2))))
 
     def normalise(self, volume: np.ndarray, statistics: IntensityStatistics) -> np.ndarray:

@@ -19,7 +19,7 @@ def section_weights(positions: Sequence[float], num_sections: int, factor: float
         positions: centres of planes ``1 / factor`` apart, in section coordinates: ``i`` is the centre of section ``i``.
         num_sections: how many there are.
         factor: planes per section.
-        thickness: imaged share of the section spacing, in (0, 1].
+        thickness: imaged fraction of the section spacing, in (0, 1].
     """
     centres = np.asarray(positions, np.float64)
     sections = np.arange(num_sections)[:, None]
@@ -64,7 +64,7 @@ def project(
 
 
 def _solve_tridiagonal(diagonal: list[float], links: list[float], values: Tensor, mask: Tensor | None) -> Tensor:
-    """Solve symmetric systems along axis 2; a masked entry, or one whose diagonal is 0, is none of the system."""
+    """Solve symmetric systems along axis 2; a masked entry, or one whose diagonal is 0, is left out."""
     rows = [
         value if pivot else torch.zeros_like(value) for pivot, value in zip(diagonal, values.unbind(2), strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What a stated uncertainty is worth: which share of errors lies within how many times of it."""
+"""Calibration of stated uncertainties: the fraction of errors within a multiple of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LAPLACE = tuple(round(float(-np.log1p(-p) / np.sqrt(2)), 4) for p in PROBABILITI
 class ErrorQuantiles:
     """Quantiles of ``|error| / stated standard deviation``: a monotone map from probability to multiple.
 
-    Errors between planes that were imaged are distributed otherwise than errors inside a thick section, so there is one
-    map for either end of thickness, and a straight line between; and two more for voxels that were masked, of which
+    Errors between planes that were imaged are distributed differently from errors inside a thick section, so there is
+    one map for either end of thickness, and a straight line between; and two more for voxels that were masked, of which
     nothing was measured. Measured on data that training did not see; the default is the Laplace distribution that the
     network's scale head is trained for.
 
     Args:
         full_thickness, single_plane: multiples at ``PROBABILITIES``, at thickness 1 and at thickness 1/factor.
-        masked_full_thickness, masked_single_plane: the same of masked voxels; default: those of the others.
+        masked_full_thickness, masked_single_plane: the same for masked voxels; default: those of the others.
 
     Raises:
         InputError: not as many ascending multiples as there are probabilities.
@@ -54,14 +54,14 @@ class ErrorQuantiles:
     def multiple(self, probability: float, geometry: SectionModel, masked: bool = False) -> float:
         """How many stated standard deviations hold the error with this probability, from 0 to 0.99.
 
-        Of a voxel in the slab of a section that was measured there, or that was ``masked``.
+        Holds for a voxel in the slab of a section that was measured there, or that was ``masked``.
 
         Raises:
-            InputError: a probability beyond those.
+            InputError: a probability outside that range.
         """
         if not 0 <= probability <= PROBABILITIES[-1]:
             raise InputError(
-                f"probability is {probability:g}; expected a share from 0 to {PROBABILITIES[-1]}, as in 0.95."
+                f"probability is {probability:g}; expected a fraction from 0 to {PROBABILITIES[-1]}, as in 0.95."
             )
         thinnest = 1 / geometry.factor
         imaged = 1.0 if thinnest == 1 else max(0.0, (geometry.thickness - thinnest) / (1 - thinnest))

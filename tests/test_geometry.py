@@ -150,8 +150,8 @@ def test_factors_outside_the_range_are_refused(factor: float) -> None:
 
 
 @pytest.mark.parametrize("thickness", [0, -0.1, 1.01, float("nan")])
-def test_thickness_is_a_share_of_the_section_spacing(thickness: float) -> None:
-    with pytest.raises(InputError, match="share of the section spacing"):
+def test_thickness_is_a_fraction_of_the_section_spacing(thickness: float) -> None:
+    with pytest.raises(InputError, match="fraction of the section spacing"):
         SectionModel(4, thickness)
 
 

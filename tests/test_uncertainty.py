@@ -91,7 +91,7 @@ def test_what_is_no_map_is_refused(name: str, multiples: tuple[float, ...]) -> N
 
 @pytest.mark.parametrize("probability", [0.995, 1, 95, -0.1, float("nan")])
 def test_a_probability_that_was_not_measured_is_refused(probability: float) -> None:
-    with pytest.raises(InputError, match=r"probability is .*; expected a share from 0 to 0\.99, as in 0\.95"):
+    with pytest.raises(InputError, match=r"probability is .*; expected a fraction from 0 to 0\.99, as in 0\.95"):
         ErrorQuantiles().multiple(probability, SectionModel(4))
 
 

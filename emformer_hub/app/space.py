@@ -91,5 +91,5 @@ def push(repo_id: str, *, private: bool = False) -> str:
         return str(commit_whole(api, repo_id, files, "EMformer demo", kind="space").commit_url)
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"{repo_id}: the upload failed: {reason(error)}. The same command goes on where it stopped."
+            f"{repo_id}: the upload failed: {reason(error)}. The same command continues where it stopped."
         ) from error

@@ -31,8 +31,8 @@ from emformer_hub.volumes.boxes import Box, check_region, middle, within
 from emformer_hub.volumes.checks import check_volume
 
 SECTIONS, SIDE, CORE = 64, 512, 256
-"""Sections are held back in the middle of a stack, of at most so many sections and so many rows and columns; all else
-is looked at in the middle of that, of so many rows and columns. It takes some minutes on two cores."""
+"""Largest part of a stack in which sections are held back (sections; rows and columns), and side of its middle, where
+everything else is measured. An audit of this size takes some minutes on two cores."""
 LEAST_SECTIONS, LEAST_SIDE = 6, 64
 ENSEMBLE = 2
 

@@ -1,4 +1,4 @@
-"""What is known of a stack, held back and compared with what the network predicts from the rest.
+"""Holds back what is known of a stack, and compares it with what the network predicts from the rest.
 
 Two experiments serve the audit, the report on a training run, the demo page and the benchmarks: leaving sections out,
 one at a time or a few apart, and degrading the sharp plane as sections are degraded along z.
@@ -29,24 +29,24 @@ from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes.boxes import evenly_spaced
 
 LEFT_OUT = 12
-"""Sections that are held back, evenly spread."""
+"""Number of sections that are held back, evenly spaced."""
 APART = 4
-"""Sections from one that is held back to the next that is held back in the same pass."""
+"""Least distance between two sections that are held back in the same pass."""
 TILE_SIDE = 160
 FRAMES = 16
-"""Sections whose sharp plane is degraded."""
+"""Number of sections whose sharp plane is degraded."""
 PROBABILITIES = (0.5, 0.8, 0.95)
 MAP_BLOCK = 16
-"""Voxels a side of the blocks of the error map."""
+"""Side of the blocks of the error map, voxels."""
 WINDOW = 12
-"""Sections that one is predicted from by :func:`predict_section`, itself included: as many as a training clip has."""
+"""Number of sections from which :func:`predict_section` predicts one, itself included, as in training clips."""
 ORIENTATIONS = (((1, 0, 2), (1, 0, 2)), ((2, 0, 1), (1, 2, 0)))
 """A stack (z, y, x) as a clip whose frames run along y, or along x, and the way back."""
 
 
 def passes(depth: int, unfit: Sequence[int] = ()) -> list[np.ndarray]:
-    """The numbers of sections that are held back, pass by pass: at most 12, evenly spread, never the first or last, nor
-    one that is unfit or beside one that is.
+    """Choose the sections to hold back, pass by pass: at most 12, evenly spaced, never the first or last, and none that
+    is unfit or next to an unfit one.
 
     Raises:
         InputError: there are no three sound sections in succession.
@@ -65,15 +65,15 @@ def passes(depth: int, unfit: Sequence[int] = ()) -> list[np.ndarray]:
 
 
 def left_out(restorer: Restorer, stack: np.ndarray, unfit: Sequence[int] = ()) -> tuple[dict[str, Any], np.ndarray]:
-    """Errors of sections that are held back, beside interpolation between their neighbours, and of their intervals.
+    """Hold sections back, and measure the errors of prediction, of interpolation, and of the stated intervals.
 
     Args:
-        restorer: of the stack.
+        restorer: restorer of the stack.
         stack: ``(sections, y, x)``.
-        unfit: numbers of sections that do not show what was there.
+        unfit: numbers of the unfit sections.
 
     Returns:
-        What :func:`left_out_errors` returns, with ``"coverage": {"0.5": share, ...}``, or ``None`` for weights that
+        What :func:`left_out_errors` returns, with ``"coverage": {"0.5": fraction, ...}``, or ``None`` for weights that
         were not calibrated on masked voxels.
     """
     groups = passes(len(stack), unfit)
@@ -92,7 +92,7 @@ def left_out(restorer: Restorer, stack: np.ndarray, unfit: Sequence[int] = ()) -
 
 
 def plan_of(shape: tuple[int, ...], restorer: Restorer) -> Plan:
-    """How a stack is divided here: not along z, and with fewer sides than by default, which halves what is computed.
+    """Divide a stack into blocks: not along z, and into larger ones than by default, which halves the work.
 
     The network sees at most 1.6 million voxels at once.
     """
@@ -102,10 +102,10 @@ def plan_of(shape: tuple[int, ...], restorer: Restorer) -> Plan:
 
 
 def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sections as they would be cut from a reconstruction for which they were masked, and their stated deviation.
+    """Predict sections by masking them, as they would be cut from the reconstruction, with their stated deviation.
 
     Args:
-        restorer: of the stack.
+        restorer: restorer of the stack.
         stack: ``(sections, y, x)``.
         hidden: numbers of sections.
 
@@ -140,7 +140,7 @@ def restore_clip(network: EMformerModel, clip: np.ndarray, geometry: SectionMode
     """Restore a clip in one pass, in the precision that is faster on the device of the network.
 
     Args:
-        network: on the device that computes.
+        network: network, on the device that computes.
         clip: ``(frames, sections, columns)``, float32, standard deviations from the mean.
         geometry: how the sections sample tissue.
         options: further arguments of the network; tensors on its device.
@@ -163,9 +163,9 @@ def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geom
     them: a thick section is compared with a thick section.
 
     Args:
-        network: on the device that computes.
+        network: network, on the device that computes.
         stack: ``(sections, y, x)``, float32, standard deviations from the mean; 12 around the hidden one are used.
-        hidden: its number.
+        hidden: number of the section.
         geometry: how the sections sample tissue.
 
     Returns:
@@ -187,7 +187,7 @@ def predict_section(network: EMformerModel, stack: np.ndarray, hidden: int, geom
 def left_out_gain(
     network: EMformerModel, stack: np.ndarray, geometry: SectionModel, hidden: Iterable[int] | None = None
 ) -> tuple[float, np.ndarray]:
-    """How much closer the network comes to sections left out than the mean of both neighbours does, in dB.
+    """Gain of the network over the mean of both neighbours, in dB, on sections that are left out.
 
     Args:
         network, stack, geometry: as for :func:`predict_section`.
@@ -203,12 +203,12 @@ def left_out_gain(
 
 
 def left_out_errors(stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """Errors of predicted sections beside those of interpolation between their neighbours.
+    """Errors of predicted sections, and of interpolation between their neighbours.
 
     Args:
         stack: ``(sections, y, x)``.
-        hidden: ``(n,)``, ascending.
-        predicted: ``(n, y, x)``.
+        hidden: numbers of the sections, ``(n,)``, ascending.
+        predicted: their predictions, ``(n, y, x)``.
 
     Returns:
         ``{"section": [...], "network": [...], "linear": [...], "cubic": [...]}`` (RMS errors, grey levels), the gains
@@ -239,7 +239,7 @@ class Restored:
 
     Attributes:
         target: the sharp planes.
-        error, cubic_error: those of the network and of cubic interpolation.
+        error, cubic_error: errors of the network and of cubic interpolation.
         scale: Laplace scale that the network states.
     """
 
@@ -249,12 +249,12 @@ class Restored:
     cubic_error: Tensor
 
     def gain(self, planes: np.ndarray | slice = slice(None)) -> float:
-        """How many dB the network's error lies below that of cubic interpolation, on some of the planes."""
+        """Gain over cubic interpolation on some of the planes, dB."""
         return psnr_gain(self.error[:, planes], self.cubic_error[:, planes])
 
 
 def psnr_gain(error: Tensor, baseline_error: Tensor) -> float:
-    """How many dB the mean squared error lies below the baseline's."""
+    """Gain in dB: by how much the mean squared error lies below the baseline's."""
     return float(10 * torch.log10(baseline_error.square().mean() / error.square().mean()))
 
 
@@ -272,11 +272,11 @@ def restore_degraded(
     """Restore planes that were degraded, and compare them with the sharp ones and with cubic interpolation.
 
     Args:
-        network: on ``device``.
+        network: network, on ``device``.
         degraded: ``(frames, rows, columns)``, float32, standard deviations from the mean.
         target: the same, sharp: ``(frames, planes, columns)``.
         geometry: how the rows were cut from the planes.
-        device: what computes.
+        device: device that computes.
         together: whether frames are neighbours that the network sees at once, or seen one by one.
         options: further arguments of the network.
     """
@@ -302,8 +302,8 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
     both orientations are sharp.
 
     Returns:
-        ``{"gain_over_bicubic_db", "psnr_db", "ssim", "bicubic_ssim", "coverage": {"0.5": share, ...}}``, with the range
-        of the sharp planes as the peak of PSNR and SSIM; empty if the plane is too small.
+        ``{"gain_over_bicubic_db", "psnr_db", "ssim", "bicubic_ssim", "coverage": {"0.5": fraction, ...}}``, with the
+        range of the sharp planes as the peak of PSNR and SSIM; empty if the plane is too small.
     """
     geometry, processor, network = restorer.geometry, restorer.processor, restorer.network
     count = geometry.num_sections(crop.shape[2])
@@ -330,7 +330,7 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
 
 
 def coverage(error: np.ndarray, deviation: np.ndarray, multiples: Sequence[float]) -> dict[str, float]:
-    """Which share of errors lies within so many stated standard deviations, by the probability that it is meant for."""
+    """Fraction of errors within these multiples of the stated deviation, by the probability that each is meant for."""
     pairs = zip(PROBABILITIES, multiples, strict=True)
     return {f"{p:g}": round(float((np.abs(error) <= multiple * deviation).mean()), 4) for p, multiple in pairs}
 

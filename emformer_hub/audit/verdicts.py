@@ -17,7 +17,7 @@ GOOD, CARE, BAD = VERDICTS = ("good", "take care", "do not use")
 
 @dataclass(frozen=True)
 class Limit:
-    """Values of a figure up to which, or from which on, it is good, and at least to be taken with care.
+    """Limits of a figure for the verdicts good and take care.
 
     If ``good`` is the larger one, large values are better; otherwise small ones are.
     """
@@ -46,7 +46,7 @@ SHIFTED = Limit(0.0, MANY)
 FLAGGED = Limit(0.0, 0.25)
 SATURATED = Limit(0.02, 0.2)
 FEWEST_LEVELS = 8
-"""Different grey levels that an image has at least."""
+"""Least number of different grey levels in an image."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def _intervals(coverage: dict[str, dict[str, float] | None]) -> Verdict:
         f"good within {100 * COVERAGE_OFF.good:g} points, take care within {100 * COVERAGE_OFF.care:g}",
         "Stated intervals hold the fraction of errors that they should."
         if verdict == GOOD
-        else "Stated intervals hold another fraction of errors than they should: widen them, or adapt the model, which "
-        "calibrates them again.",
+        else "Stated intervals do not hold the fraction of errors that they should: widen them, or adapt the model, "
+        "which calibrates them again.",
     )
 
 

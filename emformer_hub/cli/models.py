@@ -1,4 +1,4 @@
-"""Commands about models: which there are, and how they are merged, described, published, fetched and exported."""
+"""Commands about models: list, merge, describe, publish, fetch and export them."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def push_command(
 @click.command("download")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every published model.")
-@click.option("--to", "folder", metavar="DIR", type=PATH, required=True, help="Folder to put them in, each in its own.")
+@click.option(
+    "--to", "folder", metavar="DIR", type=PATH, required=True, help="Folder to put them in, one subfolder each."
+)
 @click.option("--revision", metavar="TAG", help="Branch, tag or commit on the Hub.")
 def download_command(names: tuple[str, ...], everything: bool, folder: Path, revision: str | None) -> None:
     """Download whole models, for machines without a network. NAME is a bundled name or a Hub id."""

@@ -36,7 +36,7 @@ def build(table: Path, folder: Path) -> list[dict[str, str]]:
     names = {entry.path: _name(entry.path) for _, entry in rows}
     for name, count in Counter(names.values()).items():
         if count > 1:
-            raise InputError(f"{table} holds {count} volumes of the name {name}; rename all but one.")
+            raise InputError(f"{table} holds {count} volumes named {name}; rename all but one.")
     written: list[dict[str, str]] = []
     with replacing(folder) as partial:
         (partial / "volumes").mkdir(parents=True)
@@ -128,6 +128,6 @@ def push(folder: Path, repo_id: str, *, revision: str | None = None, private: bo
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"{repo_id}: the upload failed: {reason(error)}. The same command goes on where it stopped."
+            f"{repo_id}: the upload failed: {reason(error)}. The same command continues where it stopped."
         ) from error
     return str(commit.commit_url)

@@ -20,12 +20,12 @@ LIMIT_COLOUR, FLAG_COLOUR = "#b03030", "#d95f02"
 
 
 def quality_picture(path: str | os.PathLike[str], inspection: Inspection, stack: np.ndarray | StoredArray) -> None:
-    """Write a PNG: above, the scores of all sections, as shares of the limit; below, up to 24 flagged sections, what is
-    damaged outlined.
+    """Write a PNG: above, the scores of all sections, as fractions of the limit; below, up to 24 flagged sections, what
+    is damaged outlined.
 
     Args:
         path: the picture; the name ends in ``.png``. An existing file is replaced.
-        inspection: of the stack.
+        inspection: inspection of the stack.
         stack: ``(z, y, x)``, the one that was inspected.
 
     Raises:

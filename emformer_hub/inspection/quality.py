@@ -1,4 +1,4 @@
-"""Flags of a section, and the scores from which on it gets them."""
+"""Flags of a section, and the scores that raise them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMITS = {
     "unlike": 3.0,
     "damage": 3.5,
 }
-"""Scores from which on a section is flagged; chosen on training stacks, see benchmarks/README.md."""
+"""Scores at which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def stack_quality(
             axial.append(_best_correlation(here, near))
     if levels and max(levels) <= 4:
         remarks.append(
-            f"Voxels have only {max(levels)} different values: this is no grey-value image (1 or 2 bit, or labels)."
+            f"Voxels have only {max(levels)} different values: this is not a grey-value image (1 or 2 bit, or labels)."
         )
     elif extremes and np.median(extremes) > SATURATED:
         remarks.append(

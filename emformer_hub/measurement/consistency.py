@@ -26,12 +26,12 @@ class Residual:
 
     @property
     def relative_rms(self) -> float:
-        """Of the range."""
+        """RMS difference as a fraction of the range."""
         return self.rms / self.data_range
 
     @property
     def relative_maximum(self) -> float:
-        """Of the range."""
+        """Largest difference as a fraction of the range."""
         return self.maximum / self.data_range
 
 

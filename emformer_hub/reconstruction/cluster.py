@@ -59,8 +59,8 @@ def on_dask(address: str, workers: int | None = None) -> Scheduler:
             are distributed over the GPUs.
 
     Raises:
-        InputError: Dask is not installed, or the address is none; when it is used: there is no scheduler, it went away,
-            or a part failed every time.
+        InputError: Dask is not installed, or the address is not valid; when it is used: there is no scheduler, it went
+            away, or a part failed every time.
     """
     try:
         import dask
@@ -91,7 +91,7 @@ def run(client: Client, make: Any, job: Any, numbers: list[int]) -> Iterator[Any
     from distributed.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
-    ahead = "What is done stays: the same command with --resume goes on."
+    ahead = "Finished parts are kept: the same command with --resume continues."
     waiting = iter(numbers)
 
     def submit(count: int) -> list[Future]:

@@ -287,8 +287,8 @@ def _alone(job: Job) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{job.output} could not be written: {error.strerror or error}. What is done stays: free some disk, and "
-            f"continue with --resume."
+            f"{job.output} could not be written: {error.strerror or error}. Finished parts are kept: free some disk, "
+            f"and continue with --resume."
         ) from error
     finally:
         if not _done(job):  # or all is done, and in its place

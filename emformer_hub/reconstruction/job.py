@@ -107,8 +107,8 @@ class Job:
         content = _with_tuples(json.loads(path.read_text()))
         if content.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise InputError(
-                f"{path} is of version {content.get('version')} of emformer-hub, which has other settings than this "
-                f"one. Finish the run with that version, or begin again with --overwrite."
+                f"{path} belongs to version {content.get('version')} of emformer-hub, which has other settings than "
+                f"this one. Finish the run with that version, or begin again with --overwrite."
             )
         return cls(**content)
 
@@ -146,7 +146,7 @@ def state_folder(output: Path) -> Path:
 
 
 def record_path(output: Path) -> Path:
-    """Where the record of a run goes: ``out.ome.zarr`` -> ``out.ome.zarr.json``."""
+    """Path of the record of a run: ``out.ome.zarr`` -> ``out.ome.zarr.json``."""
     return output.with_name(f"{output.name}.json")
 
 
@@ -276,7 +276,7 @@ def _absolute(path: str | os.PathLike[str] | None) -> str | None:
 
 
 def _modified(path: Path) -> float:
-    """When a file, or of a folder any file that is not hidden, was changed last, seconds.
+    """Time of the last change of a file, or of any file in a folder that is not hidden, seconds.
 
     A folder itself is changed by any file manager that looks into it.
     """

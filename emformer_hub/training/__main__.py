@@ -20,25 +20,27 @@ from emformer_hub.errors import InputError
     help="Stack to learn from, a table of stacks (.csv, .json, .parquet), or hf://datasets/ORG/NAME. Repeatable.",
 )
 @click.option(
-    "--voxel-size", metavar="Z,Y,X", help="Of the volumes in nm, section spacing first. Wins over the files'."
+    "--voxel-size", metavar="Z,Y,X", help="Voxel size in nm, section spacing first. Takes precedence over the files'."
 )
 @click.option("--sections", metavar="A:B", help="Only sections A to B - 1 of each volume, counted from 0.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run and its weights.")
 @click.option("--base", help="Weights to adapt: bundled name, folder or Hub id.  [default: emformer-small]")
 @click.option("--method", help="lora, dora, head or full: an adapter, the decoder, or all weights.  [default: lora]")
 @click.option(
-    "--recipe", help="Name or YAML file of all choices; flags win.  [default: full for --method full, else lora]"
+    "--recipe", help="Name or YAML file of a recipe; flags win.  [default: full for --method full, else lora]"
 )
-@click.option("--factor", "factors", type=float, multiple=True, help="Learn this factor alone, 1 to 16. Repeatable.")
-@click.option("--thickness", type=float, help="Imaged share of the section spacing.  [default: all of them]")
+@click.option("--factor", "factors", type=float, multiple=True, help="Train for this factor only, 1 to 16. Repeatable.")
+@click.option("--thickness", type=float, help="Imaged fraction of the section spacing.  [default: all of them]")
 @click.option("--minutes", type=float, help="Length of the run in minutes of training.")
 @click.option("--steps", type=int, help="Length of the run in optimiser steps.")
-@click.option("--memory", type=float, metavar="GB", help="Compute batches in pieces that fit into so much.")
-@click.option("--seed", type=int, help="Of everything that is drawn.")
-@click.option("--resume", is_flag=True, help="Go on from the folder's checkpoint.")
+@click.option("--memory", type=float, metavar="GB", help="Compute batches in pieces that fit into this much memory.")
+@click.option("--seed", type=int, help="Seed of all random numbers.")
+@click.option("--resume", is_flag=True, help="Continue from the folder's checkpoint.")
 @click.option("--report-to", metavar="TRACKER", help="Also log to a tracker of Accelerate, such as tensorboard.")
 @click.option("--push-to-hub", metavar="ORG/NAME", help="Upload the folder when it is done.")
-@click.option("--data-root", type=click.Path(path_type=Path), default=Path(), help="What volume paths are relative to.")
+@click.option(
+    "--data-root", type=click.Path(path_type=Path), default=Path(), help="Folder that volume paths are relative to."
+)
 @click.option("--dry-run", is_flag=True, help="Take three steps, print weights, memory, steps and time, write nothing.")
 def command(
     volumes: tuple[str, ...],

@@ -50,7 +50,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(
-            f"{run}: the checkpoint of step {state['step']} cannot be written ({error}). Free some space and go on "
+            f"{run}: the checkpoint of step {state['step']} cannot be written ({error}). Free some space and continue "
             f"with --resume from the one before it, which is whole."
         ) from error
     shutil.rmtree(former, ignore_errors=True)

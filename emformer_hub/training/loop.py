@@ -43,24 +43,25 @@ from emformer_hub.volumes.remote import is_url
 logger = logging.getLogger(__name__)
 
 CLIPS = ("sections", "section_mask", "target", "independent")
-"""What of a batch is stacked clip by clip."""
+"""Entries of a batch that are stacked clip by clip."""
 SETTLING = 1.0
 """Seconds between the last message of several processes and the end of their connections. A thread of Gloo that lets go
 of that message needs the interpreter's lock, which the end of the connections holds while it waits for the thread."""
 BYTES_PER_TOKEN = 80
-"""That a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded up."""
+"""Memory that a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded
+up."""
 
 
 def make_accelerator(dtype: torch.dtype, **options: Any) -> Accelerator:
-    """What puts the network on its device and computes in ``dtype``, whatever this process trained in before.
+    """Make what puts the network on its device and computes in ``dtype``, whatever this process trained in before.
 
     Raises:
-        InputError: ``accelerate launch`` was told to shard the weights.
+        InputError: ``accelerate launch`` is set to shard the weights.
     """
     AcceleratorState._reset_state()  # which holds the precision; the processes and their connections stay
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise InputError(
-            "accelerate launch was told to shard the weights (FSDP or DeepSpeed). There is nothing to shard: weights, "
+            "accelerate launch is set to shard the weights (FSDP or DeepSpeed). There is nothing to shard: weights, "
             "gradients and optimizer of the largest EMformer take 0.1 GB. Use finetune/accelerate/many-gpu.yaml."
         )
     return Accelerator(mixed_precision="bf16" if dtype == torch.bfloat16 else "no", **options)
@@ -106,7 +107,7 @@ def make_trainable(model: EMformerModel, recipe: Recipe, device: torch.device, d
 
 
 def pieces_of(recipe: Recipe, config: EMformerConfig) -> int:
-    """In how many pieces a batch is computed: as the recipe says, or as few as fit into its ``memory``."""
+    """Number of pieces that a batch is computed in: as the recipe says, or as few as fit into its ``memory``."""
     if recipe.memory is None:
         return recipe.pieces
     ranges = recipe.sampling
@@ -141,7 +142,7 @@ def parse_sections(entry: VolumeEntry, count: int) -> slice:
 
 
 class Gradients:
-    """Forward and backward of a batch, in as few pieces, one after another, as memory allows; the sum is the same."""
+    """Forward and backward passes of a batch, in as few successive pieces as memory allows; the sum is the same."""
 
     def __init__(self, accelerator: Accelerator, network: nn.Module, pieces: int):
         self.accelerator, self.network, self.pieces = accelerator, network, pieces
@@ -165,7 +166,7 @@ class Gradients:
                         f"recipe, or make the clips smaller: 'columns', 'rows', 'frames' under 'sampling'."
                     ) from error
                 self.pieces = min(2 * self.pieces, clips)
-                logger.warning("out of memory: going on with each batch in %d pieces", self.pieces)
+                logger.warning("out of memory: continuing with each batch in %d pieces", self.pieces)
             self.network.zero_grad()
             if self.accelerator.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -196,8 +197,8 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     Args:
         recipe: all choices.
         output: folder of the run: weights, ``checkpoint/``, ``recipe.yaml`` and ``log.jsonl``.
-        data_root: what volume paths are relative to.
-        resume: go on from the folder's checkpoint. With ``steps``, losses equal those of an uninterrupted run.
+        data_root: folder that volume paths are relative to.
+        resume: continue from the folder's checkpoint. With ``steps``, losses equal those of an uninterrupted run.
 
     Returns:
         Whether it helped, as a table and a sentence, if the recipe has a base and this is the first process. The same
@@ -208,7 +209,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
             checkpoint stays).
     """
     if not resume and (output / "log.jsonl").exists():
-        raise InputError(f"{output} holds another run; add --resume to go on with it, or choose another folder.")
+        raise InputError(f"{output} already holds a run; add --resume to continue it, or choose another folder.")
     dtype = choose_precision(recipe.precision, choose_device())
     accelerator = make_accelerator(dtype, log_with=recipe.report_to, project_dir=output)
     recipe = recipe.with_tables_read(data_root)
@@ -322,7 +323,7 @@ def _save_result(run: Run, processor: EMformerProcessor, volumes: list[TrainingV
 
 
 def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
-    """What a run would need, from three of its steps: weights, memory, steps and time, in words; writes nothing.
+    """Estimate weights, memory, steps and time of a run from three of its steps, in words; writes nothing.
 
     Raises:
         InputError: as :func:`train`.

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Losses that training minimises."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def laplace_nll(error: Tensor, scale: Tensor) -> Tensor:
 
 
 def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> Tensor:
-    """What of a reconstruction is compared with the target.
+    """The part of a reconstruction that is compared with the target.
 
     Where sections hold noise of the target, the clean value must not learn to keep it: there the faithful one is
     judged, in which noise of the sections is as it was measured, so that only what they do not tell is learned. The
@@ -34,7 +34,7 @@ def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> T
     Args:
         clean: the network's value, ``(batch, frames, planes, columns)``.
         independent: bool, of the same shape (:func:`~emformer_hub.training.sampling.draw_clip`).
-        batch: what the network was given.
+        batch: arguments of the network.
     """
     faithful = project(
         clean, batch["sections"], batch["positions"], batch["factor"], batch["thickness"], batch["section_mask"]

@@ -16,15 +16,15 @@ class Muon(torch.optim.AdamW):
     """Momentum whose update of a matrix is made orthogonal, so that all its directions learn at one speed.
 
     K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; ``torch.optim.Muon`` is the same
-    for parameters of two axes, while the kernels of convolutions are matrices of four here. What is no matrix of a
-    layer (embedding, conditioning, decoder, biases) goes by AdamW.
+    for parameters of two axes, while the kernels of convolutions are matrices of four here. All other parameters
+    (embedding, conditioning, decoder, biases) are updated by AdamW.
 
     Args:
-        model: whose parameters are trained; its layers are under ``layers``.
-        learning_rate: of AdamW.
-        matrix_learning_rate: of the orthogonal updates.
-        weight_decay: decoupled, of both.
-        momentum: of the matrices (Nesterov).
+        model: network to train; its layers are under ``layers``.
+        learning_rate: learning rate of AdamW.
+        matrix_learning_rate: learning rate of the orthogonal updates.
+        weight_decay: decoupled weight decay of both.
+        momentum: momentum of the matrices (Nesterov).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Muon(torch.optim.AdamW):
         self.momentum = momentum
 
     def set_share(self, share: float) -> None:
-        """Set all learning rates to this share of what they were given as."""
+        """Set all learning rates to this fraction of their given values."""
         for group in self.param_groups:
             group["lr"] = share * group["initial_lr"]
 
@@ -78,13 +78,14 @@ class Muon(torch.optim.AdamW):
 def is_layer_matrix(name: str, weight: Tensor) -> bool:
     """Whether a parameter is a matrix, or a convolution's kernel, of the network's layers, modulation apart.
 
-    The thin factors of an adapter are none.
+    The thin factors of an adapter are not.
     """
     return weight.ndim >= 2 and "layers." in name and "modulation" not in name and "lora_" not in name
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """Near the closest orthogonal matrix: the same singular vectors, singular values of about one (0.7 to 1.2)."""
+    """Approximate the closest orthogonal matrix: the same singular vectors, singular values of about one (0.7 to
+    1.2)."""
     a, b, c = NEWTON_SCHULZ
     x = matrix / matrix.norm().clamp(min=1e-7)
     tall = x.shape[0] > x.shape[1]

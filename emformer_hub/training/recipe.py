@@ -24,29 +24,29 @@ class Recipe:
     """All choices of a run; see ``finetune/recipes/*.yaml`` for the reasons.
 
     Args:
-        volumes: what to learn from.
+        volumes: volumes to train on.
         model: fields of :class:`EMformerConfig` for training from scratch; or
         base: name, folder or Hub id of the weights to start from.
         method: what is trained: ``full``, all weights; ``head``, the decoder; ``lora`` or ``dora``, an adapter.
-        adapter_rank, adapter_alpha: of the low-rank updates, which are multiplied by alpha / rank.
+        adapter_rank, adapter_alpha: rank of the low-rank updates, and alpha: they are multiplied by alpha / rank.
         sampling: geometry and augmentation.
         steps: length of the run in optimiser steps; or
         minutes: its length in minutes of training, resumed parts included.
         batch_size: clips per step and process.
-        pieces: in which a batch is computed, one after another: more need less memory and change nothing else.
-        memory: GB for the clips of a piece; if given, there are as many pieces as that asks for.
-        matrix_learning_rate: of the layers' matrices, which go by Muon.
-        learning_rate: of all other parameters, which go by AdamW.
-        warmup_steps: over which the rates rise from zero.
-        decay: the last share of the run, over which they fall back to zero. A checkpoint from before can be resumed
-            with a longer run as if that had been meant from the start.
-        weight_decay, clip_norm: decoupled; of the gradient.
-        ema_decay: of the averaged weights, which are the ones that are validated and saved.
-        precision: of matrix products: auto (bfloat16 where the device computes in it), float32 or bfloat16.
-        validate_every, checkpoint_every: in steps.
+        pieces: number of pieces that a batch is computed in; more of them need less memory and change nothing else.
+        memory: GB for the clips of a piece; if given, it determines the number of pieces.
+        matrix_learning_rate: learning rate of the layers' matrices, which Muon updates.
+        learning_rate: learning rate of all other parameters, which AdamW updates.
+        warmup_steps: steps over which the learning rates rise from zero.
+        decay: fraction of the run, at its end, over which they fall back to zero. An earlier checkpoint can be resumed
+            with a longer run as if that had been planned from the start.
+        weight_decay, clip_norm: decoupled weight decay, and largest norm of the gradient.
+        ema_decay: decay of the moving average of the weights, which is validated and saved.
+        precision: precision of matrix products: auto (bfloat16 where the device computes in it), float32 or bfloat16.
+        validate_every, checkpoint_every: intervals, in steps.
         report_to: tracker of Accelerate, such as tensorboard, beside ``log.jsonl``.
         workers: processes that prepare clips; 0 prepares them between steps.
-        seed: of everything that is drawn.
+        seed: seed of all random numbers.
     """
 
     volumes: tuple[VolumeEntry, ...]
@@ -79,7 +79,7 @@ class Recipe:
         if not self.volumes:
             raise InputError("the recipe names no volumes; list at least one under 'volumes'.")
         if (self.model is None) == (self.base is None):
-            raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (to go on from).")
+            raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (to continue from).")
         if self.method not in METHODS:
             raise InputError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}.")
         if self.method != "full" and self.base is None:
@@ -101,7 +101,7 @@ class Recipe:
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; expected a positive number.")
         if not 0 <= self.decay <= 1:
-            raise InputError(f"decay is {self.decay}; expected a share of the run, from 0 to 1.")
+            raise InputError(f"decay is {self.decay}; expected a fraction of the run, from 0 to 1.")
         check_precision(self.precision)
         self.sampling.check()
 
@@ -110,7 +110,7 @@ class Recipe:
         """Read a YAML recipe; ``overrides`` that are not None win, and ``steps`` and ``minutes`` replace each other.
 
         Args:
-            path: of a file, or the name of a recipe that comes with the package, such as ``lora``.
+            path: path of a file, or the name of a recipe that comes with the package, such as ``lora``.
             overrides: recipe keys; those of ``sampling`` one by one.
 
         Raises:
@@ -134,7 +134,8 @@ class Recipe:
 
     @classmethod
     def from_content(cls, content: dict[str, Any], where: str) -> Recipe:
-        """Build from what YAML holds; raises ``InputError`` as ``load`` does, naming ``where`` it stands."""
+        """Build a recipe from the content of a YAML file; raises ``InputError`` as ``load`` does, naming ``where`` it
+        stands."""
         return from_plain(cls, content, where)
 
     def with_tables_read(self, data_root: Path) -> Recipe:

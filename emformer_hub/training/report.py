@@ -26,7 +26,7 @@ IN_PLANE, LEFT_OUT = "degraded in plane", "section left out"
 FACTORS = (4.0, 8.0)
 MAX_SECTIONS, MAX_SIDE = 32, 192
 HARM = -0.05
-"""dB beyond which real sections suffer."""
+"""Difference in dB below which real sections suffer."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Comparison:
     """One task on one volume: gains in dB over an interpolation, before and after.
 
     Attributes:
-        volume: its name.
+        volume: name of the volume.
         task: the plane degraded along y and restored, or each inner section left out and predicted from the others.
-        geometry: factor and thickness.
+        geometry: factor and thickness, in words.
         baseline: bicubic interpolation, or the mean of the neighbouring sections.
         before, after: gains over the baseline.
         interval: 95 % interval of the difference, dB: how far it depends on which part of the columns is looked at.
@@ -66,7 +66,7 @@ def _compare(
     before: EMformerModel, after: EMformerModel, volume: TrainingVolume, recipe: Recipe
 ) -> Iterator[Comparison]:
     for factor in recipe.sampling.factors or FACTORS:
-        if factor == 1:  # nothing was lost, so nothing is there to gain; what it is for is the section left out
+        if factor == 1:  # nothing is lost, so there is nothing to gain; the section left out is what counts
             continue
         geometry = SectionModel(factor, _thickness(recipe, factor))
         first, second = (restore(model, volume, geometry, model.device) for model in (before, after))
@@ -84,7 +84,7 @@ def _compare(
 
 
 def _interval(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Of how many dB errors have become smaller; the same parts of both are compared."""
+    """Interval of the decrease of errors, dB; the same parts of both are compared."""
     return decibel_interval(resampled_mse(before) / resampled_mse(after))
 
 
@@ -99,17 +99,17 @@ def held_out_stack(volume: TrainingVolume) -> np.ndarray:
 def verdict(rows: Sequence[Comparison]) -> str:
     """One plain sentence: whether to use what was trained, or the base.
 
-    It helped if the gain is sure, and sure to be more than what sections that were left out lost. A run that cannot
-    show that is no reason to leave the base.
+    Training helped if the gain is certain, and certainly larger than any loss on sections that were left out. Otherwise
+    there is no reason to change from the base.
     """
     if not rows:
-        return "The volumes are too small to tell whether it helped: nothing could be held out that shows it."
+        return "The volumes are too small to tell whether it helped: too little could be held out."
     left_out = [row for row in rows if row.task == LEFT_OUT]
     judged = [row for row in rows if row.task == IN_PLANE] or left_out
     gain = float(np.mean([row.difference for row in judged]))
     low, high = (float(np.mean([row.interval[end] for row in judged])) for end in (0, 1))
     where = "on held-out columns" if judged is not left_out else "where a section was left out"
-    said = f"{gain:+.2f} dB ({low:+.2f} to {high:+.2f}) in the mean {where}"
+    said = f"{gain:+.2f} dB ({low:+.2f} to {high:+.2f}) on average {where}"
     worst = min(left_out, key=lambda row: row.difference, default=None)
     if worst is not None and judged is not left_out:
         said += f", and {worst.difference:+.2f} dB ({worst.interval[0]:+.2f} to {worst.interval[1]:+.2f}) where a real "
@@ -119,12 +119,12 @@ def verdict(rows: Sequence[Comparison]) -> str:
     if worst is not None and worst.difference < HARM and worst.interval[1] < 0:
         return f"Take care: {said}. Use the base, or fewer minutes."
     if low <= max(0.0, 0.0 if worst is None else -worst.difference):
-        return f"No difference that is sure: {said}. Keep the base, or give more data or minutes."
+        return f"No certain difference: {said}. Keep the base, or give more data or minutes."
     return f"It helped: {said}."
 
 
 def table(rows: Sequence[Comparison]) -> str:
-    """Markdown, one line a row."""
+    """Markdown table, one line for each row."""
     columns = ["volume", "task", "geometry", "gain over", "before dB", "after dB", "difference dB (95 %)"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
@@ -150,7 +150,7 @@ def write_report(
     try:
         picture = draw(folder / "comparison.png", before, after, volumes[0], recipe)
     except InputError as error:  # matplotlib is not installed
-        said += f"\n\nThere is no picture: {error}"
+        said += f"\n\nThe picture was not drawn: {error}"
         picture = None
     (folder / "README.md").write_text(_card(folder, said, volumes, recipe, picture))
     return said
@@ -172,7 +172,7 @@ def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Re
         "lora": "A LoRA adapter",
         "dora": "A DoRA adapter",
         "head": "A new decoder",
-        "full": "All weights, trained on",
+        "full": "New weights",
     }
     sources = "\n".join(_source(volume, entry) for volume, entry in zip(volumes, recipe.volumes, strict=True))
     use = f'result = reconstruct(stack, factor=10, model="{folder.name}")  # this folder, or its Hub id'

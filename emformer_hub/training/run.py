@@ -1,4 +1,4 @@
-"""A training run as it goes on: its folder, its clock, and how far it is."""
+"""State of a training run: its folder, its clock, and its progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """A run: what it trains, where it writes, and how far it is. Only the first of several processes writes.
+    """A run: what it trains, where it writes, and its progress. Only the first of several processes writes.
 
     Attributes:
         recipe: all choices.

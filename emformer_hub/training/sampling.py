@@ -22,9 +22,10 @@ from emformer_hub.volumes import StoredArray
 ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
 MIN_ROWS, MIN_COLUMNS, MIN_SECTIONS = 4, 16, 4
 DROWNED = 2.0
-"""A section's noise counts as its own, not the target's, where what was added is so many times what it had before."""
+"""A section's noise counts as independent of the target's where the added noise is this many times what it had
+before."""
 HARDLY_NOISY = 0.03
-"""Standard deviations of the volume: what noise a section may share with the target and still teach what tissue is."""
+"""Most noise that a section may share with the target and still teach what tissue is, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class TrainingVolume:
     """A volume that training reads from.
 
     Args:
-        name: what logs call it.
+        name: name in logs.
         data: ``(z, y, x)``, any real dtype; may be memory-mapped, or stay on disk.
         voxel_size: nm.
-        statistics: of the whole volume (:meth:`EMformerProcessor.measure`).
-        weight: relative share of training samples.
-        holdout: share of the columns at the far end of x that only validation sees, at least 64, or a quarter of them
-            where there are fewer than 96.
+        statistics: statistics of the whole volume (:meth:`EMformerProcessor.measure`).
+        weight: relative frequency among training samples.
+        holdout: fraction of the columns at the far end of x that only validation sees, at least 64, or a quarter of
+            them where there are fewer than 96.
         aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips
             are one section each.
 
@@ -64,7 +65,7 @@ class TrainingVolume:
         if self.data.shape[1] < MIN_COLUMNS:
             raise InputError(
                 f"{self.name} is {self.data.shape[1]} voxels high; expected at least {MIN_COLUMNS}, because "
-                f"clips are cut along y too. Give a higher volume."
+                f"clips are cut along y too. Give a taller volume."
             )
         if self.aligned and self.data.shape[0] < MIN_SECTIONS:
             raise InputError(
@@ -92,31 +93,31 @@ class TrainingVolume:
 
 @dataclass(frozen=True)
 class SamplingRanges:
-    """What a recipe chooses: the geometry and the damage that training clips go through.
+    """Choices of a recipe: the geometry and the damage that training clips go through.
 
     Args:
         factor: anisotropy factors are drawn between the first and the last, around the second (log-triangular).
         factors: if given, they are drawn from these alone.
-        full_thickness, single_plane: shares of clips with thickness 1 and 1/factor; the rest lies between.
+        full_thickness, single_plane: fractions of clips with thickness 1 and 1/factor; the rest lies between.
         thickness: if given, that of every clip, or 1/factor where that is more.
-        frame_stride_one: share of clips from isotropic volumes whose frames are one voxel apart.
+        frame_stride_one: fraction of clips from isotropic volumes whose frames are one voxel apart.
         frame_stride_max: the largest frame stride otherwise (log-uniform).
         frames, rows, columns: size of a clip; rows are sections.
-        rescale: share of clips with larger or smaller voxels, by a factor within ``rescale_range`` (log-uniform).
-        blur: share of clips from a softer instrument: sections and target are smoothed, with a standard deviation
+        rescale: fraction of clips with larger or smaller voxels, by a factor within ``rescale_range`` (log-uniform).
+        blur: fraction of clips from a softer instrument: sections and target are smoothed, with a standard deviation
             of up to 0.7 voxels; along frames only where they are one voxel apart.
-        sharpen: share of the other clips that are sharpened in the same way, as some instruments do.
-        tone: share of clips with another curve of grey values: a gamma, or some of a histogram equalisation.
-        contrast: share of clips with changed gain and brightness.
-        invert: share of clips with inverted contrast.
-        voxel_noise: share of clips with noise put on the voxels that sections are cut from, white or smooth along some
-            axes, and not on the target; up to ``noise_max`` standard deviations of the volume.
-        noise: share of clips with white noise put on the sections, up to ``noise_max`` standard deviations.
-        jump: share of clips in which single sections change in brightness and contrast.
-        charging: share of clips in which single sections carry a smooth gradient of brightness.
-        jitter: share of clips in which single sections are shifted by one voxel along the columns.
-        mask: share of clips in which 1-3 neighbouring sections are missing.
-        local_mask: share of clips in which an ellipse is missing from 1-3 neighbouring sections.
+        sharpen: fraction of the other clips that are sharpened in the same way, as some instruments do.
+        tone: fraction of clips with another curve of grey values: a gamma, or some of a histogram equalisation.
+        contrast: fraction of clips with changed gain and brightness.
+        invert: fraction of clips with inverted contrast.
+        voxel_noise: fraction of clips with noise put on the voxels that sections are cut from, white or smooth along
+            some axes, and not on the target; up to ``noise_max`` standard deviations of the volume.
+        noise: fraction of clips with white noise put on the sections, up to ``noise_max`` standard deviations.
+        jump: fraction of clips in which single sections change in brightness and contrast.
+        charging: fraction of clips in which single sections carry a smooth gradient of brightness.
+        jitter: fraction of clips in which single sections are shifted by one voxel along the columns.
+        mask: fraction of clips in which 1-3 neighbouring sections are missing.
+        local_mask: fraction of clips in which an ellipse is missing from 1-3 neighbouring sections.
     """
 
     factor: tuple[float, ...] = (1.2, 7.0, 16.0)
@@ -157,13 +158,13 @@ class SamplingRanges:
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """What the samples of one batch share.
+    """Properties that the samples of one batch share.
 
     Attributes:
-        axes: of the volume, in the order frames, rows, columns.
+        axes: axes of the volume, in the order frames, rows, columns.
         stride: voxels of the volume from one frame to the next, where frames are not rescaled.
         zoom: voxels of the volume along the edge of one of the clip.
-        frames, rows, columns: of the sections.
+        frames, rows, columns: size of the sections.
     """
 
     volume: TrainingVolume
@@ -351,7 +352,7 @@ def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
 
 
 def _smoothed(clip: np.ndarray, share: float, axes: tuple[int, ...]) -> np.ndarray:
-    """Each voxel takes this share from either neighbour along these axes (gives, below 0); borders repeat."""
+    """Each voxel takes this fraction from either neighbour along these axes (gives, below 0); borders repeat."""
     for axis in axes:
         padded = np.pad(clip, [(int(axis == a),) * 2 for a in range(clip.ndim)], mode="edge")
         before, after = (np.take(padded, range(k, k + clip.shape[axis]), axis) for k in (0, 2))
@@ -413,9 +414,9 @@ class ClipBatches(torch.utils.data.IterableDataset):
     """The endless stream of training batches from ``start`` on; batch ``i`` is a function of the seed and ``i``.
 
     Args:
-        volumes: what to sample from.
-        ranges: how.
-        seed: of the whole run.
+        volumes: volumes to sample from.
+        ranges: geometry and damage of the clips.
+        seed: seed of the run.
         batch_size: clips per batch and process.
         rank, world_size: this process among all; together they draw ``world_size * batch_size`` clips a batch.
         start: the first batch, for a resumed run.

@@ -96,7 +96,7 @@ def validate(model: EMformerModel, volumes: Sequence[TrainingVolume], device: to
 def error_quantiles(
     model: EMformerModel, volumes: Sequence[TrainingVolume], device: torch.device, mode: Mode
 ) -> ErrorQuantiles | None:
-    """How the errors of a mode on held-out columns compare with the uncertainty stated there, volumes by their weight.
+    """Compare the errors of a mode on held-out columns with the stated uncertainty; volumes count by their weight.
 
     An isotropic volume is degraded along z, as reconstruction meets it: planes differ in brightness and noise as the
     microscope went on, which errors along y know nothing of. ``None`` if no volume is large enough.

@@ -155,8 +155,8 @@ def _open_folder(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
         return n5_precomputed.open_volume(place, choice)
     if isinstance(place, Remote):
         raise InputError(
-            f"{place} is no OME-Zarr, Zarr array, N5 or precomputed image, or is not there. Is the address right? "
-            f"Other formats are read from this machine only: download the file first."
+            f"{place} is not an OME-Zarr, Zarr array, N5 or precomputed image, or does not exist. Is the address "
+            f"right? Other formats are read from this machine only: download the file first."
         )
     other = foreign.named_folder(place)
     if other is not None:

@@ -16,7 +16,7 @@ _LENGTHS = ("resolution", "voxel_size", "pixelResolution", "scale")
 """Attributes with the size of a voxel along each axis."""
 _IN_MICROMETRES = "element_size_um"  # of Fiji and ilastik
 _IN_NANOMETRES = ("resolution", "voxel_size")
-"""Those that are nm where no unit stands beside them in HDF5 and Zarr, as CREMI, funlib and gunpowder have it."""
+"""Attributes in nm where no unit stands beside them in HDF5 and Zarr, as CREMI, funlib and gunpowder have it."""
 _OFFSETS = ("offset", "translation")
 _OF_SEGMENTATIONS = ("image-label", "isLabelMultiset")
 """Attributes that only segmentations have."""

@@ -26,7 +26,7 @@ class GreyValues:
 
     @classmethod
     def of(cls, page: Any, name: str) -> GreyValues:
-        """Those of a page of a TIFF.
+        """Grey values of a page of a TIFF.
 
         Raises:
             InputError: a palette of colours, or numbers that cannot be turned.
@@ -45,10 +45,10 @@ class GreyValues:
 
     @classmethod
     def of_palette(cls, colours: np.ndarray, name: str) -> GreyValues:
-        """Those of a palette ``(numbers, 3)``, uint8 or uint16.
+        """Grey values of a palette ``(numbers, 3)``, uint8 or uint16.
 
         Raises:
-            InputError: some are no greys.
+            InputError: some are not grey.
         """
         if not (colours == colours[:, :1]).all():
             raise InputError(
@@ -77,7 +77,7 @@ class GreyValues:
 
     @property
     def dtype(self) -> np.dtype | None:
-        """Of grey values, where it is not that of the stored numbers."""
+        """Data type of the grey values, where it is not that of the stored numbers."""
         return None if self.palette is None else self.palette.dtype
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:

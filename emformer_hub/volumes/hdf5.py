@@ -84,7 +84,7 @@ def open_volume(path: Path, dataset: str | None = None, choice: Choice = NOTHING
             h5py is not installed.
     """
     if not is_hdf5(path):
-        raise InputError(f"{path} is no HDF5, so nothing inside it can be named; leave out ':{dataset}'.")
+        raise InputError(f"{path} is not HDF5, so nothing inside it can be named; leave out ':{dataset}'.")
     h5py = import_extra("h5py", "hdf5", f"{path} is HDF5")
     dataset = choice.series if dataset is None else dataset
     try:

@@ -119,7 +119,7 @@ def _json(file: Path | Remote) -> dict[str, Any] | None:
     try:
         return None if content is None else json.loads(content)
     except ValueError as error:
-        raise InputError(f"{file} is no JSON ({error}). Was it copied completely?") from error
+        raise InputError(f"{file} is not JSON ({error}). Was it copied completely?") from error
 
 
 def _stored(

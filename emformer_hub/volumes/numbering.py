@@ -97,7 +97,7 @@ def _readable(folder: Path, paths: list[Path]) -> list[Name]:
 
 
 def _varying(names: Sequence[Name]) -> list[int]:
-    """Which of their numbers differ."""
+    """Places of the numbers that differ."""
     return [
         place for place, numbers in enumerate(zip(*(n.numbers for n in names), strict=True)) if len(set(numbers)) > 1
     ]

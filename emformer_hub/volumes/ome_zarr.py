@@ -29,11 +29,11 @@ _CHUNKS_AT_ONCE = 4  # along each axis
 SMALLEST_LEVEL = 128
 """Levels are added until no side is longer."""
 VERSIONS: dict[str, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
-"""Of OME-Zarr, and the format of Zarr that each is written in."""
+"""Versions of OME-Zarr, and the format of Zarr that each is written in."""
 _AXES = ("z", "y", "x")
 Number = TypeVar("Number", int, float)
 ALL_STORED = "every_chunk_is_stored"
-"""In the metadata of an image: a file that is missing is lost, where Zarr reads zeros."""
+"""Key in the metadata of an image: a missing file is then an error, where Zarr would read zeros."""
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
@@ -130,13 +130,13 @@ class OMEZarrWriter:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the image, ``(z, y, x)``."""
+        """Shape of the image, ``(z, y, x)``."""
         z, y, x = self._arrays[0].shape
         return (z, y, x)
 
     @property
     def dtype(self) -> np.dtype:
-        """Of its voxels."""
+        """Data type of the voxels."""
         return np.dtype(self._arrays[0].dtype)
 
     @property
@@ -183,7 +183,7 @@ class OMEZarrWriter:
 
 @dataclass(frozen=True)
 class Level:
-    """Of a pyramid: shape in voxels, their size and the centre of the first in nm; each ``(z, y, x)``."""
+    """Level of a pyramid: shape in voxels, their size and the centre of the first in nm; each ``(z, y, x)``."""
 
     shape: tuple[int, int, int]
     voxel_size: tuple[float, float, float]

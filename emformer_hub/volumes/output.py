@@ -32,7 +32,7 @@ def check_writable(path: str | os.PathLike[str], dtype: np.dtype) -> None:
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise, before a long computation, what would keep its result from being written to ``path``.
+    """Raise, before a long computation, if its result could not be written to ``path``.
 
     Raises:
         InputError: the suffix is not one that can be written, or needs an extra that is not installed; the folder is

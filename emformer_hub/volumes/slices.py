@@ -157,7 +157,7 @@ def _sections(folder: Path, pattern: str | None) -> list[Path]:
 
 
 def _properties(path: Path, notes: dict[str, int]) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape (y, x) and native dtype of a section; counts what there is to say of it."""
+    """Shape (y, x) and native dtype of a section; counts the notes about it."""
     remarks: list[str] = []
     colours = False
     with _naming(path):
@@ -242,7 +242,7 @@ def _imageio(path: Path) -> ModuleType:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a section is said with its name."""
+    """Name the section in every error."""
     try:
         yield
     except InputError:

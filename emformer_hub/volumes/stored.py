@@ -106,7 +106,7 @@ def _part(item: Any, length: int) -> int | slice:
     try:
         number = operator.index(item)
     except TypeError:
-        raise IndexError(f"{item!r} is no index of voxels on disk; expected whole numbers and slices.") from None
+        raise IndexError(f"{item!r} is not an index of voxels on disk; expected whole numbers and slices.") from None
     if not -length <= number < length:
         raise IndexError(f"index {number} is out of range for an axis of {length} voxels.")
     return number % length

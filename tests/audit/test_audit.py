@@ -128,7 +128,7 @@ def test_the_command_line(stack: np.ndarray, tmp_path: Path) -> None:
         (["--voxel-size", "400,4,4"], "anisotropy factor is 100; expected 1 to 16"),
         (["--voxel-size", "8,8,8"], "nothing to restore between them. Is its voxel size right?"),
         (["--voxel-size", "40x4x4"], "expected Z,Y,X in nm, as in 40,4,4"),
-        (["--thickness", "2"], "expected a share of the section spacing"),
+        (["--thickness", "2"], "expected a fraction of the section spacing"),
     ],
 )
 def test_what_is_asked_wrongly_is_said(stack: np.ndarray, tmp_path: Path, options: list[str], message: str) -> None:

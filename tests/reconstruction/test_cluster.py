@@ -156,7 +156,7 @@ def test_a_scheduler_that_goes_away_leaves_what_is_done(stack: Path, expected: n
                     if made == 1:
                         cluster.close()
 
-        with pytest.raises(InputError, match=r"What is done stays: the same command with --resume"):
+        with pytest.raises(InputError, match=r"Finished parts are kept: the same command with --resume"):
             reconstruct_file(stack, tmp_path / "out.zarr", scheduler=scheduler, **SETTINGS)
     reconstruct_file(stack, tmp_path / "out.zarr", resume=True, **SETTINGS)
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)

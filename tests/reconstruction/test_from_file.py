@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
 
     with monkeypatch.context() as patch:
         patch.setattr(ome_zarr.OMEZarrWriter, "write", full)
-        with pytest.raises(InputError, match=r"No space left on device. What is done stays: .*--resume"):
+        with pytest.raises(InputError, match=r"No space left on device. Finished parts are kept: .*--resume"):
             run(stack, output)
     told: list[tuple[int, int]] = []
     run(stack, output, resume=True, progress=lambda *done: told.append(done))

@@ -268,7 +268,7 @@ def test_the_truth_lies_farther_away_with_a_higher_probability(tiny: EMformerMod
     assert all(width.shape == result.volume.shape and width.dtype == np.float32 for width in widths)
     assert all((narrow < wide).all() for narrow, wide in itertools.pairwise(widths))
     assert not result.half_width(0).any()
-    with pytest.raises(InputError, match=r"probability is 95; expected a share from 0 to 0\.99, as in 0\.95"):
+    with pytest.raises(InputError, match=r"probability is 95; expected a fraction from 0 to 0\.99, as in 0\.95"):
         result.half_width(95)
 
 

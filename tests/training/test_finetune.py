@@ -172,20 +172,20 @@ def test_a_factor_of_one_is_judged_by_the_section_left_out(place: Path, tmp_path
         (
             [0.3, 0.1],
             [0.0],
-            "It helped: +0.20 dB (+0.16 to +0.24) in the mean on held-out columns, and +0.00 dB",
+            "It helped: +0.20 dB (+0.16 to +0.24) on average on held-out columns, and +0.00 dB",
         ),
         ([0.3], [-0.03], "It helped: +0.30 dB"),  # real sections are as before, to the noise of the comparison
-        ([0.3, -0.3], [0.5], "No difference that is sure: +0.00 dB"),
+        ([0.3, -0.3], [0.5], "No certain difference: +0.00 dB"),
         (
             [0.05],
             [-0.04],
-            "No difference that is sure: +0.05 dB (+0.01 to +0.09) in the mean on held-out",
+            "No certain difference: +0.05 dB (+0.01 to +0.09) on average on held-out",
         ),
         ([-0.1], [0.1], "It did not help: -0.10 dB"),
-        ([0.3], [0.1, -0.2], "Take care: +0.30 dB (+0.26 to +0.34) in the mean on held-out columns, and -0.20 dB"),
-        ([0.3], [], "It helped: +0.30 dB (+0.26 to +0.34) in the mean on held-out columns."),
-        ([], [0.3], "It helped: +0.30 dB (+0.26 to +0.34) in the mean where a section was left out."),
-        ([], [0.03], "No difference that is sure: +0.03 dB"),
+        ([0.3], [0.1, -0.2], "Take care: +0.30 dB (+0.26 to +0.34) on average on held-out columns, and -0.20 dB"),
+        ([0.3], [], "It helped: +0.30 dB (+0.26 to +0.34) on average on held-out columns."),
+        ([], [0.3], "It helped: +0.30 dB (+0.26 to +0.34) on average where a section was left out."),
+        ([], [0.03], "No certain difference: +0.03 dB"),
         ([], [], "The volumes are too small to tell"),
     ],
 )
@@ -355,7 +355,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(place: Path, tmp_path: Path) -> N
     process = launch([], arguments(place, tmp_path / "run", "--resume"), preexec_fn=no_room)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 2, errors
-    assert "cannot be written" in errors and "go on with --resume" in errors
+    assert "cannot be written" in errors and "continue with --resume" in errors
     assert checksum(tmp_path / "run" / "checkpoint" / "model.safetensors") == before
     resumed = run_here(place, tmp_path / "run", "--resume")
     assert resumed.exit_code == 0, resumed.output

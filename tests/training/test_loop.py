@@ -470,7 +470,7 @@ def test_a_second_start_loses_nothing(data_root: Path, finished: Path) -> None:
     before = fingerprint(finished)
     result = run_here(finished, data_root, "--steps", "3", "--seed", "7")
     assert result.exit_code == 2
-    assert "holds another run; add --resume to go on with it, or choose another folder" in result.stderr
+    assert "already holds a run; add --resume to continue it, or choose another folder" in result.stderr
     assert fingerprint(finished) == before
 
 

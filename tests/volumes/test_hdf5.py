@@ -183,7 +183,7 @@ def test_a_corrupt_chunk_is_reported_where_it_is_read(tmp_path: Path, volume: np
 
 def test_nothing_can_be_named_inside_another_file(tmp_path: Path, volume: np.ndarray) -> None:
     tifffile.imwrite(tmp_path / "a.tif", volume)
-    with pytest.raises(InputError, match=r"a\.tif is no HDF5, .*; leave out ':/raw'"):
+    with pytest.raises(InputError, match=r"a\.tif is not HDF5, .*; leave out ':/raw'"):
         read_volume(f"{tmp_path / 'a.tif'}:/raw")
 
 

@@ -196,10 +196,10 @@ def test_a_chunk_that_is_missing_is_an_error(bucket: str, folder: Path, tmp_path
     [
         (
             "{bucket}/nothing.zarr",
-            r"nothing\.zarr is no OME-Zarr, .* or is not there",
+            r"nothing\.zarr is not an OME-Zarr, .* or does not exist",
         ),
         ("{bucket}/stack.tif", r"Other formats are read from this machine only: download the file first"),
-        ("s3://another-bucket/x.zarr", r"s3://another-bucket/x\.zarr|is no OME-Zarr"),
+        ("s3://another-bucket/x.zarr", r"s3://another-bucket/x\.zarr|is not an OME-Zarr"),
         ("{server}/forbidden/x.zarr", r"forbidden/x\.zarr.* cannot be read: .*403"),
         ("http://127.0.0.1:9/x.zarr", r"http://127\.0\.0\.1:9/x\.zarr.* cannot be read.*is there a network"),
         ("hf://lab/stacks", r"expected hf://datasets/ORG/NAME/PATH"),
@@ -236,7 +236,7 @@ def test_a_stack_in_a_bucket_is_reconstructed_as_one_here(bucket: str, folder: P
     facts = json.loads((tmp_path / "there.zarr.json").read_text())
     assert facts["input"] == f"{bucket}/uint8.n5" and facts["input_modified"] is None
     wrong = CliRunner().invoke(main, ["reconstruct", f"{bucket}/uint8.n6", str(tmp_path / "no.zarr"), *words])
-    assert wrong.exit_code == 2 and "uint8.n6 is no OME-Zarr" in wrong.output
+    assert wrong.exit_code == 2 and "uint8.n6 is not an OME-Zarr" in wrong.output
 
 
 def test_a_plain_zarr_array_in_a_bucket(bucket: str, tmp_path: Path) -> None:

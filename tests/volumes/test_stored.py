@@ -77,9 +77,9 @@ def test_every_format_slices_alike(tmp_path: Path, kind: str, index: Any) -> Non
         (slice(None, None, -1), "step -1: voxels on disk are read forwards"),
         ((0, 0, 0, 0), "too many parts"),
         ((..., 0, ...), "too many parts"),
-        ([0, 1], "is no index of voxels on disk"),
-        (np.array([True] * 6), "is no index of voxels on disk"),
-        (None, "is no index of voxels on disk"),
+        ([0, 1], "is not an index of voxels on disk"),
+        (np.array([True] * 6), "is not an index of voxels on disk"),
+        (None, "is not an index of voxels on disk"),
     ],
     ids=str,
 )

@@ -214,7 +214,7 @@ def test_an_unfinished_run_of_another_version_is_told(stack: Path, tmp_path: Pat
     file = state_folder(output) / "job.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps({**content, "version": "0.1.0", "sharpened": True}))
-    with pytest.raises(InputError, match=r"job\.json is of version 0\.1\.0 .*begin again with --overwrite"):
+    with pytest.raises(InputError, match=r"job\.json belongs to version 0\.1\.0 .*begin again with --overwrite"):
         run(stack, output, resume=True)
 
 

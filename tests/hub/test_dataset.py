@@ -125,7 +125,7 @@ def test_what_cannot_be_fetched_is_named(client: Client) -> None:
     [
         (['cortex.tif,"40,4,4",train,,,'], "the table states no licence"),
         (["cortex.tif,,train,,MIT,"], "neither the file nor the table states a voxel size"),
-        (['cortex.tif,"40,4,4",train,,MIT,', 'cortex.h5:/raw,"8,8,8",,,MIT,'], "2 volumes of the name cortex"),
+        (['cortex.tif,"40,4,4",train,,MIT,', 'cortex.h5:/raw,"8,8,8",,,MIT,'], "2 volumes named cortex"),
         (['nowhere.tif,"40,4,4",train,,MIT,'], "nowhere.tif"),
     ],
 )

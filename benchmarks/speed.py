@@ -30,12 +30,12 @@ from _report import RECIPE, Columns, OutputFile, describe_run, print_report, sta
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import VoxelSize
+from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction.blocks import default_tile
 from emformer_hub.reconstruction.in_memory import reconstruct
+from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.training.loop import make_trainable
 from emformer_hub.training.losses import reconstruction_loss
 from emformer_hub.training.recipe import Recipe
@@ -139,7 +139,10 @@ class Case:
         if self.what == "train":
             sampling = Recipe.load(RECIPE).sampling
             return sampling.rows, sampling.frames, sampling.columns
-        z, y, x = map(min, self.volume_zyx, self.given_tile_zyx or default_tile(self.volume_zyx[0], self.factor))
+        chosen = self.given_tile_zyx or choose_tile(
+            self.volume_zyx, SectionModel(self.factor), self.load().config, torch.device(self.device), voxel_bytes=1
+        )
+        z, y, x = map(min, self.volume_zyx, chosen)
         return z, y, x
 
     def load(self) -> EMformerModel:

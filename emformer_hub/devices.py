@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from emformer_hub.errors import InputError
+
+CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""The groups of this process, and the folder of all of them, on Linux."""
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
@@ -57,6 +63,29 @@ def _seconds_of_product(matrix: torch.Tensor) -> float:
         torch.matmul(matrix, matrix)
         times.append(time.perf_counter() - begin)
     return min(times[1:])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of memory that are free: on a GPU its own, else those of this machine, or of this process's container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return min([psutil.virtual_memory().available, *_left_in_container()])
+
+
+def _left_in_container() -> Iterator[int]:
+    """Bytes that the control groups of this process (Linux, version 2) allow beyond those in use."""
+    membership, root = CONTROL_GROUPS
+    try:
+        (group, *_) = membership.read_text().partition("0::/")[2].splitlines() or [""]
+    except OSError:
+        return
+    for folder in (root / group, *(root / group).parents):
+        with suppress(OSError, ValueError, IndexError):  # "max" is no limit, and not a number
+            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = int((folder / "memory.stat").read_text().split("inactive_file ")[1].split()[0])
+            yield max(0, limit - used + cached)
 
 
 def peak_memory(device: torch.device) -> int:

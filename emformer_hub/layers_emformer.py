@@ -7,6 +7,7 @@ cache of a CPU from one layer to the next. Both call the same arithmetic.
 Letters of einops patterns: b batch, f frames, r rows, c columns, d channels, w windows, n tokens of one, h heads.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_emformer import EMformerConfig
@@ -219,7 +219,12 @@ class EMformerAttention(nn.Module):
         if tokens.shape[1] < self.window[0]:
             return tokens
         result, inside = tokens.clone(), (slice(None), slice(None), *self._inside(tokens)[2:])
-        result[inside].add_(self._mix(tokens[inside], condition)[0])
+        before, after = (whole[inside] for whole in (tokens, result))
+        step = self.window[1]
+        step *= max(1, frames_at_a_time(before.transpose(1, 2), step, streamed=True) // step)
+        for start in range(0, before.shape[2], step):  # rows of windows, as many as the cache holds
+            rows = slice(start, start + step)
+            after[:, :, rows].add_(self._mix(before[:, :, rows], condition)[0])
         return result
 
     def _margin(self, axis: int, length: int) -> int:
@@ -276,34 +281,20 @@ class EMformerFeedForward(nn.Module):
     def stream(self, chunks: Iterable[Tensor], condition: Tensor) -> Iterator[Tensor]:
         """The same chunk by chunk."""
         frames = with_neighbours(chunks, lambda tokens: self.norm(tokens, condition))
-        return map(lambda pair: pair[0] + self._mix(pair[1]), frames)
+        return itertools.starmap(self._add, frames)
+
+    def _add(self, tokens: Tensor, around: Tensor) -> Tensor:
+        """Mix frames among their neighbours, as many at a time as the cache holds."""
+        result, step = tokens.clone(), frames_at_a_time(tokens, 1)
+        for start in range(0, tokens.shape[1], step):
+            result[:, start : start + step].add_(self._mix(around[:, start : start + step + 2]))
+        return result
 
     def _mix(self, around: Tensor) -> Tensor:
         """What is added to all frames but the first and the last."""
         before, after, same = around.split(self.shares, -1)
         inner = convolve(self.conv, torch.cat([before[:, :-2], after[:, 2:], same[:, 1:-1]], -1))
         return self.fc2(F.gelu(inner, approximate="tanh"))
-
-
-class EMformerLayer(GradientCheckpointingLayer):
-    """Window attention, in every so many layers, and a convolutional feed-forward layer."""
-
-    def __init__(self, config: EMformerConfig, index: int):
-        super().__init__()
-        turn, rest = divmod(index + 1, config.attention_every)
-        self.attention = EMformerAttention(config, shifted=turn % 2 == 0) if rest == 0 else None
-        self.mlp = EMformerFeedForward(config)
-
-    def forward(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
-        if self.attention is not None:
-            tokens = self.attention(tokens, condition, **kwargs)[0]
-        return self.mlp(tokens, condition)
-
-    def stream(self, chunks: Iterable[Tensor], condition: Tensor, frames: int, step: int) -> Iterator[Tensor]:
-        """The same chunk by chunk; for the arguments see :meth:`EMformerAttention.stream`."""
-        if self.attention is not None:
-            chunks = self.attention.stream(chunks, condition, frames, step)
-        return self.mlp.stream(chunks, condition)
 
 
 def nearest_rows(positions: list[float], num_rows: int) -> list[int]:

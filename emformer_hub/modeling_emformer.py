@@ -7,7 +7,7 @@ decoder then evaluates each section's basis functions at the rows that are wante
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -31,7 +32,7 @@ from .layers_emformer import (
     EMformerConditioning,
     EMformerDecoder,
     EMformerEmbeddings,
-    EMformerLayer,
+    EMformerFeedForward,
     frames_at_a_time,
 )
 from .model_files import HUB_OPTIONS, attach, commit_of, is_adapter, model_folder
@@ -74,6 +75,27 @@ class EMformerOutput(ModelOutput):
     scale: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+class EMformerLayer(GradientCheckpointingLayer):
+    """Window attention, in every so many layers, and a convolutional feed-forward layer."""
+
+    def __init__(self, config: EMformerConfig, index: int):
+        super().__init__()
+        turn, rest = divmod(index + 1, config.attention_every)
+        self.attention = EMformerAttention(config, shifted=turn % 2 == 0) if rest == 0 else None
+        self.mlp = EMformerFeedForward(config)
+
+    def forward(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
+        if self.attention is not None:
+            tokens = self.attention(tokens, condition, **kwargs)[0]
+        return self.mlp(tokens, condition)
+
+    def stream(self, chunks: Iterable[Tensor], condition: Tensor, frames: int, step: int) -> Iterator[Tensor]:
+        """The same chunk by chunk; for the arguments see :meth:`EMformerAttention.stream`."""
+        if self.attention is not None:
+            chunks = self.attention.stream(chunks, condition, frames, step)
+        return self.mlp.stream(chunks, condition)
 
 
 class EMformerPreTrainedModel(PreTrainedModel):
@@ -254,7 +276,7 @@ class EMformerModel(EMformerPreTrainedModel):
         step = frames_at_a_time(self.embeddings.patches(clip.padded), window, streamed=True)
         chunks = self.embeddings.stream(clip.padded.to(self.dtype).split(step, 1), clip.padded_mask)
         for layer in self.layers:
-            chunks = layer.stream(chunks, condition, frames, step)
+            chunks = cast(EMformerLayer, layer).stream(chunks, condition, frames, step)
         done = 0
         for tokens in chunks:
             first, stop = max(wanted.start, done), min(wanted.stop, done + tokens.shape[1])

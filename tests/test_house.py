@@ -26,7 +26,8 @@ VERSION = PROJECT["version"]
 LAYERS = [
     {"errors", "files", "geometry", "modes", "records"},
     {"volumes", "interpolation", "devices"}
-    | {"configuration_emformer", "modeling_emformer", "processing_emformer", "pretrained", "projection", "uncertainty"}
+    | {"configuration_emformer", "layers_emformer", "modeling_emformer", "processing_emformer"}
+    | {"pretrained", "projection", "uncertainty"}
     | {"adapters", "loading", "model_files"},
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},
     {"training", "audit"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 
-from emformer_hub import modeling_emformer
+from emformer_hub import layers_emformer
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
@@ -230,8 +231,57 @@ def test_frames_at_a_time_equal_all_at_once(monkeypatch: pytest.MonkeyPatch, cac
     arguments = {"factor": 6.7, "section_mask": mask_rows(sections, 2)}
     with torch.enable_grad():
         expected = model(sections, **arguments)
-    monkeypatch.setattr(modeling_emformer, "CACHED_TOKENS", cached_tokens)
+    monkeypatch.setattr(layers_emformer, "CACHED_TOKENS", cached_tokens)
     assert_same(model(sections, **arguments), expected, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 13), st.integers(1, 9), st.integers(1, 21)),
+    cached_tokens=st.sampled_from([1, 30, 10**9]),
+    factor=st.sampled_from([1.0, 4.0, 6.7]),
+    masked=st.booleans(),
+    data=st.data(),
+)
+def test_a_stream_yields_what_the_whole_clip_gives(
+    shape: tuple[int, int, int, int], cached_tokens: int, factor: float, masked: bool, data: st.DataObject
+) -> None:
+    model, sections = build(num_hidden_layers=4, attention_every=1), clip(*shape)
+    arguments = {"factor": factor, "section_mask": mask_rows(sections, shape[2] // 2) if masked else None}
+    with torch.enable_grad():
+        whole = model(sections, **arguments)
+    frames, columns = (
+        slice(start, data.draw(st.integers(start + 1, length)))
+        for length in (shape[1], shape[3])
+        for start in [data.draw(st.integers(0, length - 1))]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers_emformer, "CACHED_TOKENS", cached_tokens)
+        parts = list(model.stream(sections, **arguments, inside=(frames, columns)))
+    assert [frame for place, _, _ in parts for frame in range(frames.stop - frames.start)[place]] == list(
+        range(frames.stop - frames.start)
+    )
+    for index, expected in ((1, whole.reconstruction), (2, whole.scale)):
+        found = torch.cat([part[index] for part in parts], 1)
+        torch.testing.assert_close(found, expected[:, frames, :, columns].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_stream_needs_the_memory_of_a_few_frames() -> None:
+    model = build()
+    peaks = []
+    for frames in (64, 256):
+        sections = clip(1, frames, 8, 256)
+        with torch.profiler.profile(profile_memory=True) as profile, torch.inference_mode():
+            for _ in model.stream(sections, 4):
+                pass
+        peaks.append(peak_bytes(profile) - 6 * sections.nbytes)
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def peak_bytes(profile: torch.profiler.profile) -> int:
+    """The most bytes that torch held at once, of what it took during a profile."""
+    changes = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    return max(itertools.accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())))
 
 
 @pytest.mark.parametrize(("every", "attending"), [(1, [0, 1, 2, 3]), (2, [1, 3]), (3, [2])])

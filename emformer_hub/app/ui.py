@@ -39,6 +39,8 @@ WORTH_IT = 0.1
 """dB over the mean of both neighbours from which on the page says that the model helps."""
 SAMPLE_FACTOR = 5
 NOTHING_YET = "A TIFF, OME-TIFF or HDF5 file, or one image for each section."
+TELLING = 0.02
+"""Finished fraction from which on the time left is told, and held against the limit."""
 KEPT_S = 3600
 """Seconds for which the page keeps results that nobody views any more."""
 LAUNCH: dict[str, Any] = {
@@ -161,16 +163,15 @@ def run(
     )
     planes = geometry.num_planes(len(stack))
     limits.check_size((planes, *stack.shape[1:]), command)
-    progress(0, "Reconstructing the first block")
+    progress(0, "Reconstructing")
     network, processor = load_model(model)
     begin = time.monotonic()
 
-    def show(done: int, count: int) -> None:
-        passed = time.monotonic() - begin
-        limits.check_time(passed * count / done, command)
-        progress(
-            done / count, f"Reconstructing: {done} of {count} blocks, about {passed * (count - done) / done:.0f} s left"
-        )
+    def show(done: float, count: int) -> None:
+        passed, fraction = time.monotonic() - begin, done / count
+        if fraction >= TELLING:
+            limits.check_time(passed / fraction, command)
+            progress(fraction, f"Reconstructing: about {passed * (1 / fraction - 1):.0f} s left")
 
     result = reconstruct(
         stack,

@@ -16,7 +16,7 @@ from emformer_hub.inspection.alignment import LARGE_SHIFT, measured_lengths, sec
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement.fsc import SHORTEST_SIDE, Direction, FSCCurve, fsc, resolution
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
+from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes.boxes import middle
 from emformer_hub.volumes.checks import MIN_SECTIONS
@@ -25,6 +25,8 @@ LEAST_FIELD = 192
 """Least rows and columns for measuring shifts between sections."""
 LEAST_COEFFICIENTS = 20
 LEAST_DIVIDED = 32
+COMPARED_ZYX = (48, 128, 128)
+"""Most sections, rows and columns that are restored at once and in tiles, to see the sides of the tiles."""
 """Least sections in a tile if tiles divide a stack along z."""
 
 
@@ -165,7 +167,7 @@ def seams(restorer: Restorer, stack: np.ndarray) -> dict[str, float]:
         What :func:`seam_score` returns.
     """
     geometry, config = restorer.geometry, restorer.network.config
-    box = stack[middle(stack.shape, default_tile(len(stack), geometry.factor))]
+    box = stack[middle(stack.shape, COMPARED_ZYX)]
     depth, rows, columns = (math.ceil(length * 3 / 4 / 16) * 16 for length in box.shape)
     plan = make_plan(box.shape, geometry, config, (depth if depth >= LEAST_DIVIDED else len(box), rows, columns))
     whole, _ = restorer.restore_all(box, make_plan(box.shape, geometry, config, box.shape))

@@ -24,7 +24,7 @@ from emformer_hub.measurement.fidelity import SSIM_REACH
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import Mode
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction.blocks import Plan, default_tile, make_plan
+from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.volumes.boxes import evenly_spaced
 
@@ -32,7 +32,8 @@ LEFT_OUT = 12
 """Number of sections that are held back, evenly spaced."""
 APART = 4
 """Least distance between two sections that are held back in the same pass."""
-TILE_SIDE = 160
+TILE_SIDE = 224
+"""Rows and columns that the network sees at once, the same on every machine."""
 FRAMES = 16
 """Number of sections whose sharp plane is degraded."""
 PROBABILITIES = (0.5, 0.8, 0.95)
@@ -92,13 +93,10 @@ def left_out(restorer: Restorer, stack: np.ndarray, unfit: Sequence[int] = ()) -
 
 
 def plan_of(shape: tuple[int, ...], restorer: Restorer) -> Plan:
-    """Divide a stack into blocks: not along z, and into larger ones than by default, which halves the work.
-
-    The network sees at most 1.6 million voxels at once.
-    """
+    """Divide a stack into blocks, the same on every machine, and not along z."""
     depth, rows, columns = shape
-    side = max(TILE_SIDE, default_tile(depth, restorer.geometry.factor)[1])
-    return make_plan((depth, rows, columns), restorer.geometry, restorer.network.config, (depth, side, side))
+    tile = (depth, TILE_SIDE, TILE_SIDE)
+    return make_plan((depth, rows, columns), restorer.geometry, restorer.network.config, tile)
 
 
 def predict_sections(restorer: Restorer, stack: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -70,6 +71,13 @@ if TYPE_CHECKING:
     "--nodata", type=float, metavar="V", help="Value of voxels that were not measured: predict them as --repair does."
 )
 @DEVICE
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    help="Memory to compute in, the GPU's on a GPU; each worker takes as much.  [default: half of what is free, at "
+    "most 8, divided among the workers]",
+)
 @roi("Reconstruct this part only, as a trial: sections, rows and columns of INPUT.")
 @click.option(
     "--scheduler",
@@ -118,6 +126,7 @@ def reconstruct_command(
     roi: Box | None,
     scheduler: str,
     workers: int | None,
+    memory: float | None,
     report: bool,
     resume: bool,
     dry_run: bool,
@@ -170,6 +179,8 @@ def reconstruct_command(
         "thickness": thickness,
         "model": ModelOnce(model),
         "device": device,
+        "memory": memory,
+        "workers": 1 if scheduler == "local" else workers or os.cpu_count() or 1,
         "ensemble": ensemble,
         "uncertainty": uncertainty,
         "nodata": nodata,
@@ -265,11 +276,12 @@ def _run(
     from tqdm import tqdm
 
     from emformer_hub.reconstruction.from_file import reconstruct_file
+    from emformer_hub.reconstruction.in_memory import PROGRESS_BAR
 
     start = time.monotonic()
-    with tqdm(desc="reconstruct", unit="block", disable=None) as bar:
+    with tqdm(desc="reconstruct", bar_format=PROGRESS_BAR, disable=None) as bar:
 
-        def progress(done: int, blocks: int) -> None:
+        def progress(done: float, blocks: int) -> None:
             if bar.total is None:
                 bar.initial = done  # by the run that this one continues
             bar.total, bar.n = blocks, done

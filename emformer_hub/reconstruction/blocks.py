@@ -21,13 +21,10 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.volumes.boxes import Box
 
+Sizes = tuple[int, int, int]
+
 HALO_ZYX = (6, 16, 16)
 """Sections, rows and columns of input beyond a block; differences from an undivided volume stay below a grey level."""
-TILE_SECTIONS, TILE_PLANES = 48, 640
-TILE_SIDE = 128
-"""Default limits of the input box: at most 0.8 million voxels, which become at most 10.5 million, with this many rows
-and columns in a deep stack, and more in a shallow one."""
-TILE_MULTIPLE = 16
 PLANES_MULTIPLE = 32
 """Blocks of a divided volume have a multiple of this many planes, so that chunks of a file can be whole blocks."""
 
@@ -106,17 +103,13 @@ class Plan:
     grid_zyx: tuple[int, int, int]
 
     def __post_init__(self) -> None:
-        for length, tile, least in zip(self.shape_zyx, self.tile_zyx, self._least_zyx, strict=True):
+        least_zyx = _least(self.grid_zyx)
+        for length, tile, least in zip(self.shape_zyx, self.tile_zyx, least_zyx, strict=True):
             if tile < min(length, least):
                 raise InputError(
                     f"tile_zyx is {self.tile_zyx}; blocks are computed with a halo of {HALO_ZYX} on either side, so "
-                    f"expected at least {self._least_zyx}, or the whole axis."
+                    f"expected at least {least_zyx}, or the whole axis."
                 )
-
-    @property
-    def _least_zyx(self) -> tuple[int, int, int]:
-        z, y, x = (2 * halo + multiple for halo, multiple in zip(HALO_ZYX, self.grid_zyx, strict=True))
-        return (z + self.grid_zyx[0], y, x)
 
     @property
     def output_zyx(self) -> tuple[int, int, int]:
@@ -150,6 +143,11 @@ class Plan:
     def __len__(self) -> int:
         return math.prod(map(len, self._spans))
 
+    @property
+    def computed(self) -> int:
+        """Voxels of the input in all blocks together, those that several blocks need counted several times."""
+        return math.prod(sum(span.input.stop - span.input.start for span in spans) for spans in self._spans)
+
     def num_blocks(self, box: Box) -> int:
         """Number of blocks in a box of the result, whose sides must not cut a block."""
         return math.prod(len(_within(*axis)) for axis in zip(self._spans, box, strict=True))
@@ -169,38 +167,43 @@ class Plan:
         return (z, y, x)
 
 
-def make_plan(
-    shape_zyx: tuple[int, int, int],
-    geometry: SectionModel,
-    config: EMformerConfig,
-    tile_zyx: tuple[int, int, int] | None = None,
-) -> Plan:
-    """Divide a volume for a network, by default into blocks that need about a gigabyte of memory.
+def make_plan(shape_zyx: Sizes, geometry: SectionModel, config: EMformerConfig, tile_zyx: Sizes) -> Plan:
+    """Divide a volume for a network.
+
+    Args:
+        shape_zyx: shape of the input, (sections, y, x).
+        geometry: geometry of its sections.
+        config: configuration of the network.
+        tile_zyx: largest input box (:func:`~emformer_hub.reconstruction.memory.choose_tile`).
 
     Raises:
         InputError: ``tile_zyx`` is not three whole numbers, or has no room for a halo.
     """
-    if tile_zyx is None:
-        tile_zyx = default_tile(shape_zyx[0], geometry.factor)
-    elif len(tile_zyx) != 3 or not all(isinstance(side, int) for side in tile_zyx):
+    if len(tile_zyx) != 3 or not all(isinstance(side, int) for side in tile_zyx):
         raise InputError(f"tile_zyx is {tile_zyx}; expected three whole numbers, (sections, y, x).")
+    return Plan(shape_zyx, geometry, tile_zyx, window_grid(config))
+
+
+def window_grid(config: EMformerConfig) -> Sizes:
+    """Period of the attention windows of both orientations, (sections, y, x)."""
     lateral = lateral_grid(config)
-    return Plan(shape_zyx, geometry, tile_zyx, (config.window_size[1], lateral, lateral))
+    return (config.window_size[1], lateral, lateral)
+
+
+def least_tile(config: EMformerConfig) -> Sizes:
+    """Smallest input box that has room for a halo, (sections, y, x)."""
+    return _least(window_grid(config))
+
+
+def _least(grid_zyx: Sizes) -> Sizes:
+    z, y, x = (2 * halo + multiple for halo, multiple in zip(HALO_ZYX, grid_zyx, strict=True))
+    return (z + grid_zyx[0], y, x)
 
 
 def lateral_grid(config: EMformerConfig) -> int:
     """Period of the attention windows of both orientations along y and x, in voxels."""
     frames, _, columns = config.window_size
     return int(np.lcm(frames, columns * config.patch_size))
-
-
-def default_tile(depth: int, factor: float) -> tuple[int, int, int]:
-    """Default input box for a stack of this many sections, (sections, y, x)."""
-    sections = min(TILE_SECTIONS, int(TILE_PLANES / factor))
-    deep = min(sections, depth)
-    area = TILE_SIDE**2 * min(TILE_SECTIONS / deep, TILE_PLANES / (deep * factor))
-    side = math.isqrt(int(area)) // TILE_MULTIPLE * TILE_MULTIPLE
-    return (sections, side, side)
 
 
 def _spans(samples: int, length: int, side: int, scale: float, halo: int, multiple: int) -> Iterator[Span]:

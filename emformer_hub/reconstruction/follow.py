@@ -18,6 +18,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import HALO_ZYX, Block, Span, make_plan
+from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.reconstruction.settings import ModelOnce, Settings, geometry_of, with_defaults
 from emformer_hub.volumes import Volume, slices
@@ -158,12 +159,11 @@ class _Preview:
         output = slice(math.floor(self.complete * self.geometry.factor), planes, 1)
         restored = np.empty((planes - output.start, *window.shape[1:]), window.dtype)
         z, y, x = window.shape
-        for block in make_plan((z, y, x), self.geometry, self.network.config).blocks():
-            if block.z.output.start == 0:  # along z, the window is one block
-                whole = Block(Span(output, slice(first, landed, 1)), block.y, block.x)
-                restored[:, block.y.output, block.x.output], _ = restorer.restore(
-                    window[:, block.y.input, block.x.input], whole
-                )
+        _, tile_y, tile_x = choose_tile((z, y, x), self.geometry, self.network.config, restorer.device)
+        for block in make_plan((z, y, x), self.geometry, self.network.config, (z, tile_y, tile_x)).blocks():
+            whole = Block(Span(output, slice(first, landed, 1)), block.y, block.x)  # only some planes are wanted
+            part, _ = restorer.restore(window[:, block.y.input, block.x.input], whole)
+            restored[:, block.y.output, block.x.output] = part
         self._write(volume, output, restored)
         self.complete = max(0, landed - halo)
 

@@ -7,16 +7,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from emformer_hub.errors import InputError
-from emformer_hub.reconstruction.blocks import Plan
-from emformer_hub.reconstruction.job import Job, is_zarr_path
-from emformer_hub.reconstruction.parts import Parts, part_sides, timed
-from emformer_hub.volumes.boxes import within
+import numpy as np
 
-NETWORK_BYTES = 10**9
-"""Memory that the network needs at most for a block of the default tile, on a CPU."""
-PARTS_AT_ONCE = 3
-"""Parts in memory at the same time: one is computed, one is written, and input is read ahead."""
+from emformer_hub.devices import free_memory
+from emformer_hub.errors import InputError
+from emformer_hub.reconstruction.job import is_zarr_path
+from emformer_hub.reconstruction.memory import block_bytes
+from emformer_hub.reconstruction.parts import Parts, timed
+from emformer_hub.volumes.boxes import within
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Needs:
 
     Attributes:
         disk, free_disk: disk that the outputs take up at their peak, and free disk.
-        memory, free_memory: memory for the network on its largest block and for the parts in work, and free memory.
+        memory, free_memory: memory for the largest block and what is read and written meanwhile, and free memory; on
+            a GPU its own.
     """
 
     disk: int
@@ -43,23 +42,22 @@ class Needs:
         if self.memory > self.free_memory:
             raise InputError(
                 f"{output} needs about {self.memory / 1e9:.1f} GB of memory, of which {self.free_memory / 1e9:.1f} are "
-                f"free. Close other programs, or use another machine."
+                f"free. Give less to the run with --memory, or close other programs."
             )
 
 
-def needs(job: Job, plan: Plan) -> Needs:
+def needs(parts: Parts) -> Needs:
     """Disk and memory that a run needs on this machine."""
-    from psutil import virtual_memory
-
+    job, plan = parts.job, parts.plan
     voxels, disk = math.prod(plan.output_zyx), 0.0
     sizes = [dtype.itemsize for dtype in job.dtypes]
     for path, size in zip(job.outputs, sizes, strict=True):
         # compression saves less than half of an electron micrograph; a pyramid is a seventh of its image
         disk += voxels * size * (8 / 7 / 2 if is_zarr_path(path) else 3 / 2)
-    part = math.prod(map(min, part_sides(plan), plan.output_zyx))
-    memory = NETWORK_BYTES + PARTS_AT_ONCE * part * sum(sizes)
     free = shutil.disk_usage(Path(job.output).parent).free
-    return Needs(int(disk), free, memory, virtual_memory().available)
+    config, device = parts.restorer.network.config, parts.restorer.device
+    memory = block_bytes(plan, config, device, np.dtype(job.input_dtype).itemsize)
+    return Needs(int(disk), free, int(memory), free_memory(device))
 
 
 @dataclass(frozen=True)
@@ -100,4 +98,4 @@ def forecast(parts: Parts) -> Forecast:
     voxels = math.prod(parts.plan.output_zyx)
     fraction = math.prod(side.stop - side.start for side in block.output) / voxels
     of_all = seconds / fraction / len(parts.plan)  # blocks at the end of an axis are smaller
-    return Forecast(needs(parts.job, parts.plan), voxels, len(parts.boxes), len(parts.plan), of_all)
+    return Forecast(needs(parts), voxels, len(parts.boxes), len(parts.plan), of_all)

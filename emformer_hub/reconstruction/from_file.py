@@ -39,7 +39,7 @@ from emformer_hub.volumes import StoredArray, check_output, open_volume, write_v
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 from emformer_hub.volumes.unmeasured import Padding, framed
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 """A function that is called with the number of finished blocks and the number of all blocks."""
 
 
@@ -69,8 +69,8 @@ def reconstruct_file(
         resume: continue an unfinished run.
         scheduler: function that makes the parts, as :func:`~emformer_hub.reconstruction.cluster.on_dask` returns it;
             default: this process makes them.
-        progress: called with the numbers of finished and of all blocks: after each block in this process, after each
-            part elsewhere.
+        progress: called with the numbers of finished and of all blocks: in this process again and again, with fractions
+            of a block; elsewhere after each part.
         settings: ``voxel_size``, ``factor``, and any other key of
             :class:`~emformer_hub.reconstruction.settings.Settings` and
             :class:`~emformer_hub.reconstruction.settings.FileSettings`.
@@ -90,8 +90,10 @@ def reconstruct_file(
     chosen["model"], chosen["repair"] = model, repair
     job = make_job(stack, output, **chosen)
     begun = job.folder / "job.json"
-    if resume and chosen["precision"] == "auto" and begun.exists():  # what is faster is measured, and may differ now
-        job = dataclasses.replace(job, precision=Job.load(begun).precision)
+    if resume and begun.exists():  # what is faster is measured, and free memory changes
+        first = Job.load(begun)
+        kept = {"precision": chosen["precision"] == "auto", "tile_zyx": chosen["tile_zyx"] is None}
+        job = dataclasses.replace(job, **{name: getattr(first, name) for name, keep in kept.items() if keep})
     for one in job.outputs:
         check_output(one, overwrite or resume)
     check_record(Path(output), overwrite=overwrite, resume=resume)
@@ -128,12 +130,12 @@ def _make(
 ) -> None:
     """Make the parts with these numbers, and add each to ``done`` and to the list on the disk once it is written."""
     job = parts.job
-    made = sum(map(parts.num_blocks, done))
+    made = float(sum(map(parts.num_blocks, done)))
 
-    def tick(blocks: int = 1) -> None:
+    def tick(blocks: float) -> None:
         nonlocal made
         made += blocks
-        progress(made, len(parts.plan))
+        progress(round(made, 3), len(parts.plan))  # a sum of fractions is a whole number at last
 
     tick(0)
     _write_done(job, done)
@@ -167,7 +169,7 @@ def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: b
         shutil.rmtree(partial_output(path), ignore_errors=True)
     (job.folder / "done").unlink(missing_ok=True)
     shape = parts.plan.output_zyx
-    needs(job, parts.plan).check(job.output)
+    needs(parts).check(job.output)
     if repair.damage:
         repair.save(job.folder / DAMAGE)
     for path, dtype in zip(job.outputs, job.dtypes, strict=True):

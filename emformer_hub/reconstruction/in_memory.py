@@ -20,12 +20,17 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, make_plan
+from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
 from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
 from emformer_hub.volumes.unmeasured import Padding, framed, tissue
 
 log = logging.getLogger(__name__)
+
+
+PROGRESS_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.3g}/{total_fmt} blocks [{elapsed}<{remaining}]"
+"""Progress in blocks and fractions of a block."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,10 @@ def reconstruct(
     device: str | torch.device | None = None,
     precision: str = "auto",
     tile_zyx: tuple[int, int, int] | None = None,
+    memory: float | None = None,
     mask: np.ndarray | None = None,
     mode: Mode = DEFAULT_MODE,
-    progress: bool | Callable[[int, int], None] = True,
+    progress: bool | Callable[[float, int], None] = True,
 ) -> Reconstruction:
     """Turn an anisotropic volume into an isotropic one.
 
@@ -115,16 +121,17 @@ def reconstruct(
         ensemble: passes to average: 1 (one orientation), 2 (both), 4, 8, 16 (and mirrored along z, columns, frames).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device; default: a GPU if there is one.
         precision: ``"auto"`` (bfloat16 products where the device is faster in it), ``"float32"`` or ``"bfloat16"``.
-        tile_zyx: the most that the network sees at once, (sections, y, x); default: at most 0.8 million voxels in at
-            most 48 sections, which become at most 10.5 million.
+        tile_zyx: the most that the network sees at once, (sections, y, x); default: what ``memory`` has room for.
+        memory: gigabytes that blocks may take up, on a GPU of its memory; default: half of what is free, at most 8.
+            Voxels differ by less than a grey level where the volume is divided in another way.
         mask: bad voxels, bool: ``(sections,)`` for whole sections, or ``(sections, y, x)`` for local damage. The
             network predicts them from their surroundings; their values, NaN included, are never used. At most 3
             sections in a row, and 3 of 7 neighbours, also at the ends of the stack.
         mode: what becomes of the noise of the sections. ``"clean"`` leaves it out: what is expected of the tissue.
             ``"faithful"`` keeps it: the same, corrected as little as can be, so that sections cut from the result as
             ``thickness`` says are those of the input, but for rounding (:func:`~emformer_hub.projection.project`).
-        progress: whether to show a progress bar on a terminal; or a function that is called after each block with the
-            numbers of finished and of all blocks.
+        progress: whether to show a progress bar on a terminal; or a function that is called again and again with the
+            number of finished blocks, with a fraction of the next one, and the number of all blocks.
 
     Returns:
         The volume with its uncertainty.
@@ -148,6 +155,7 @@ def reconstruct(
             device=device,
             precision=precision,
             tile_zyx=tile_zyx,
+            memory=memory,
             mask=None if mask is None else padding.crop(mask),
             mode=mode,
             progress=progress,
@@ -158,6 +166,10 @@ def reconstruct(
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
     network, processor = _loaded(model)
     z, y, x = volume.shape
+    on = choose_device(device)
+    tile_zyx = tile_zyx or choose_tile(
+        (z, y, x), geometry, network.config, on, memory=memory, voxel_bytes=volume.dtype.itemsize
+    )
     plan = make_plan((z, y, x), geometry, network.config, tile_zyx)
     restorer = Restorer(
         network,
@@ -165,7 +177,7 @@ def reconstruct(
         geometry,
         processor.measure(volume, mask),
         ensemble,
-        choose_device(device),
+        on,
         precision,
         mode,
     )
@@ -192,12 +204,12 @@ def _restore_all(
     bar = tqdm(
         total=len(plan),
         desc="reconstruct",
-        unit="block",
+        bar_format=PROGRESS_BAR,
         disable=None if progress is True else True,  # None: shown on a terminal only
     )
 
-    def count(done: int) -> None:
-        bar.update()
+    def count(done: float) -> None:
+        bar.update(done - bar.n)
         if callable(progress):
             progress(done, len(plan))
 

@@ -22,6 +22,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.files import check_file, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
+from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.repair import Repair, choose_repair, hidden_voxels, with_nodata
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
@@ -83,7 +84,7 @@ class Job:
     precision: str
     mean: float
     std: float
-    tile_zyx: tuple[int, int, int] | None
+    tile_zyx: tuple[int, int, int]
     voxel_size: tuple[float, float, float]
     translation: tuple[float, float, float]
     repair: tuple[tuple[int, str, float], ...]
@@ -219,6 +220,16 @@ def make_job(
     if not isinstance(chosen["repair"], Repair):
         repair = with_nodata(data, repair, chosen["nodata"])
     repair.check(region)
+    z, y, x = region
+    tile = chosen["tile_zyx"] or choose_tile(
+        (z.stop - z.start, y.stop - y.start, x.stop - x.start),
+        geometry,
+        model.network.config,
+        choose_device(chosen["device"]),
+        memory=chosen["memory"],
+        workers=chosen["workers"],
+        voxel_bytes=data.dtype.itemsize,
+    )
     for file, dtype in ((output, data.dtype), (chosen["uncertainty"], np.dtype(np.float32))):
         if file is not None:
             check_writable(file, dtype)
@@ -234,7 +245,6 @@ def make_job(
     first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)
-    z, y, x = region
     return Job(
         input=absolute(path),
         input_shape=data.shape,
@@ -260,7 +270,7 @@ def make_job(
         damage=repair.digest,
         mode=chosen["mode"],
         precision=dtype_name(choose_precision(chosen["precision"], choose_device(chosen["device"]))),
-        tile_zyx=chosen["tile_zyx"],
+        tile_zyx=tile,
         padding=None if padding is None or chosen["region"] is not None else padding.value,
         ome_zarr=chosen["ome_zarr"],
         version=importlib.metadata.version("emformer-hub"),

@@ -172,20 +172,22 @@ class Parts:
         level, box = self.place(number)
         return 0 if level else self.plan.num_blocks(box)
 
-    def make(self, number: int, sections: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
-        """Compute a part of each output from its input; ``tick`` is called after each block."""
+    def make(
+        self, number: int, sections: np.ndarray, tick: Callable[[float], None] = lambda blocks: None
+    ) -> list[np.ndarray]:
+        """Compute a part of each output from its input voxels; ``tick`` is called with each advance, in blocks."""
         box, whole = self.boxes[number], self.plan.input_box(self.boxes[number])
         parts = [np.empty([part.stop - part.start for part in box], dtype) for dtype in self.job.dtypes]
         for block in self.plan.blocks(box):
             mask = self.repair.mask(self._of_input(block.input))
-            restored = list(self.restorer.restore(sections[within(block.input, whole)], block, mask))
+            inside = sections[within(block.input, whole)]
+            restored = list(self.restorer.restore(inside, block, mask, advances(tick)))
             if self.job.confidence is not None:
                 restored.append(self._confident(restored[1], block, mask))
             if self.job.uncertainty is None:
                 del restored[1]
             for part, voxels in zip(parts, restored, strict=True):
                 part[within(block.output, box)] = voxels
-            tick()
         return parts
 
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
@@ -277,7 +279,7 @@ def parts_of(job: Job, device: str | None = None) -> Parts:
 
 
 def here(
-    job: Job, numbers: list[int], device: str | None = None, tick: Callable[[], None] = lambda: None
+    job: Job, numbers: list[int], device: str | None = None, tick: Callable[[float], None] = lambda blocks: None
 ) -> Iterator[Made]:
     """Make parts in this process: while one is computed, the next is read and the previous one written."""
     parts = parts_of(job, device)
@@ -285,7 +287,19 @@ def here(
         yield from (_overlapped(parts, stage, tick) if stage[0] < len(parts.boxes) else map(parts.complete, stage))
 
 
-def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[], None]) -> Iterator[Made]:
+def advances(tick: Callable[[float], None]) -> Callable[[float], None]:
+    """A function that is called with what is finished so far, and calls ``tick`` with what is new."""
+    finished = 0.0
+
+    def report(fraction: float) -> None:
+        nonlocal finished
+        tick(fraction - finished)
+        finished = fraction
+
+    return report
+
+
+def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[float], None]) -> Iterator[Made]:
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         ahead = [reader.submit(timed, parts.read, number) for number in numbers[:1]]
         behind: list[tuple[Made, Future[tuple[None, float]]]] = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from emformer_hub.volumes.boxes import within
 log = logging.getLogger(__name__)
 
 ENSEMBLES = (1, 2, 4, 8, 16)
+PLANES_AT_ONCE, ROWS_AT_ONCE = 32, 16
+"""Planes of a block that become intensities, and rows that are projected, at a time."""
 PROJECTED_BEYOND = 3
 """Sections beyond a block that its planes are projected onto, where sections share planes. The influence of a section
 falls at least five-fold from one to the next from factor 1.5 on."""
@@ -66,7 +69,7 @@ class Restorer:
         volume: np.ndarray,
         plan: Plan,
         mask: np.ndarray | None = None,
-        progress: Callable[[int], None] = lambda done: None,
+        report: Callable[[float], None] = lambda done: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """All voxels of a result and their uncertainty, computed block by block by :meth:`restore`.
 
@@ -74,18 +77,22 @@ class Restorer:
             volume: the stack, ``(sections, y, x)``.
             plan: how the result is divided into blocks.
             mask: voxels to predict from their surroundings, bool, same shape.
-            progress: called after each block with the number of finished blocks.
+            report: called with the number of finished blocks, and the finished fraction of the next one.
         """
         result = np.empty(plan.output_zyx, volume.dtype), np.empty(plan.output_zyx, np.float32)
-        for done, block in enumerate(plan.blocks(), start=1):
+        for done, block in enumerate(plan.blocks()):
             hidden = None if mask is None else mask[block.input]
-            for whole, part in zip(result, self.restore(volume[block.input], block, hidden), strict=True):
+            restored = self.restore(volume[block.input], block, hidden, partial(_report_share, report, done, 1))
+            for whole, part in zip(result, restored, strict=True):
                 whole[block.output] = part
-            progress(done)
         return result
 
     def restore(
-        self, sections: np.ndarray, block: Block, mask: np.ndarray | None = None
+        self,
+        sections: np.ndarray,
+        block: Block,
+        mask: np.ndarray | None = None,
+        report: Callable[[float], None] = lambda fraction: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The voxels of a block and their uncertainty, computed from the input box of the block.
 
@@ -93,6 +100,7 @@ class Restorer:
             sections: voxels of the input box ``block.input``, ``(sections, y, x)``, intensity units.
             mask: voxels to predict from their surroundings, bool, of the same shape or broadcastable to it with three
                 axes. Their values are never used. A block without such voxels equals the one without a mask to the bit.
+            report: called again and again with the finished fraction of the block, at the end with 1.
 
         Returns:
             Voxels of the output box ``block.output``, ``(planes, y, x)``, in the dtype of the volume, and their
@@ -103,7 +111,7 @@ class Restorer:
         """
         pieces = self._pieces(block, self._quarterings)
         try:
-            return self._joined(sections, block, mask, pieces)
+            return self._joined(sections, block, mask, pieces, report)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -117,7 +125,7 @@ class Restorer:
         log.warning(
             "There is not enough memory on %s (%s): continuing with blocks a quarter as large.", self.device, found
         )
-        return self.restore(sections, block, mask)  # what the failed pass held is free by now
+        return self.restore(sections, block, mask, report)  # what the failed pass held is free by now
 
     def _pieces(self, block: Block, quarterings: int) -> list[Block]:
         pieces = [block]
@@ -126,19 +134,37 @@ class Restorer:
         return pieces
 
     def _joined(
-        self, sections: np.ndarray, block: Block, mask: np.ndarray | None, pieces: list[Block]
+        self,
+        sections: np.ndarray,
+        block: Block,
+        mask: np.ndarray | None,
+        pieces: list[Block],
+        report: Callable[[float], None],
     ) -> tuple[np.ndarray, np.ndarray]:
         shape = [part.stop - part.start for part in block.output]
         whole = np.empty(shape, self.statistics.dtype), np.empty(shape, np.float32)
         hidden = None if mask is None else np.broadcast_to(mask, sections.shape)
-        for piece in pieces:
+        for done, piece in enumerate(pieces):
             inside = within(piece.input, block.input)
-            restored = self._restore(sections[inside], piece, None if hidden is None else hidden[inside])
-            for to, voxels in zip(whole, restored, strict=True):
-                to[within(piece.output, block.output)] = voxels
+            moments = self._moments(
+                sections[inside],
+                piece,
+                None if hidden is None else hidden[inside],
+                partial(_report_share, report, done, len(pieces)),
+            )
+            volume, uncertainty = (part[within(piece.output, block.output)] for part in whole)
+            for first in range(0, len(volume), PLANES_AT_ONCE):  # copies of all planes would take up memory
+                planes = slice(first, first + PLANES_AT_ONCE)
+                value, variance = moments[:, planes].cpu().numpy()
+                volume[planes] = self.processor.restore(value, self.statistics)
+                deviation = np.sqrt(variance / self.ensemble)
+                uncertainty[planes] = self.processor.restore_scale(deviation, self.statistics)
         return whole
 
-    def _restore(self, sections: np.ndarray, block: Block, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _moments(
+        self, sections: np.ndarray, block: Block, mask: np.ndarray | None, report: Callable[[float], None]
+    ) -> Tensor:
+        """Mean of the passes and sum of their variances, in standard deviations of the stack: ``(2, planes, y, x)``."""
         if mask is not None:
             mask = mask if mask.any() else None
             sections = sections if mask is None else np.where(mask, sections.dtype.type(0), sections)
@@ -150,18 +176,13 @@ class Restorer:
         moments = torch.zeros((2, len(positions), *(part.stop - part.start for part in inside_yx)), device=self.device)
         with torch.inference_mode(), self._autocast:
             for member in range(self.ensemble):
-                self._add_pass(moments, clip_zyx, mask_zyx, positions, inside_yx, member)
+                for fraction in self._add_pass(moments, clip_zyx, mask_zyx, positions, inside_yx, member):
+                    report((member + fraction) / self.ensemble)
             if self.mode == "faithful":  # the projection is affine, so that of a mean is the mean of projections
                 inside = (bound, *inside_yx)
                 hidden = None if mask_zyx is None else mask_zyx[inside]
-                moments[0] = self._faithful(moments[0], clip_zyx[inside], positions - bound.start, hidden)
-        value, variance = moments.cpu().numpy()
-        planes = slice(block.z.output.start - computed.start, block.z.output.stop - computed.start)
-        uncertainty = np.sqrt(variance[planes] / self.ensemble)
-        return (
-            self.processor.restore(value[planes], self.statistics),
-            self.processor.restore_scale(uncertainty, self.statistics),
-        )
+                self._make_faithful(moments[0], clip_zyx[inside], positions - bound.start, hidden)
+        return moments[:, block.z.output.start - computed.start : block.z.output.stop - computed.start]
 
     def _computed(self, block: Block) -> tuple[slice, slice]:
         """The planes that the network computes for a block, and the sections of its input they are projected onto."""
@@ -174,12 +195,18 @@ class Restorer:
         planes = slice(self.geometry.first_plane(first), self.geometry.num_planes(stop))
         return planes, slice(first - whole.start, stop - whole.start)
 
-    def _faithful(self, planes: Tensor, sections: Tensor, positions: np.ndarray, mask: Tensor | None) -> Tensor:
-        """Planes projected onto the sections, which are at 0, 1, … of their positions; all ``(., y, x)``."""
-        value, measured = (part.transpose(0, 1)[None] for part in (planes, sections))
-        hidden = None if mask is None else mask.expand_as(sections).transpose(0, 1)[None]
-        factor, thickness = self.geometry.factor, self.geometry.thickness
-        return project(value, measured, positions.tolist(), factor, thickness, hidden)[0].transpose(0, 1)
+    def _make_faithful(self, planes: Tensor, sections: Tensor, positions: np.ndarray, mask: Tensor | None) -> None:
+        """Project planes onto sections, in place, a few rows at a time; sections are at 0, 1, … of the positions.
+
+        All are ``(., y, x)``, the mask with a 1 for what all voxels of a section share.
+        """
+        geometry = self.geometry
+        mask = None if mask is None else mask.expand_as(sections)
+        for first in range(0, planes.shape[1], ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            part, measured = (whole[:, rows].transpose(0, 1)[None] for whole in (planes, sections))
+            hidden = None if mask is None else mask[:, rows].transpose(0, 1)[None]
+            part[:] = project(part, measured, positions.tolist(), geometry.factor, geometry.thickness, hidden)
 
     def _add_pass(
         self,
@@ -189,27 +216,47 @@ class Restorer:
         positions: np.ndarray,
         inside_yx: tuple[slice, slice],
         member: int,
-    ) -> None:
+    ) -> Iterator[float]:
         """Add one more orientation or mirror image to the mean and to the sum of variances, in place.
+
+        Yields the finished fraction of it.
 
         B. P. Welford, "Note on a method for calculating corrected sums of squares and products", Technometrics 4(3),
         1962.
         """
         # Bit 0: which lateral axis the frames run along; bits 1-3: mirror z, columns, frames.
-        axes, back = ((1, 0, 2), (1, 0, 2)) if member & 1 == 0 else ((2, 0, 1), (1, 2, 0))
+        axes, inside = ((1, 0, 2), inside_yx) if member & 1 == 0 else ((2, 0, 1), inside_yx[::-1])
         mirrored = [axis for bit, axis in ((2, 1), (4, 2), (8, 0)) if member & bit]
-        out = self.network(
-            clip_zyx.permute(axes).flip(mirrored)[None],
+        clip = clip_zyx.permute(axes).flip(mirrored)
+        frames, columns = (
+            mirror(part, clip.shape[axis]) if axis in mirrored else part
+            for part, axis in zip(inside, (0, 2), strict=True)
+        )
+        stream = self.network.stream(
+            clip[None],
             self.geometry.factor,
             positions=(len(clip_zyx) - 1 - positions)[::-1] if member & 2 else positions,
             thickness=self.geometry.thickness,
             section_mask=None if mask_zyx is None else mask_zyx.permute(axes).flip(mirrored)[None],
+            inside=(frames, columns),
         )
-        value, scale = (
-            (part[0].flip(mirrored) if mirrored else part[0]).permute(back)[:, *inside_yx]  # flip copies
-            for part in (out.reconstruction, out.scale)
-        )
-        mean, variance = moments
-        step = value.sub_(mean).div_(member + 1)
-        mean += step
-        variance.addcmul_(step, step, value=member * (member + 1)).addcmul_(scale, scale, value=2)  # Laplace: 2 scale²
+        mean, variance = (part.permute(axes) for part in moments)
+        for place, value, scale in stream:
+            fraction = place.stop / len(mean)
+            place = mirror(place, len(mean)) if 0 in mirrored else place
+            value, scale = (part[0].flip(mirrored) if mirrored else part[0] for part in (value, scale))  # flip copies
+            step = value.sub_(mean[place]).div_(member + 1)
+            mean[place] += step
+            variance[place].addcmul_(step, step, value=member * (member + 1))
+            variance[place].addcmul_(scale, scale, value=2)  # Laplace: 2 scale²
+            yield fraction
+
+
+def _report_share(report: Callable[[float], None], done: int, parts: int, fraction: float) -> None:
+    """Report a fraction of one part, after others that are done, in parts of a whole."""
+    report((done + fraction) / parts)
+
+
+def mirror(part: slice, length: int) -> slice:
+    """The same part of a mirrored axis of this length."""
+    return slice(length - part.stop, length - part.start)

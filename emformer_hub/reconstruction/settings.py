@@ -121,7 +121,11 @@ class FileSettings(Settings, total=False):
             averaging the planes gives the measured sections, but for rounding. The record says in either case how far
             sections cut from the output are from the measured ones.
         precision: ``"auto"`` (bfloat16 products where the device is faster in it), ``"float32"`` or ``"bfloat16"``.
-        tile_zyx: the most that the network sees at once, (sections, y, x); default: about a gigabyte of work.
+        tile_zyx: the most that the network sees at once, (sections, y, x); default: what ``memory`` has room for. A
+            resumed run keeps that of its beginning.
+        memory: gigabytes that the run may take up, on a GPU of its memory, and so may each worker of a cluster;
+            default: half of what is free, at most 8, divided among the ``workers``.
+        workers: number of workers of the ``scheduler``; blocks are made so small that each has two.
         ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
     """
 
@@ -134,6 +138,8 @@ class FileSettings(Settings, total=False):
     mode: Mode
     precision: str
     tile_zyx: tuple[int, int, int] | None
+    memory: float | None
+    workers: int
     ome_zarr: str
 
 
@@ -152,6 +158,8 @@ DEFAULTS: dict[str, Any] = {
     "mode": DEFAULT_MODE,
     "precision": "auto",
     "tile_zyx": None,
+    "memory": None,
+    "workers": 1,
     "ome_zarr": "0.5",
 }
 

@@ -32,7 +32,11 @@ class Stub(Restorer):
         return interpolate(sections, self.geometry, "cubic")[:, block.y.inside, block.x.inside]
 
     def restore(
-        self, sections: np.ndarray, block: Block, mask: np.ndarray | None = None
+        self,
+        sections: np.ndarray,
+        block: Block,
+        mask: np.ndarray | None = None,
+        report: Callable[[float], None] = lambda fraction: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         made = (self.planes or self.interpolated)(sections, block, mask)
         return made, np.full(made.shape, self.deviation, np.float32)

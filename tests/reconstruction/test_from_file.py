@@ -92,8 +92,8 @@ def test_a_forecast_writes_nothing_and_comes_near(stack: Path, tmp_path: Path, m
 def test_memory_that_is_too_small_is_told_before_the_work(
     stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emformer_hub.reconstruction.forecast.NETWORK_BYTES", 10**15)
-    with pytest.raises(InputError, match=r"needs about 1000000\.0 GB of memory, of which"):
+    monkeypatch.setattr("emformer_hub.reconstruction.forecast.free_memory", lambda device: 10**8)
+    with pytest.raises(InputError, match=r"needs about 0\.\d GB of memory, of which 0\.1 are free.*--memory"):
         run(stack, tmp_path / "out.zarr")
     assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +182,7 @@ def test_a_run_goes_on_where_it_stopped(stack: Path, expected: Reconstruction, t
         ({"resume": True, "ensemble": 2}, r"another one: ensemble was 1, is 2"),
         ({"resume": True, "factor": 4.0}, r"another one: factor was 3\.0, is 4\.0"),
         ({"resume": True, "model": "emformer-small"}, r"another one: model was 'emformer-tiny'.*weights was"),
-        ({"resume": True, "tile_zyx": None}, r"another one: tile_zyx was \(22, 64, 64\), is None"),
+        ({"resume": True, "tile_zyx": (22, 64, 80)}, r"another one: tile_zyx was \(22, 64, 64\), is \(22, 64, 80\)"),
     ],
     ids=["not resumed", "ensemble", "factor", "model", "tile"],
 )

@@ -367,15 +367,15 @@ class SmallMemory:
 
     def __init__(self, model: EMformerModel, voxels: int, monkeypatch: pytest.MonkeyPatch):
         self.largest = 0
-        forward = model.forward
+        stream = model.stream
 
         def limited(clip: torch.Tensor, *arguments: object, **options: object) -> object:
             if clip.numel() > voxels:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             self.largest = max(self.largest, clip.numel())
-            return forward(clip, *arguments, **options)
+            return stream(clip, *arguments, **options)
 
-        monkeypatch.setattr(model, "forward", limited)
+        monkeypatch.setattr(model, "stream", limited)
 
 
 def test_blocks_that_memory_does_not_hold_are_made_in_quarters(

@@ -72,9 +72,9 @@ def test_the_pyramid_is_made_in_parts_and_goes_on_where_it_stopped(
 def test_a_forecast_writes_nothing_and_comes_near(stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, restore = [0.0], Restorer.restore
 
-    def restore_steadily(restorer: Restorer, seen: np.ndarray, block: Block, mask: np.ndarray | None = None) -> Any:
+    def restore_steadily(restorer: Restorer, seen: np.ndarray, block: Block, *others: Any) -> Any:
         clock[0] += 1e-6 * math.prod(part.stop - part.start for part in block.output)
-        return restore(restorer, seen, block, mask)
+        return restore(restorer, seen, block, *others)
 
     monkeypatch.setattr(Restorer, "restore", restore_steadily)
     monkeypatch.setattr(parts, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
@@ -205,6 +205,15 @@ def test_a_resumed_run_keeps_the_precision_that_it_began_with(stack: Path, tmp_p
             run(stack, output, scheduler=interrupted_after(7), precision=precision, overwrite=True)
         record = run(stack, output, resume=True, precision="auto")
         assert json.loads(record.read_text())["precision"] == precision
+
+
+def test_a_resumed_run_keeps_its_tile(stack: Path, tmp_path: Path) -> None:
+    output, settings = tmp_path / "out.zarr", {"tile_zyx": None, "memory": 4}
+    whole = json.loads(run(stack, tmp_path / "whole.zarr", **settings).read_text())
+    with pytest.raises(Interrupted):
+        run(stack, output, scheduler=interrupted_after(1), workers=2, **settings)
+    record = json.loads(run(stack, output, resume=True, **settings).read_text())
+    assert record["tile_zyx"] != whole["tile_zyx"] and record["parts"] > record["made_now"] > 0
 
 
 def test_an_unfinished_run_of_another_version_is_told(stack: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ prints a Markdown table; benchmarks/README.md says what is measured on what.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -126,7 +127,8 @@ def main(model: str, output: Path | None, device: str) -> None:
     if output:
         processor = EMformerProcessor.from_pretrained(model)
         processor.calibrate({mode: quantiles([row for row in rows if row["mode"] == mode]) for mode in MODES})
-        processor.save_pretrained(output)
+        (written,) = processor.save_pretrained(output)
+        click.echo(f"{written}: sha256 {hashlib.sha256(Path(written).read_bytes()).hexdigest()}")
 
 
 def measured(folder: Path, truths: dict[str, np.ndarray], model: str, device: str) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .errors import InputError
-from .pretrained import loading, resolve_pretrained
+from .model_files import model_file, take_hub_options
+from .pretrained import loading
 
 
 @strict
@@ -78,20 +79,18 @@ class EMformerConfig(PreTrainedConfig):
         """Load a config by bundled name, folder or Hub id.
 
         Raises:
-            InputError: unknown name, or a config of another model.
+            InputError: unknown name, a config of another model, or one that was altered.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        source = resolve_pretrained(name, kwargs.get("revision"))
+        path = model_file(name, "config.json", **take_hub_options(kwargs))
         with loading(name):
-            content, _ = cls.get_config_dict(source, **kwargs)
-        if not content:
-            raise InputError(f"{name} holds no config.json; expected a folder that save_pretrained or training wrote.")
+            content, _ = cls.get_config_dict(path, **kwargs)
         if content.get("model_type") != cls.model_type:
             raise InputError(
                 f"{name} is a config of model type {content.get('model_type')!r}; expected {cls.model_type!r}."
             )
         with loading(name):
-            return super().from_pretrained(source, **kwargs)
+            return super().from_pretrained(path, **kwargs)
 
 
 AutoConfig.register(EMformerConfig.model_type, EMformerConfig, exist_ok=True)

@@ -1,7 +1,9 @@
-"""What is installed, what the machine has, and what is wrong with either."""
+"""What is installed, what the machine has and has fetched, and what is wrong with any of it."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,10 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, reason
 
 LEAST_DISK, LEAST_MEMORY = 1e9, 2e9
 """Free bytes below which fetching a model, or reconstructing, may fail."""
+SECONDS = 5.0
+"""How long the Hub may take to answer."""
+REINSTALL = "pip install --force-reinstall --no-deps emformer-hub"
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,9 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at packages, device, memory, cache, network settings and bundled weights, offline; writes nothing."""
-    return [*_packages(), _device(), _memory(), *_cache(), _network(), *_weights()]
+    """Look at packages, device, memory, cache and bundled weights, and ask the Hub for an answer; writes nothing."""
+    found = [*_packages(), *_installation(), _device(), _memory(), *_cache(), _network()]
+    return [*found, *_cached_models(), *_weights()]
 
 
 def _packages() -> Iterator[Finding]:
@@ -112,21 +118,86 @@ def _cache() -> Iterator[Finding]:
 
 
 def _network() -> Finding:
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import HfApi, constants, get_session, get_token
+    from huggingface_hub.errors import HTTPError
 
     if constants.HF_HUB_OFFLINE:
         return Finding("Hub", "offline (HF_HUB_OFFLINE): bundled weights, folders, and what the cache holds")
-    login = "logged in" if get_token() else "no login, which only publishing and private models need: hf auth login"
-    return Finding("Hub", f"{constants.ENDPOINT}, {login}")
+    try:
+        answer = get_session().head(constants.ENDPOINT, timeout=SECONDS)
+        if answer.status_code >= 500:
+            return Finding("Hub", f"{constants.ENDPOINT} answers {answer.status_code}", "try again later")
+        if not get_token():
+            login = "no login, which only publishing and private models need: hf auth login"
+            return Finding("Hub", f"{constants.ENDPOINT} answers, {login}")
+        return Finding("Hub", f"{constants.ENDPOINT} answers, logged in as {HfApi().whoami()['name']}")
+    except (HTTPError, OSError) as error:
+        if getattr(error, "response", None) is not None:
+            return Finding("Hub", f"the login is refused: {reason(error)}", "hf auth login, or unset HF_TOKEN")
+        return Finding(
+            "Hub",
+            f"{constants.ENDPOINT} does not answer: {reason(error)}",
+            "look at the network and its proxy (HTTPS_PROXY), or set HF_HUB_OFFLINE=1: bundled weights need no Hub",
+        )
+
+
+def _cached_models() -> Iterator[Finding]:
+    """Compare files of our models in the cache, and of code that was imported from there, with their checksums."""
+    from huggingface_hub import constants
+    from transformers.utils import HF_MODULES_CACHE
+
+    from emformer_hub.model_files import check_blob
+
+    checked = 0
+    for snapshot in sorted(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*")):
+        name = snapshot.parts[-3].removeprefix("models--").replace("--", "/")
+        for path in sorted(snapshot.rglob("*")) if _is_ours(name, snapshot) else ():
+            if not path.is_dir():
+                what = f"{name}: {path.relative_to(snapshot).as_posix()}"
+                checked += 1
+                try:
+                    check_blob(path, what)
+                except FileNotFoundError:
+                    yield Finding("cached models", f"{what} is gone", f"rm {path}")
+                except InputError as error:
+                    yield Finding("cached models", str(error), f"rm {path.resolve()}")
+        for path in sorted(Path(HF_MODULES_CACHE).glob(f"transformers_modules/*/*/{snapshot.name}/*.py")):
+            origin = snapshot / path.name
+            if origin.is_file() and path.read_bytes() != origin.read_bytes():
+                yield Finding("cached models", f"{path} is not the code of {name}", f"rm {path}")
+    yield Finding("cached models", f"{checked} files compared with their checksums")
+
+
+def _is_ours(name: str, snapshot: Path) -> bool:
+    files = [snapshot / file for file in ("config.json", "adapter_config.json", "preprocessor_config.json")]
+    return "emformer" in name or any(b"emformer" in file.read_bytes().lower() for file in files if file.is_file())
+
+
+def _installation() -> Iterator[Finding]:
+    """Compare the files of an installed wheel with the checksums that it came with; a checkout has none."""
+    distribution = importlib.metadata.distribution("emformer-hub")
+    stated = {file: file.hash for file in distribution.files or [] if file.parts[0] == "emformer_hub" and file.hash}
+    if not stated or not Path(__file__).samefile(str(distribution.locate_file("emformer_hub/doctor.py"))):
+        return
+    altered = []
+    for file, checksum in stated.items():
+        path = Path(str(file.locate()))
+        found = hashlib.new(checksum.mode, path.read_bytes()).digest() if path.is_file() else b""
+        if base64.urlsafe_b64encode(found).rstrip(b"=").decode() != checksum.value:
+            altered.append(str(file))
+    if altered:
+        yield Finding("installation", f"{altered[0]} was altered ({len(altered)} in all)", REINSTALL)
+    else:
+        yield Finding("installation", f"{len(stated)} files, whole")
 
 
 def _weights() -> Iterator[Finding]:
-    from emformer_hub.pretrained import check_sha256, registry
+    from emformer_hub.pretrained import check_bundle, registry
 
     for weights in registry().values():
         try:
-            check_sha256(weights)
+            check_bundle(weights)
         except InputError as error:
-            yield Finding(weights.name, str(error), "pip install --force-reinstall --no-deps emformer-hub")
+            yield Finding(weights.name, str(error), REINSTALL)
         else:
             yield Finding(weights.name, f"{weights.revision}, whole")

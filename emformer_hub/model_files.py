@@ -9,19 +9,29 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.utils.sha import git_hash
 from safetensors import safe_open
-from torch import nn
 
 from .errors import InputError, reason
-from .pretrained import loading, registry, resolve_pretrained
+from .pretrained import PretrainedWeights, loading, registry, resolve_pretrained
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WEIGHTS = "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
 """Options of ``from_pretrained`` in transformers: where a model is on the Hub, and how to fetch it."""
-SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256, GIT_BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
+
+
+def take_hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Remove the ``HUB_OPTIONS`` from keyword arguments; return those that say something."""
+    taken = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+    return {key: value for key, value in taken.items() if value is not None}
 
 
 def model_folder(name: str, revision: str | None = None, subfolder: str = "", **options: Any) -> Path:
@@ -34,17 +44,15 @@ def model_folder(name: str, revision: str | None = None, subfolder: str = "", **
         options: the other ``HUB_OPTIONS``.
 
     Raises:
-        InputError: the name is not known, the Hub cannot be reached and the cache lacks the files, there is no model in
-            safetensors, or the checksum of a file is not the one in the registry or on the Hub.
+        InputError: the name or revision is not known, the Hub cannot be reached and the cache lacks the files, there is
+            no model in safetensors, or the checksum of a file is not the one in the registry or on the Hub.
     """
     source = resolve_pretrained(name, revision)
     if Path(source).is_dir():
         return Path(source) / subfolder
-    published = {weights.repo_id: weights for weights in registry().values()}.get(source)
-    if revision is None and published is not None:
-        revision = published.revision
+    published, revision = _published(source, revision)
     with loading(name):
-        files = _HubFiles(source, revision, subfolder, options)
+        files = _HubFiles(name, source, revision, subfolder, options)
         needed = [ADAPTER_CONFIG, ADAPTER_WEIGHTS] if _is_adapter(files) else ["config.json", WEIGHTS]
         found = {file: files.fetch(file) for file in needed}
     missing = [file for file, path in found.items() if path is None]
@@ -53,58 +61,103 @@ def model_folder(name: str, revision: str | None = None, subfolder: str = "", **
             f"{name} holds no {missing[0]}; expected config.json and {WEIGHTS}, or {ADAPTER_CONFIG} and "
             f"{ADAPTER_WEIGHTS}, as save_pretrained or training wrote them."
         )
-    for file, path in found.items():
-        if path is not None:
-            check_blob(path, f"{name}: {file}")
     if published is not None and (path := found.get(WEIGHTS)) is not None:
         known = {published.revision: published.sha256, **{one.revision: one.sha256 for one in published.replaces}}
         if revision in known:
-            _check(path, known[revision], f"{name}: {WEIGHTS} of {revision}", "the registry")
+            check_content(path, known[revision], f"{name}: {WEIGHTS} of {revision}", "the registry")
     folders = {path.parent for path in found.values() if path is not None}
     if len(folders) > 1:
         raise InputError(f"{name} changed on the Hub while it was being fetched; load it again.")
     return folders.pop()
 
 
+def model_file(name: str, file: str, revision: str | None = None, subfolder: str = "", **options: Any) -> Path:
+    """One file of a model, of the same revision as :func:`model_folder`: fetched if need be, and checked.
+
+    Raises:
+        InputError: as :func:`model_folder`; there is no such file.
+    """
+    source = resolve_pretrained(name, revision)
+    if Path(source).is_dir():
+        found: Path | None = Path(source) / subfolder / file
+    else:
+        _, revision = _published(source, revision)
+        with loading(name):
+            found = _HubFiles(name, source, revision, subfolder, options).fetch(file)
+    if found is None or not found.is_file():
+        raise InputError(f"{name} holds no {file}; expected a folder that save_pretrained or training wrote.")
+    return found
+
+
+def _published(repo_id: str, revision: str | None) -> tuple[PretrainedWeights | None, str | None]:
+    """The registry's entry of a Hub id, if any, and the revision to load: by default the registered one."""
+    entry = {weights.repo_id: weights for weights in registry().values()}.get(repo_id)
+    return entry, entry.revision if entry is not None and revision is None else revision
+
+
 def commit_of(folder: Path) -> str | None:
     """Commit on the Hub that a folder of the cache is a copy of; ``None`` for other folders."""
-    found = re.search(r"/snapshots/([0-9a-f]{40})(/|$)", folder.as_posix())
+    found = SNAPSHOT.search(folder.as_posix())
     return found[1] if found else None
 
 
 class _HubFiles:
-    """Files of one commit of a Hub id, from the cache where it has them."""
+    """Files of one commit of a Hub id, from the cache where it has them, each compared with its checksum."""
 
-    def __init__(self, repo_id: str, revision: str | None, subfolder: str, options: dict[str, Any]):
+    def __init__(self, name: str, repo_id: str, revision: str | None, subfolder: str, options: dict[str, Any]):
         from transformers.utils.hub import resolve_revision
 
-        self.repo_id, self.subfolder, self.options = repo_id, subfolder, options
+        self.name, self.repo_id, self.subfolder, self.options = name, repo_id, subfolder, options
         shared = {key: value for key, value in options.items() if key in ("token", "local_files_only", "cache_dir")}
         self.revision = resolve_revision(repo_id, revision, **shared)  # as it was given, where that fails
 
     def fetch(self, file: str) -> Path | None:
-        """Fetch a file into the cache; ``None`` if the commit lacks it; ``InputError`` if the download fails."""
+        """Fetch a file into the cache and check it; ``None`` if the commit lacks it.
+
+        Raises:
+            InputError: the download fails, there is no such revision, or the content is not what the Hub states.
+        """
         from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HTTPError,
+            LocalEntryNotFoundError,
+            RemoteEntryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         if self._cached(file) is _CACHED_NO_EXIST:
             return None
         try:
-            return Path(
+            path = Path(
                 hf_hub_download(
                     self.repo_id, file, subfolder=self.subfolder or None, revision=self.revision, **self.options
                 )
             )
         except RemoteEntryNotFoundError:
             return None
+        except RevisionNotFoundError as error:
+            raise InputError(
+                f"{self.name} has no revision {self.revision!r} on the Hub; expected one of "
+                f"{', '.join(self._revisions())}, or a commit."
+            ) from error
         except (HfHubHTTPError, LocalEntryNotFoundError):
             raise
         except (HTTPError, OSError, ValueError) as error:
             raise InputError(f"{self.repo_id}: {file} cannot be fetched: {reason(error)}. Try again.") from error
+        check_blob(path, f"{self.name}: {file}")
+        return path
 
     def holds(self, file: str) -> bool:
         """Whether the cache has a file."""
         return isinstance(self._cached(file), str)
+
+    def _revisions(self) -> list[str]:
+        """Tags and branches on the Hub, newest tag first."""
+        from huggingface_hub import HfApi
+
+        refs = HfApi().list_repo_refs(self.repo_id, token=self.options.get("token"))
+        return [*(tag.name for tag in reversed(refs.tags)), *(branch.name for branch in refs.branches)]
 
     def _cached(self, file: str) -> Any:
         from huggingface_hub import try_to_load_from_cache
@@ -128,20 +181,38 @@ def _is_adapter(files: _HubFiles) -> bool:
 def check_blob(path: Path, what: str) -> None:
     """Raise ``InputError`` unless a file of the cache has the checksum that the Hub states.
 
-    Only files of the Hub's large storage are checked: the cache names their content by its SHA-256.
+    A file of the cache is a link to its content, which is named by its SHA-256 if it came from the Hub's large storage,
+    and by its git hash otherwise. A file that took the place of a link must be the content of one all the same, except
+    on a file system without links, where nothing is stated.
     """
-    stated = path.readlink().name if path.is_symlink() else path.name
-    if SHA256.fullmatch(stated):
-        _check(path, stated, what, "the Hub")
-
-
-def _check(path: Path, sha256: str, what: str, authority: str) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != sha256:
+    if path.is_symlink():
+        return check_content(path, path.readlink().name, what, "the Hub")
+    snapshot = SNAPSHOT.search(path.as_posix())
+    blobs = Path(path.as_posix()[: snapshot.start()]) / "blobs" if snapshot else None
+    stated = {blob.name for blob in blobs.iterdir()} if blobs is not None and blobs.is_dir() else set()
+    if stated and not stated & {content_hash(path, length) for length in (40, 64)}:
         raise InputError(
-            f"{what} is damaged, or was altered: sha256 {found[:12]}…, but {authority} states {sha256[:12]}…. Delete "
+            f"{what} was altered: {path} took the place of what was fetched. Delete it and load it again; if that does "
+            f"not help, do not use it, and tell its publisher."
+        )
+
+
+def check_content(path: Path, stated: str, what: str, authority: str) -> None:
+    """Raise ``InputError`` unless a file has the SHA-256 or git hash that is stated; of no other name is one known."""
+    if not (SHA256.fullmatch(stated) or GIT_BLOB.fullmatch(stated)):
+        return
+    found, kind = content_hash(path, len(stated)), "sha256" if SHA256.fullmatch(stated) else "git hash"
+    if found != stated:
+        raise InputError(
+            f"{what} is damaged, or was altered: {kind} {found[:12]}…, but {authority} states {stated[:12]}…. Delete "
             f"{path.resolve()} and load it again; if that does not help, do not use it, and tell its publisher."
         )
+
+
+def content_hash(path: Path, length: int) -> str:
+    """The hash of a file with so many digits: 64, its SHA-256; 40, that by which git names it."""
+    content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest() if length == 64 else git_hash(content)
 
 
 def is_adapter(folder: str | Path) -> bool:

@@ -35,7 +35,7 @@ from .layers_emformer import (
     EMformerFeedForward,
     frames_at_a_time,
 )
-from .model_files import HUB_OPTIONS, attach, commit_of, is_adapter, model_folder
+from .model_files import attach, commit_of, is_adapter, model_folder, take_hub_options
 from .modes import Mode, check_mode
 from .pretrained import loading
 from .projection import project
@@ -148,7 +148,7 @@ class EMformerPreTrainedModel(PreTrainedModel):
         name = os.fspath(pretrained_model_name_or_path)
         wants_info = kwargs.pop("output_loading_info", False)
         resize = kwargs.pop("ignore_mismatched_sizes", False)
-        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        hub = take_hub_options(kwargs)
         folder = model_folder(name, **hub)
         if is_adapter(folder):
             merged = attach(folder, cls.from_pretrained, name=name, **hub, **kwargs).merge_and_unload()

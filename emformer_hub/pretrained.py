@@ -62,6 +62,7 @@ class PretrainedWeights:
         repo_id: repository on the Hub.
         revision: tag of the bundled weights there.
         sha256, size: checksum and bytes of ``model.safetensors``.
+        configurations: SHA-256 of the other bundled files that are loaded; those on the Hub also name the code.
         parameters: number of parameters.
         licence: SPDX identifier.
         data: volumes that it was trained on.
@@ -77,6 +78,7 @@ class PretrainedWeights:
     revision: str
     sha256: str
     size: int
+    configurations: dict[str, str]
     parameters: int
     licence: str
     data: tuple[TrainingData, ...]
@@ -118,7 +120,7 @@ def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) ->
         A folder, or a Hub id.
 
     Raises:
-        InputError: the name is none of these, a folder holds no model, or a bundled weight is damaged.
+        InputError: the name is none of these, or a file of bundled weights is damaged.
     """
     name = str(name_or_path)
     known = registry()
@@ -127,7 +129,7 @@ def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) ->
         weights = known.get(name) or by_repo[name]
         if revision not in (None, weights.revision):
             return weights.repo_id
-        check_sha256(weights)
+        check_bundle(weights)
         return str(weights.folder)
     if name and Path(name).is_dir():  # the path of an empty name is the working folder
         return name
@@ -139,16 +141,17 @@ def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) ->
     )
 
 
-def check_sha256(weights: PretrainedWeights) -> None:
-    """Raise ``InputError`` unless the bundled file is the registered one."""
-    path = weights.folder / "model.safetensors"
-    if not path.is_file():
-        raise InputError(f"{path} is missing from this installation; reinstall emformer_hub.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != weights.sha256:
-        raise InputError(
-            f"{path} is damaged: sha256 {found[:12]}…, expected {weights.sha256[:12]}…. Reinstall emformer_hub."
-        )
+def check_bundle(weights: PretrainedWeights) -> None:
+    """Raise ``InputError`` unless the bundled files that are loaded are the registered ones."""
+    for file, stated in {"model.safetensors": weights.sha256, **weights.configurations}.items():
+        path = weights.folder / file
+        if not path.is_file():
+            raise InputError(f"{path} is missing from this installation; reinstall emformer_hub.")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != stated:
+            raise InputError(
+                f"{path} is damaged: sha256 {found[:12]}…, expected {stated[:12]}…. Reinstall emformer_hub."
+            )
 
 
 @contextmanager

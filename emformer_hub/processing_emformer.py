@@ -11,12 +11,14 @@ from typing import Any, Self
 import numpy as np
 from transformers import AutoFeatureExtractor, AutoProcessor
 from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from .configuration_emformer import EMformerConfig
 from .errors import InputError
 from .geometry import SectionModel
+from .model_files import model_file, take_hub_options
 from .modes import DEFAULT_MODE, MODES, Mode, check_mode
-from .pretrained import loading, resolve_pretrained
+from .pretrained import loading
 from .uncertainty import ErrorQuantiles
 
 READ_VOXELS = 2**28
@@ -96,10 +98,15 @@ class EMformerProcessor(FeatureExtractionMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[Any], *args: Any, **kwargs: Any) -> Self:
-        """Load a processor by bundled name, folder or Hub id; raises ``InputError`` for an unknown name."""
+        """Load a processor by bundled name, folder or Hub id.
+
+        Raises:
+            InputError: unknown name, no processor there, or one that is damaged or was altered.
+        """
         name = os.fspath(pretrained_model_name_or_path)
+        path = model_file(name, FEATURE_EXTRACTOR_NAME, **take_hub_options(kwargs))
         with loading(name):
-            return super().from_pretrained(resolve_pretrained(name, kwargs.get("revision")), *args, **kwargs)
+            return super().from_pretrained(path, *args, **kwargs)
 
     def calibrate(self, quantiles: Mapping[Mode, ErrorQuantiles]) -> None:
         """Keep the measured error quantiles of the weights in each mode; ``save_pretrained`` writes it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import os
 from pathlib import Path
@@ -11,10 +13,17 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub import constants
 
-from emformer_hub import pretrained
+from emformer_hub import doctor, pretrained
 from emformer_hub.cli import main
 from emformer_hub.doctor import Finding, examine
 from emformer_hub.pretrained import registry
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
 
 
 def wrong() -> dict[str, Finding]:
@@ -67,3 +76,32 @@ def test_little_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     little = psutil.virtual_memory()._replace(available=int(1e9))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
     assert wrong()["memory"].found.startswith("1.0 GB free")
+
+
+def test_a_hub_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert wrong()["Hub"].found.startswith("http://127.0.0.1:9 does not answer: ")
+    assert "HF_HUB_OFFLINE=1" in str(wrong()["Hub"].remedy)
+
+
+def test_an_installed_file_that_was_altered_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As pip leaves a wheel: with a checksum of every file."""
+    content = {"emformer_hub/doctor.py": Path(doctor.__file__).read_bytes(), "emformer_hub/pretrained.json": b"[]"}
+    record = tmp_path / "emformer_hub-9.dist-info" / "RECORD"
+    record.parent.mkdir()
+    (tmp_path / "emformer_hub").mkdir()
+    lines = []
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{name},sha256={digest},{len(data)}\n")
+    record.write_text("".join(lines))
+    (record.parent / "METADATA").write_text("Metadata-Version: 2.1\nName: emformer-hub\nVersion: 9\n")
+    installed = importlib.metadata.Distribution.at(record.parent)
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: installed)
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "emformer_hub" / "doctor.py"))
+    assert "installation" not in wrong()
+    assert Finding("installation", "2 files, whole") in examine()
+    (tmp_path / "emformer_hub" / "pretrained.json").write_text("[ ]")
+    assert wrong()["installation"].found == "emformer_hub/pretrained.json was altered (1 in all)"

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from emformer_hub import pretrained
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
-from emformer_hub.hub.assemble import headline_figures, training_stages
+from emformer_hub.hub.assemble import CONFIGURATIONS, headline_figures, training_stages
 from emformer_hub.hub.stored_outputs import TOLERANCE, largest_difference
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import PretrainedWeights, registry, resolve_pretrained
@@ -74,6 +74,13 @@ def test_the_weight_file_is_the_registered_one(weights: PretrainedWeights) -> No
     assert path.stat().st_size == weights.size
     with safe_open(path, "np") as tensors:
         assert sum(tensors.get_tensor(name).size for name in tensors.keys()) == weights.parameters  # noqa: SIM118
+
+
+@EVERY_WEIGHT
+def test_the_configurations_are_the_registered_ones(weights: PretrainedWeights) -> None:
+    assert weights.configurations == {
+        file: hashlib.sha256((weights.folder / file).read_bytes()).hexdigest() for file in CONFIGURATIONS
+    }
 
 
 @EVERY_WEIGHT
@@ -166,11 +173,10 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "emformer-toy").mkdir(parents=True)
     (folder / "emformer-toy" / "config.json").write_text("{}")
     (folder / "emformer-toy" / "model.safetensors").write_bytes(b"weights")
-    sha256 = hashlib.sha256(b"weights").hexdigest()
+    sha256, configuration = (hashlib.sha256(content).hexdigest() for content in (b"weights", b"{}"))
+    stated = {"revision": "v2", "sha256": sha256, "configurations": {"config.json": configuration}}
     records = {
-        name: dataclasses.replace(
-            registry()["emformer-small"], name=name, repo_id=f"lab/{name}", revision="v2", sha256=sha256
-        )
+        name: dataclasses.replace(registry()["emformer-small"], name=name, repo_id=f"lab/{name}", **stated)
         for name in ("emformer-toy", "emformer-far")
     }
     monkeypatch.setattr(pretrained, "registry", lambda: records)
@@ -230,11 +236,14 @@ def test_a_file_is_not_a_model(bundle: Path) -> None:
         resolve_pretrained("lab/model.safetensors")
 
 
-@pytest.mark.parametrize("content", [b"", b"weight", b"Weights"])
-def test_a_damaged_bundle_is_never_loaded(bundle: Path, content: bytes) -> None:
-    (bundle / "emformer-toy" / "model.safetensors").write_bytes(content)
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("model.safetensors", b""), ("model.safetensors", b"Weights"), ("config.json", b"{ }")],
+)
+def test_a_damaged_bundle_is_never_loaded(bundle: Path, file: str, content: bytes) -> None:
+    (bundle / "emformer-toy" / file).write_bytes(content)
     for name in ("emformer-toy", "lab/emformer-toy"):
-        with pytest.raises(InputError, match=r"model\.safetensors is damaged: sha256 .*Reinstall"):
+        with pytest.raises(InputError, match=rf"{file} is damaged: sha256 .*Reinstall"):
             resolve_pretrained(name)
 
 

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from emformer_hub.errors import InputError
 from emformer_hub.hub.push import check_publishable, commit_whole, reason
-from emformer_hub.pretrained import check_sha256, registry
+from emformer_hub.pretrained import check_bundle, registry
 
 EXTRAS = ("", "app", "hdf5", "images")
 APP = """\
@@ -60,7 +60,7 @@ def space() -> dict[str, str | Path]:
         if path.is_file() and "__pycache__" not in path.parts and "model_cards" not in path.parts
     }
     for weights in registry().values():
-        check_sha256(weights)
+        check_bundle(weights)
         for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
             files[f"emformer_hub/model_cards/{weights.name}/{name}"] = weights.folder / name
     models = "\n".join(f"- {weights.repo_id}" for weights in registry().values())

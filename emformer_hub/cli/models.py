@@ -94,7 +94,7 @@ def push_command(
     registry entry as JSON.
     """
     from emformer_hub.hub.push import contents, push
-    from emformer_hub.pretrained import check_sha256, registry
+    from emformer_hub.pretrained import check_bundle, registry
 
     if (name is None) != everything or (everything and (repo_id or revision)):
         raise click.UsageError("give NAME_OR_DIR, or --all, which takes no --repo-id and no --revision.")
@@ -106,7 +106,7 @@ def push_command(
         if target is None:
             raise click.UsageError(f"{one} is a folder; give --repo-id ORG/NAME.")
         if weights:
-            check_sha256(weights)
+            check_bundle(weights)
         folder = weights.folder if weights else Path(one)
         if dry_run:
             click.echo(f"{target}:")

@@ -12,10 +12,12 @@ import yaml
 
 from emformer_hub.errors import InputError
 from emformer_hub.hub.stored_outputs import write_test_tensors
+from emformer_hub.model_files import WEIGHTS
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
 
+CONFIGURATIONS = ("config.json", "preprocessor_config.json")
 TRAINING, QUALITY = "training.json", "quality.json"
 
 
@@ -30,7 +32,7 @@ def assemble(run: Path, page: Path, *, command: str, commit: str, device: str) -
         command, commit, device: origin of the run's figures.
 
     Returns:
-        Values for the registry: ``{"sha256", "size", "parameters"}``.
+        Values for the registry: ``{"sha256", "size", "configurations", "parameters"}``.
 
     Raises:
         InputError: the run is not finished.
@@ -57,10 +59,11 @@ def assemble(run: Path, page: Path, *, command: str, commit: str, device: str) -
     EMformerProcessor.from_pretrained(run).save_pretrained(page)
     write_test_tensors(model, page)
     (page / TRAINING).write_text(json.dumps({"stages": [*stages, stage]}, indent=1) + "\n")
-    weights = (page / "model.safetensors").read_bytes()
+    sha256 = {file: hashlib.sha256((page / file).read_bytes()).hexdigest() for file in (WEIGHTS, *CONFIGURATIONS)}
     return {
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "size": len(weights),
+        "sha256": sha256.pop(WEIGHTS),
+        "size": (page / WEIGHTS).stat().st_size,
+        "configurations": sha256,
         "parameters": model.num_parameters(),
     }
 

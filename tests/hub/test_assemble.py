@@ -51,6 +51,10 @@ def test_a_page_holds_the_weights_of_the_run_and_how_they_came_about(run: Path, 
     assert facts == {
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "size": weights.stat().st_size,
+        "configurations": {
+            file: hashlib.sha256((page / file).read_bytes()).hexdigest()
+            for file in ("config.json", "preprocessor_config.json")
+        },
         "parameters": model.num_parameters(),
     }
     assert weights.read_bytes() == (run / "model.safetensors").read_bytes()
@@ -119,4 +123,4 @@ def test_the_command_prints_what_the_registry_states(run: Path, tmp_path: Path) 
     options = [part for name, value in SOURCE.items() for part in (f"--{name}", value)]
     result = CliRunner().invoke(main, [str(run), str(tmp_path / "page"), *options])
     assert result.exit_code == 0
-    assert set(json.loads(result.stdout)) == {"sha256", "size", "parameters"}
+    assert set(json.loads(result.stdout)) == {"sha256", "size", "configurations", "parameters"}

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 from client import Client, client_process, environment, waits
 from server import HubServer, User
 
-from emformer_hub import model_files, pretrained
+from emformer_hub import doctor, model_files, pretrained
 from emformer_hub.adapters import add_adapter, load_adapter
 from emformer_hub.cli import main
 from emformer_hub.configuration_emformer import EMformerConfig
@@ -359,7 +359,9 @@ def test_an_older_revision_of_a_bundled_model_is_fetched_by_its_name(
     assert np.array_equal(offline(load, NAME, revision="v0-old"), expected)  # now from the cache
     assert offline(percentiles, NAME, revision="v0-old") == [2.0, 98.0] and len(server.log) == calls
     assert "Without a network" in offline(refusal, load, NAME, revision="v9")
-    assert "Revision Not Found" in client(refusal, load, NAME, revision="v9")
+    told = "has no revision 'v9' on the Hub; expected one of v0-old, main, or a commit"
+    for function in (load, percentiles, EMformerConfig.from_pretrained):
+        assert client(refusal, function, NAME, revision="v9") == f"{NAME} {told}."
 
 
 def test_a_private_model_needs_its_owner(client: Client, tiny: tuple[Path, np.ndarray], repo_id: str) -> None:
@@ -867,6 +869,41 @@ def test_a_download_that_was_altered_is_named(
     told = client(refusal, fetch, repo_id, tmp_path / "second")
     assert f"{repo_id}: model.safetensors is damaged, or was altered" in told and not (tmp_path / "second").exists()
     assert np.array_equal(load(folder), tiny[1])
+
+
+def faults_in_cache() -> list[str]:
+    """What ``emformer-hub doctor`` finds wrong with fetched models."""
+    return [finding.found for finding in doctor._cached_models() if finding.remedy is not None]
+
+
+@pytest.mark.parametrize("how", ["content", "link"])
+def test_every_file_of_the_cache_that_was_altered_is_found(
+    client: Client, offline: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str, how: str
+) -> None:
+    client(push, tiny[0], repo_id)
+    client(fetch, repo_id, tmp_path / "first")
+    snapshot = client(download, repo_id, "config.json").parent
+    loaders = {"config.json": [load, EMformerConfig.from_pretrained], "preprocessor_config.json": [percentiles]}
+    loaders["model.safetensors"] = [load]
+    names = sorted(path.name for path in snapshot.iterdir())
+    assert set(names) >= {*loaders, "modeling_emformer.py", "geometry.py"}
+    for name in names:
+        path = snapshot / name
+        content, link = path.read_bytes(), path.readlink()
+        if how == "link":  # as an editor may, or sed -i
+            path.unlink()
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        for who in (client, offline):
+            for function in loaders.get(name, []):
+                assert f"{repo_id}: {name} " in who(refusal, function, repo_id)
+            if name != ".gitattributes":
+                assert f"{repo_id}: {name} " in who(refusal, fetch, repo_id, tmp_path / "second")
+            assert any(found.startswith(f"{repo_id}: {name} ") for found in who(faults_in_cache)), name
+        path.resolve().write_bytes(content)
+        path.unlink()
+        path.symlink_to(link)
+    assert not any(repo_id in found for found in client(faults_in_cache))
+    assert np.array_equal(offline(load, repo_id), tiny[1])
 
 
 # --- what is fetched ---------------------------------------------------------------------------------------------

@@ -29,9 +29,9 @@ from emformer_hub.devices import choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolation_matrix
+from emformer_hub.losses import charbonnier
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.loop import learning_rate_share, load_volumes
-from emformer_hub.training.losses import charbonnier
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches
 from emformer_hub.training.trainee import Average

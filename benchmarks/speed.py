@@ -31,13 +31,13 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.losses import reconstruction_loss
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.in_memory import reconstruct
 from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.training.loop import make_trainable
-from emformer_hub.training.losses import reconstruction_loss
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.sampling import ClipBatches, TrainingVolume
 from emformer_hub.training.trainee import Average, build_config

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 import re
+from collections.abc import Callable, Iterable
 from types import ModuleType
+from typing import Any
 
 
 class InputError(ValueError):
@@ -12,6 +16,29 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class ModelNotFoundError(InputError, OSError):
+    """A model, a revision or a file of it that is not there, or cannot be reached.
+
+    It is an ``OSError`` as well, which is what programs on transformers catch to try another name.
+    """
+
+
+def check_keywords(given: Iterable[str], known: Iterable[str], function: Callable[..., Any]) -> None:
+    """Raise ``InputError`` for keyword arguments that a function takes only because it passes some on.
+
+    Args:
+        given: names of what the function was given beyond its own parameters.
+        known: names that it passes on.
+        function: it; messages name its parameters.
+    """
+    for name in given:
+        if name not in known:
+            names = [*inspect.signature(function).parameters, *known]
+            like = difflib.get_close_matches(name, names, 1)
+            meant = f"did you mean {like[0]!r}?" if like else f"expected {', '.join(sorted({*names} - {'kwargs'}))}."
+            raise InputError(f"{function.__name__} got an unexpected keyword argument {name!r}; {meant}")
 
 
 def reason(error: BaseException) -> str:

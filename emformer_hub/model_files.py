@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.utils.sha import git_hash
 from safetensors import safe_open
 
-from .errors import InputError, reason
+from .errors import InputError, ModelNotFoundError, reason
 from .pretrained import PretrainedWeights, loading, registry, resolve_pretrained
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
 WEIGHTS = "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_OPTIONS = ("revision", "subfolder", "cache_dir", "force_download", "local_files_only", "token")
 """Options of ``from_pretrained`` in transformers: where a model is on the Hub, and how to fetch it."""
+MISFITS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+"""How weights may not fit a network, as ``output_loading_info`` of transformers names it."""
 SHA256, GIT_BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})(/|$)")
 
@@ -57,7 +60,7 @@ def model_folder(name: str, revision: str | None = None, subfolder: str = "", **
         found = {file: files.fetch(file) for file in needed}
     missing = [file for file, path in found.items() if path is None]
     if missing:
-        raise InputError(
+        raise ModelNotFoundError(
             f"{name} holds no {missing[0]}; expected config.json and {WEIGHTS}, or {ADAPTER_CONFIG} and "
             f"{ADAPTER_WEIGHTS}, as save_pretrained or training wrote them."
         )
@@ -85,7 +88,7 @@ def model_file(name: str, file: str, revision: str | None = None, subfolder: str
         with loading(name):
             found = _HubFiles(name, source, revision, subfolder, options).fetch(file)
     if found is None or not found.is_file():
-        raise InputError(f"{name} holds no {file}; expected a folder that save_pretrained or training wrote.")
+        raise ModelNotFoundError(f"{name} holds no {file}; expected a folder that save_pretrained or training wrote.")
     return found
 
 
@@ -137,14 +140,16 @@ class _HubFiles:
         except RemoteEntryNotFoundError:
             return None
         except RevisionNotFoundError as error:
-            raise InputError(
+            raise ModelNotFoundError(
                 f"{self.name} has no revision {self.revision!r} on the Hub; expected one of "
                 f"{', '.join(self._revisions())}, or a commit."
             ) from error
         except (HfHubHTTPError, LocalEntryNotFoundError):
             raise
         except (HTTPError, OSError, ValueError) as error:
-            raise InputError(f"{self.repo_id}: {file} cannot be fetched: {reason(error)}. Try again.") from error
+            raise ModelNotFoundError(
+                f"{self.repo_id}: {file} cannot be fetched: {reason(error)}. Try again."
+            ) from error
         check_blob(path, f"{self.name}: {file}")
         return path
 
@@ -241,7 +246,9 @@ def attach(folder: str | Path, load_base: Callable[..., Any], *, name: str | Non
     name = name or str(folder)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (Path(folder) / file).is_file():
-            raise InputError(f"{name} holds no {file}; expected the folder of an adapter, as fine-tuning writes.")
+            raise ModelNotFoundError(
+                f"{name} holds no {file}; expected the folder of an adapter, as fine-tuning writes."
+            )
     try:
         with loading(name):
             config = PeftConfig.from_pretrained(str(folder))
@@ -271,6 +278,35 @@ def attach(folder: str | Path, load_base: Callable[..., Any], *, name: str | Non
     if strangers:
         raise InputError(f"{name} is an adapter on another network than {base!r}: {min(strangers)} does not fit.")
     return adapted
+
+
+def check_fit(name: str, info: dict[str, Any], model: PreTrainedModel, *, resized: bool = False) -> None:
+    """Raise ``InputError`` unless the weights of a file are those of the network, one by one.
+
+    What a model has around the network, as ``emformer`` within it, may be new, and what was around the network that was
+    saved may be left out; transformers reports both.
+
+    Args:
+        name: of the weights, for messages.
+        info: what transformers found when it loaded them.
+        model: what was loaded, with the configuration that was saved beside the weights.
+        resized: whether weights of another shape may have been left out.
+    """
+    faults = {kind: sorted(map(str, info[kind])) for kind in MISFITS}
+    prefix = f"{model.base_model_prefix}."
+    if hasattr(model, model.base_model_prefix):
+        faults["missing_keys"] = [key for key in faults["missing_keys"] if key.startswith(prefix)]
+    elif type(model).__name__ not in (model.config.architectures or [type(model).__name__]):
+        faults["unexpected_keys"] = [key for key in faults["unexpected_keys"] if key.startswith(prefix)]
+    if resized:
+        del faults["mismatched_keys"]
+    for kind, keys in faults.items():
+        if keys:
+            raise InputError(
+                f"{name}: the weights do not fit the config: {kind.replace('_', ' ')} {', '.join(keys[:3])}"
+                f"{' …' if len(keys) > 3 else ''}. Were config.json and model.safetensors saved together, "
+                f"by this version of emformer_hub?"
+            )
 
 
 def fingerprint(model: nn.Module) -> str:

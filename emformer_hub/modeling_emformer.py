@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_emformer import EMformerConfig
-from .errors import InputError
+from .errors import InputError, check_keywords
 from .geometry import SectionModel
 from .interpolation import fill_masked_rows, interpolation_matrix
 from .layers_emformer import (
@@ -35,11 +35,14 @@ from .layers_emformer import (
     EMformerFeedForward,
     frames_at_a_time,
 )
-from .model_files import attach, commit_of, is_adapter, model_folder, take_hub_options
+from .losses import reconstruction_loss
+from .mixed_batches import geometries, restore_mixed
+from .model_files import MISFITS, attach, check_fit, commit_of, is_adapter, model_folder, take_hub_options
 from .modes import Mode, check_mode
 from .pretrained import loading
 from .projection import project
 
+PASSED_ON = ("num_items_in_batch", "output_attentions", "output_hidden_states", "return_dict")  # of transformers
 LOG_SCALE_RANGE = (-6.0, 3.0)  # of the uncertainty head, in standard deviations of the volume
 
 
@@ -64,6 +67,7 @@ class EMformerOutput(ModelOutput):
     """Output of :class:`EMformerModel`, in the intensity units of the input.
 
     Attributes:
+        loss: of the labels, if there were any; a number.
         reconstruction: ``(batch, frames, planes, columns)``, float32.
         scale: Laplace scale of each voxel (its expected absolute error), same shape, float32.
         hidden_states: token grids before and after each block, ``(batch, frames, rows, columns / patch, hidden)``,
@@ -71,6 +75,7 @@ class EMformerOutput(ModelOutput):
         attentions: window attention maps of each block (eager attention only).
     """
 
+    loss: Tensor | None = None
     reconstruction: Tensor | None = None
     scale: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -110,14 +115,10 @@ class EMformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "emformer"
     main_input_name = "sections"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean, which Trainer divides by the steps that it accumulates
     _no_split_modules = ["EMformerLayer", "EMformerEmbeddings"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _can_record_outputs = {
-        "hidden_states": EMformerLayer,
-        "attentions": OutputRecorder(EMformerAttention, index=1),
-    }
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    _can_record_outputs = {"hidden_states": EMformerLayer, "attentions": OutputRecorder(EMformerAttention, index=1)}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -153,7 +154,7 @@ class EMformerPreTrainedModel(PreTrainedModel):
         if is_adapter(folder):
             merged = attach(folder, cls.from_pretrained, name=name, **hub, **kwargs).merge_and_unload()
             merged._note_origin(name, folder)
-            return merged
+            return (merged, {kind: set() for kind in MISFITS}) if wants_info else merged
         kwargs.setdefault("use_safetensors", True)
         try:
             with loading(name):
@@ -166,14 +167,7 @@ class EMformerPreTrainedModel(PreTrainedModel):
             raise InputError(str(error).replace(str(folder), name)) from error  # call it what the user calls it
         model, info = loaded
         model._note_origin(name, folder)
-        faults = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-        for kind, keys in faults.items():
-            if keys and not (kind == "mismatched_keys" and resize):
-                raise InputError(
-                    f"{name}: the weights do not fit the config: {kind.replace('_', ' ')} {', '.join(keys[:3])}"
-                    f"{' …' if len(keys) > 3 else ''}. Were config.json and model.safetensors saved together, "
-                    f"by this version of emformer_hub?"
-                )
+        check_fit(name, info, model, resized=resize)
         return (model, info) if wants_info else model
 
     def _note_origin(self, name: str, folder: Path) -> None:
@@ -204,14 +198,15 @@ class EMformerModel(EMformerPreTrainedModel):
     def forward(
         self,
         sections: Tensor,
-        factor: float,
+        factor: float | Tensor,
         *,
         positions: Sequence[float] | np.ndarray | None = None,
-        thickness: float = 1.0,
-        frame_spacing: float = 1.0,
+        thickness: float | Tensor = 1.0,
+        frame_spacing: float | Tensor = 1.0,
         section_mask: Tensor | None = None,
         mode: Mode = "clean",
-        **kwargs: Any,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> EMformerOutput:
         """Reconstruct planes between and inside sections.
 
@@ -222,18 +217,30 @@ class EMformerModel(EMformerPreTrainedModel):
             positions: where planes are wanted, ascending, in section coordinates: the centre of row ``i`` is at ``i``
                 (``SectionModel.plane_positions``). Default: every plane of the slabs that the rows own.
             thickness: imaged fraction of the section spacing, in (0, 1].
-            frame_spacing: distance between frames over distance between columns.
+            frame_spacing: distance between frames over distance between columns. Like ``factor`` and ``thickness``,
+                one number, or a tensor ``(batch,)``; planes that a clip does not have are then NaN.
             section_mask: bool, broadcastable to ``sections``; True where nothing was measured (missing, damaged).
             mode: ``clean``, what is expected of the tissue, or ``faithful``, corrected so that sections cut from the
                 planes are those given, noise and all (:func:`~emformer_hub.projection.project`).
+            labels: what the planes are in truth, of the shape of the reconstruction; gives a ``loss``
+                (:func:`~emformer_hub.losses.reconstruction_loss`).
+            kwargs: ``output_hidden_states``, ``output_attentions``, ``return_dict``, as in transformers.
 
         Returns:
             :class:`EMformerOutput`, in the intensity units of ``sections``.
 
         Raises:
-            InputError: another mode.
+            InputError: another mode, an unknown keyword, or labels of another shape.
         """
         check_mode(mode)
+        check_keywords(kwargs, PASSED_ON, self.forward)
+        if any(isinstance(value, Tensor) for value in (factor, thickness, frame_spacing)):
+            groups = geometries(len(sections), factor, thickness, frame_spacing)
+            if len(groups) > 1:
+                given = {**kwargs, "positions": positions, "section_mask": section_mask, "labels": labels, "mode": mode}
+                return EMformerOutput(*restore_mixed(self.forward, groups, sections, **given))
+            ((factor, thickness, frame_spacing),) = groups
+        factor, thickness, frame_spacing = float(factor), float(thickness), float(frame_spacing)
         clip = self._prepare(sections, factor, positions, thickness, section_mask)
         frames, rows = clip.sections.shape[1:3]
         condition = self.conditioning(factor, frame_spacing, thickness)
@@ -243,7 +250,8 @@ class EMformerModel(EMformerPreTrainedModel):
         planes, scale = self._decode(tokens[:, :frames, :rows], condition, clip.sections, clip.positions, factor)
         if mode == "faithful":
             planes = project(planes, clip.sections, clip.positions, factor, thickness, section_mask)
-        return EMformerOutput(reconstruction=planes, scale=scale)
+        loss = None if labels is None else reconstruction_loss(planes, scale, labels)[0]
+        return EMformerOutput(loss=loss, reconstruction=planes, scale=scale)
 
     @torch.no_grad()
     def stream(

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub.errors import HTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
-from .errors import InputError, reason
+from .errors import InputError, ModelNotFoundError, reason
 
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_](?:[\w.-]*\w)?/)[A-Za-z0-9_](?:[\w.-]*\w)?")
 
@@ -120,7 +120,8 @@ def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) ->
         A folder, or a Hub id.
 
     Raises:
-        InputError: the name is none of these, or a file of bundled weights is damaged.
+        ModelNotFoundError: the name is none of these.
+        InputError: a file of bundled weights is damaged.
     """
     name = str(name_or_path)
     known = registry()
@@ -135,7 +136,7 @@ def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) ->
         return name
     if HUB_ID.fullmatch(name) and not Path(name).exists():
         return name
-    raise InputError(
+    raise ModelNotFoundError(
         f"model {name!r} is not known; expected one of {', '.join(known)}, a folder with config.json and "
         f"model.safetensors, or a Hub id such as organisation/model. 'emformer-hub models' lists what there is."
     )
@@ -159,12 +160,14 @@ def loading(name: str) -> Iterator[None]:
     """Turn what the libraries raise for missing, damaged or unreachable files into ``InputError``."""
     try:
         yield
+    except InputError:
+        raise
     except SafetensorError as error:
         raise InputError(f"{name}: the weight file is damaged or cut short ({error}); fetch it again.") from error
     except StrictDataclassError as error:
         raise InputError(f"{name}: config.json describes an impossible network: {error}") from error
     except (OSError, HTTPError) as error:
-        raise InputError(
+        raise ModelNotFoundError(
             f"{name}: cannot be loaded: {reason(error)}. Is the name right? Without a network, give a folder, or a "
             f"bundled name that 'emformer-hub models' lists."
         ) from error

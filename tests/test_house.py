@@ -28,7 +28,7 @@ LAYERS = [
     {"volumes", "interpolation", "devices"}
     | {"configuration_emformer", "layers_emformer", "modeling_emformer", "processing_emformer"}
     | {"pretrained", "projection", "uncertainty"}
-    | {"adapters", "loading", "model_files"},
+    | {"adapters", "loading", "losses", "mixed_batches", "model_files"},
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},
     {"training", "audit"},
     {"cli", "app", "doctor", "__main__"},

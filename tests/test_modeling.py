@@ -22,7 +22,8 @@ from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import fill_masked_rows, interpolate
-from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput
+from emformer_hub.losses import reconstruction_loss
+from emformer_hub.modeling_emformer import EMformerModel, EMformerOutput, EMformerPreTrainedModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 
@@ -459,8 +460,88 @@ def test_weights_of_another_model_are_refused(model: EMformerModel, tmp_path: Pa
 
 
 def test_an_unknown_name_is_refused_with_what_there_is() -> None:
-    with pytest.raises(InputError, match=r"'emformer-smal' is not known; expected one of .*emformer-small"):
-        EMformerModel.from_pretrained("emformer-smal")
+    for error in (InputError, OSError):  # the latter is what callers in transformers expect
+        with pytest.raises(error, match=r"'emformer-smal' is not known; expected one of .*emformer-small"):
+            EMformerModel.from_pretrained("emformer-smal")
+
+
+def test_what_is_not_there_is_an_oserror(tmp_path: Path) -> None:
+    for cls in (EMformerModel, EMformerConfig, EMformerProcessor):
+        with pytest.raises(OSError, match=r"cannot be loaded|holds no"):
+            cls.from_pretrained(tmp_path)
+
+
+class Classifier(EMformerPreTrainedModel):
+    """A head, as somebody would write it."""
+
+    def __init__(self, config: EMformerConfig):
+        super().__init__(config)
+        self.emformer = EMformerModel(config)
+        self.classifier = torch.nn.Linear(2, 3)
+        self.post_init()
+
+
+def test_a_head_loads_the_weights_and_tells_what_is_new(model: EMformerModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "model")
+    head, info = Classifier.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
+    assert_same_weights(head.emformer, model)
+    head.save_pretrained(tmp_path / "head")
+    again, info = Classifier.from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert not info["missing_keys"] and torch.equal(again.classifier.weight, head.classifier.weight)
+    body, info = EMformerModel.from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert info["unexpected_keys"] == {"classifier.weight", "classifier.bias"}
+    assert_same_weights(body, model)
+    weights = load_file(tmp_path / "head" / "model.safetensors")
+    del weights["emformer.embeddings.mask_token"]
+    save_file(weights, tmp_path / "head" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"missing keys emformer\.embeddings\.mask_token"):
+        Classifier.from_pretrained(tmp_path / "head")
+
+
+# --- training by other libraries ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keyword", "told"),
+    [("thicknes", "did you mean 'thickness'"), ("cached", "expected factor, frame_spacing, labels")],
+)
+def test_an_unknown_keyword_is_refused(model: EMformerModel, keyword: str, told: str) -> None:
+    with pytest.raises(InputError, match=f"forward got an unexpected keyword argument '{keyword}'; {told}"):
+        model(clip(1, 2, 4, 8), 4, **{keyword: 0.5})
+
+
+def test_labels_give_the_loss_that_training_minimises(model: EMformerModel) -> None:
+    sections, labels = clip(2, 3, 4, 8), clip(2, 3, 16, 8, seed=2)
+    assert model(sections, 4).loss is None
+    with torch.enable_grad():
+        out = model(sections, 4, labels=labels)
+        assert torch.equal(out.loss, reconstruction_loss(out.reconstruction, out.scale, labels)[0])
+        gradients = torch.autograd.grad(out.loss, list(model.parameters()), allow_unused=True)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients[1:])
+    with pytest.raises(InputError, match=r"the labels are \(2, 3, 12, 8\), the reconstruction \(2, 3, 16, 8\)"):
+        model(sections, 4, labels=labels[:, :, :12])
+
+
+def test_clips_of_a_batch_may_have_geometries_of_their_own(model: EMformerModel) -> None:
+    sections, labels = clip(3, 3, 4, 8), clip(3, 3, 32, 8, seed=2)
+    factors, thicknesses = torch.tensor([4.0, 8.0, 4.0]), torch.tensor([1.0, 0.5, 1.0])
+    mixed = model(sections, factors, thickness=thicknesses, labels=labels)
+    losses = []
+    for number, (factor, thickness) in enumerate(zip(factors.tolist(), thicknesses.tolist(), strict=True)):
+        planes = SectionModel(factor).num_planes(4)
+        one = {"thickness": thickness, "labels": labels[number : number + 1, :, :planes]}
+        alone = model(sections[number : number + 1], factor, **one)
+        losses.append(alone.loss)
+        for name in ("reconstruction", "scale"):
+            torch.testing.assert_close(mixed[name][number, :, :planes], alone[name][0], atol=1e-5, rtol=1e-4)
+            assert mixed[name][number, :, planes:].isnan().all()
+    torch.testing.assert_close(mixed.loss, torch.stack(losses).mean(), atol=1e-6, rtol=1e-5)
+    assert_same(model(sections, torch.full((3,), 4.0), thickness=torch.ones(3)), model(sections, 4.0))
+    with pytest.raises(InputError, match="factor has 2 values for 3 clips"):
+        model(sections, factors[:2])
+    with pytest.raises(InputError, match="positions needs clips of one geometry; these have 2"):
+        model(sections, factors, thickness=thicknesses, positions=[0.0, 1.0])
 
 
 def test_the_auto_classes_know_the_model(model: EMformerModel, tmp_path: Path) -> None:

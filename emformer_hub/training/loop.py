@@ -26,10 +26,10 @@ from emformer_hub.devices import choose_device, choose_precision, is_out_of_memo
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import alignment_note
+from emformer_hub.losses import judged_value, reconstruction_loss
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.training.losses import judged_value, reconstruction_loss
 from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.report import write_report

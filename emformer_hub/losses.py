@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emformer_hub.projection import project
+from .errors import InputError
+from .projection import project
 
 EXPECTED_ERROR_RANGE = (0.2, 2.0)  # standard deviations of the volume; below 0.1, factor 1 alone would steer AdamW
 ANCHOR = 0.1
@@ -48,7 +49,22 @@ def reconstruction_loss(reconstruction: Tensor, scale: Tensor, target: Tensor) -
     A value's error counts in units of the error that the network expects of its clip, so that a small factor, where
     errors are small, teaches as much as a large one. Each enters the other's loss detached: the scale describes the
     value and never bends it.
+
+    Args:
+        reconstruction, scale: the network's, ``(batch, frames, planes, columns)``.
+        target: the truth, of the same shape.
+
+    Returns:
+        The loss, and its parts as numbers: ``value``, ``likelihood`` and ``mae``.
+
+    Raises:
+        InputError: a target of another shape.
     """
+    if target.shape != reconstruction.shape:
+        raise InputError(
+            f"the labels are {tuple(target.shape)}, the reconstruction {tuple(reconstruction.shape)}; expected equal "
+            f"shapes (batch, frames, planes, columns)."
+        )
     error = reconstruction - target
     expected = scale.detach().flatten(1).mean(1).clamp(*EXPECTED_ERROR_RANGE).view(-1, *[1] * (scale.ndim - 1))
     value, likelihood = charbonnier(error / expected), laplace_nll(error.detach(), scale)

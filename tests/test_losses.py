@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emformer_hub.audit.held_back import psnr_gain
-from emformer_hub.training.losses import (
+from emformer_hub.losses import (
     ANCHOR,
     SCALE_WEIGHT,
     charbonnier,

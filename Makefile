@@ -8,7 +8,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
 FORGET := $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || echo forget)
 
-.PHONY: demo test test-random test-slow lint types clean forget
+.PHONY: demo test test-random test-slow conformance lint types clean forget
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/python examples/demo.py
@@ -24,6 +24,10 @@ test-random: $(STAMP) ## the same with new random examples; repeat a run with SE
 
 test-slow: $(STAMP) ## the slow tests
 	$(VENV)/bin/python -m pytest -q -m slow
+
+conformance: $(STAMP) ## the tests that transformers has for every model, of the installed version, fetched from its source package
+	$(VENV)/bin/python tests/conformance/fetch.py
+	PYTHONPATH=tests/conformance OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -c /dev/null --rootdir tests/conformance tests/conformance/transformers_models.py
 
 lint: $(STAMP)
 	$(VENV)/bin/python -m ruff check .

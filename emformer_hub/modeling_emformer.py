@@ -167,8 +167,10 @@ class EMformerPreTrainedModel(PreTrainedModel):
             raise InputError(str(error).replace(str(folder), name)) from error  # call it what the user calls it
         model, info = loaded
         model._note_origin(name, folder)
+        if wants_info:  # whoever asks what does not fit is told, and decides
+            return model, info
         check_fit(name, info, model, resized=resize)
-        return (model, info) if wants_info else model
+        return model
 
     def _note_origin(self, name: str, folder: Path) -> None:
         """Remember what the user called the weights, rather than a folder of the cache or the installation."""

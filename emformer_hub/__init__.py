@@ -6,6 +6,7 @@ learn about EMformer as soon as both packages are imported, in either order.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -81,9 +82,13 @@ def __dir__() -> list[str]:
 @wrapt.when_imported("transformers.models.auto.configuration_auto")
 @wrapt.when_imported("transformers.models.auto.modeling_auto")
 @wrapt.when_imported("transformers.models.auto.feature_extraction_auto")
+@wrapt.when_imported("transformers.models.auto.image_processing_auto")
 @wrapt.when_imported("transformers.models.auto.processing_auto")
 def _register(auto: ModuleType) -> None:
     """Import the module that registers with this part of the Auto classes (a no-op while it is being imported)."""
+    whole = sys.modules.get("transformers.models.auto.processing_auto")
+    if whole is not None and not hasattr(whole, "AutoProcessor"):
+        return  # it imports the others, and is not done yet
     part = auto.__name__.rpartition(".")[2].removesuffix("_auto")
     home = {"configuration": "configuration", "modeling": "modeling"}.get(part, "processing")
     import_module(f"emformer_hub.{home}_emformer")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Self
 
 import numpy as np
 from transformers import AutoFeatureExtractor, AutoProcessor
-from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from .configuration_emformer import EMformerConfig
-from .errors import InputError
+from .errors import InputError, check_keywords
 from .geometry import SectionModel
 from .model_files import model_file, take_hub_options
 from .modes import DEFAULT_MODE, MODES, Mode, check_mode
@@ -49,6 +51,16 @@ def _measured(volume: Any, mask: Any, step: int) -> np.ndarray:
     """Rows and columns of a volume ``(z, y, x)`` at a regular step, as one list without the masked voxels."""
     sample = volume[:, ::step, ::step]
     return sample.ravel() if mask is None else sample[~mask[:, ::step, ::step]]
+
+
+def _as_volumes(volumes: Any, what: str) -> list[np.ndarray]:
+    """Arrays ``(z, y, x)`` of one array or tensor, or of several; a batch ``(volumes, z, y, x)`` counts as several."""
+    several = isinstance(volumes, list | tuple) or getattr(volumes, "ndim", 0) == 4
+    found = [np.asarray(volume) for volume in (volumes if several else [volumes])]
+    if not found or any(volume.ndim != 3 for volume in found):
+        shapes = ", ".join(str(volume.shape) for volume in found) or "none"
+        raise InputError(f"{what} have the shapes {shapes}; expected (z, y, x).")
+    return found
 
 
 def to_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -107,6 +119,86 @@ class EMformerProcessor(FeatureExtractionMixin):
         path = model_file(name, FEATURE_EXTRACTOR_NAME, **take_hub_options(kwargs))
         with loading(name):
             return super().from_pretrained(path, *args, **kwargs)
+
+    def __call__(self, volumes: Any, masks: Any = None, return_tensors: str = "pt", **kwargs: Any) -> BatchFeature:
+        """Turn volumes into what the network takes: ``model(**processor(volume), factor=10)``.
+
+        Args:
+            volumes: an array or tensor ``(z, y, x)`` of any real dtype, or several of one shape; z is the section axis.
+            masks: bool, of the same shapes; True where nothing was measured.
+            return_tensors: ``pt`` for torch, ``np`` for NumPy.
+
+        Returns:
+            ``sections`` ``(volumes, y, z, x)``, float32, and with masks ``section_mask``, bool. Its attribute
+            ``statistics`` is for :meth:`post_process`.
+
+        Raises:
+            InputError: not volumes of one shape, or no contrast in one, or another keyword.
+        """
+        check_keywords(kwargs, (), self.__call__)
+        batch = _as_volumes(volumes, "volumes")
+        held = [] if masks is None else [mask.astype(bool) for mask in _as_volumes(masks, "masks")]
+        shapes = {one.shape for one in [*batch, *held]}
+        if len(shapes) != 1 or len(held) not in (0, len(batch)):
+            raise InputError(f"volumes and masks have the shapes {sorted(shapes)}; expected one for all, (z, y, x).")
+        statistics = [self.measure(volume, mask) for volume, mask in zip_longest(batch, held)]
+        sections = np.stack([one.normalise(volume) for one, volume in zip(statistics, batch, strict=True)])
+        data = {"sections": sections.swapaxes(1, 2)}
+        if held:
+            data["section_mask"] = np.stack(held).swapaxes(1, 2)
+            data["sections"][data["section_mask"]] = 0  # whatever was there, NaN too
+        found: Any = BatchFeature(data, tensor_type=return_tensors)
+        found.statistics = statistics
+        return found
+
+    def post_process(self, outputs: Any, statistics: Sequence[IntensityStatistics]) -> list[dict[str, np.ndarray]]:
+        """Turn what the network made back into volumes, one for each that it was given.
+
+        Args:
+            outputs: of the network, for a batch as :meth:`__call__` makes it.
+            statistics: those of that batch.
+
+        Returns:
+            For each volume ``reconstruction``, ``(z, y, x)`` in its dtype, and ``uncertainty``, the standard deviation
+            of the error in its grey levels, float32, which is the square root of 2 times a Laplace scale.
+        """
+        found = []
+        for planes, scale, one in zip(outputs.reconstruction, outputs.scale, statistics, strict=True):
+            clip, error = (part.detach().float().cpu().numpy().swapaxes(0, 1) for part in (planes, scale))
+            there = ~np.isnan(error[:, 0, 0])  # planes that only another clip of the batch has are NaN
+            found.append(
+                {
+                    "reconstruction": self.restore(clip[there], one),
+                    "uncertainty": self.restore_scale(math.sqrt(2) * error[there], one),
+                }
+            )
+        return found
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch for the network of single clips, which may have geometries of their own: a data collator.
+
+        Args:
+            examples: ``sections`` ``(frames, rows, columns)``, ``labels`` ``(frames, planes, columns)``, ``factor``
+                and, if need be, ``thickness``, ``frame_spacing`` and ``section_mask``: the same keys in each.
+
+        Raises:
+            InputError: an example has other keys than the first.
+        """
+        import torch
+
+        names = examples[0].keys()
+        if odd := next((example for example in examples if example.keys() != names), None):
+            raise InputError(f"an example has {sorted(odd)}, another {sorted(names)}; expected the same keys in each.")
+        batch: dict[str, Any] = {}
+        for name in names:
+            values = [torch.as_tensor(example[name]) for example in examples]
+            if name == "labels":  # planes that only another clip has are not looked at
+                most = max(value.shape[1] for value in values)
+                values = [
+                    torch.nn.functional.pad(value, (0, 0, 0, most - value.shape[1]), value=math.nan) for value in values
+                ]
+            batch[name] = torch.stack(values)
+        return batch
 
     def calibrate(self, quantiles: Mapping[Mode, ErrorQuantiles]) -> None:
         """Keep the measured error quantiles of the weights in each mode; ``save_pretrained`` writes it."""
@@ -176,3 +268,6 @@ class EMformerProcessor(FeatureExtractionMixin):
 
 AutoFeatureExtractor.register(EMformerConfig, EMformerProcessor, exist_ok=True)
 AutoProcessor.register(EMformerConfig, EMformerProcessor, exist_ok=True)
+# Not by AutoImageProcessor.register, which wants a processor of 2-D pictures.
+_CLASSES: Any = dict.fromkeys(("pil", "torchvision"), EMformerProcessor)
+IMAGE_PROCESSOR_MAPPING.register(EMformerConfig, _CLASSES, exist_ok=True)

@@ -26,7 +26,7 @@ VERSION = PROJECT["version"]
 LAYERS = [
     {"errors", "files", "geometry", "modes", "records"},
     {"volumes", "interpolation", "devices"}
-    | {"configuration_emformer", "layers_emformer", "modeling_emformer", "processing_emformer"}
+    | {"configuration_emformer", "layers_emformer", "modeling_emformer", "pipeline_emformer", "processing_emformer"}
     | {"pretrained", "projection", "uncertainty"}
     | {"adapters", "loading", "losses", "mixed_batches", "model_files"},
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},

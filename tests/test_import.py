@@ -40,8 +40,10 @@ def test_a_name_that_is_not_there() -> None:
     [
         "import emformer_hub\nfrom transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor",
         "from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor\nimport emformer_hub",
+        "import emformer_hub\nfrom transformers import AutoProcessor, AutoFeatureExtractor, AutoConfig",
+        "import emformer_hub\nfrom transformers import pipeline, AutoProcessor, AutoFeatureExtractor, AutoConfig",
     ],
-    ids=["emformer_hub first", "transformers first"],
+    ids=["emformer_hub first", "transformers first", "the whole first", "a pipeline first"],
 )
 def test_auto_classes_know_the_config_and_the_processor(tmp_path: Path, imports: str) -> None:
     EMformerConfig().save_pretrained(tmp_path)

@@ -8,16 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.loading import load_model
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction import reconstruct
 from emformer_hub.uncertainty import LAPLACE, ErrorQuantiles
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
+from emformer_hub.volumes.phantom import neuropil
 
 INTEGERS = ["uint8", "uint16", "int16"]
 SHAPE = (4, 24, 32)
@@ -231,3 +235,62 @@ def test_unknown_name_is_refused() -> None:
 def test_quantiles_of_other_names_or_kinds_are_refused(spoilt: dict[str, list]) -> None:
     with pytest.raises(InputError, match=r"error_quantiles: .*; expected numbers for full_thickness and single_plane"):
         EMformerProcessor(error_quantiles=spoilt)
+
+
+# --- called as the processors of transformers are ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+def test_a_stack_goes_there_and_back_as_in_reconstruct(dtype: str) -> None:
+    stacks = [neuropil((48, 20, 24), seed)[::4].astype(dtype) for seed in (0, 1)]
+    model, processor = load_model("emformer-tiny")
+    inputs = processor(stacks)
+    assert inputs["sections"].shape == (2, 20, 12, 24) and inputs["sections"].dtype == torch.float32
+    with torch.inference_mode():
+        outputs = model(**inputs, factor=4)
+    found = processor.post_process(outputs, inputs.statistics)
+    settings = {"model": "emformer-tiny", "ensemble": 1, "precision": "float32", "device": "cpu", "progress": False}
+    for stack, one in zip(stacks, found, strict=True):
+        expected = reconstruct(stack, factor=4, **settings)
+        assert one["reconstruction"].dtype == stack.dtype
+        np.testing.assert_allclose(one["reconstruction"], expected.volume, atol=1e-3 if dtype == "float32" else 1)
+        np.testing.assert_allclose(one["uncertainty"], expected.uncertainty, rtol=1e-3)
+
+
+def test_what_is_masked_is_not_looked_at(processor: EMformerProcessor) -> None:
+    stack, mask = noise("float32"), np.zeros(SHAPE, bool)
+    mask[1] = True
+    hidden = np.where(mask, np.nan, stack)
+    found, expected = processor(hidden, mask), processor(np.where(mask, 7, stack), torch.from_numpy(mask))
+    assert torch.equal(found["sections"], expected["sections"]) and found["sections"].isfinite().all()
+    assert torch.equal(found["section_mask"][0].swapaxes(0, 1), torch.from_numpy(mask))
+    assert isinstance(processor(stack, return_tensors="np")["sections"], np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "masks", "told"),
+    [
+        (np.zeros((3, 4)), None, r"volumes have the shapes \(3, 4\); expected \(z, y, x\)"),
+        ([], None, "volumes have the shapes none"),
+        ([noise("uint8"), noise("uint8")[1:]], None, r"have the shapes \[\(3, 24, 32\), \(4, 24, 32\)\]"),
+        (noise("uint8"), np.zeros((3, 24, 32), bool), "expected one for all"),
+    ],
+)
+def test_volumes_of_other_shapes_are_refused(
+    processor: EMformerProcessor, volumes: object, masks: object, told: str
+) -> None:
+    with pytest.raises(InputError, match=told):
+        processor(volumes, masks)
+    with pytest.raises(InputError, match="unexpected keyword argument 'mask'; did you mean 'masks'"):
+        processor(noise("uint8"), mask=np.zeros(SHAPE, bool))
+
+
+def test_clips_of_several_geometries_make_a_batch(processor: EMformerProcessor) -> None:
+    def example(planes: int, factor: float) -> dict[str, object]:
+        return {"sections": np.zeros((2, 3, 8), "f4"), "labels": np.ones((2, planes, 8), "f4"), "factor": factor}
+
+    batch = processor.collate([example(6, 2.0), example(12, 4.0)])
+    assert batch["labels"].shape == (2, 2, 12, 8) and batch["factor"].tolist() == [2.0, 4.0]
+    assert batch["labels"][0, :, 6:].isnan().all() and batch["labels"][1].eq(1).all()
+    with pytest.raises(InputError, match="expected the same keys in each"):
+        processor.collate([example(6, 2.0), {"sections": np.zeros((2, 3, 8))}])

@@ -37,6 +37,7 @@ from emformer_hub.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import Superseded, registry
 from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
@@ -740,13 +741,17 @@ ALONE = """
 import importlib.util, sys
 assert not any(map(importlib.util.find_spec, ("emformer_hub", "peft", "accelerate", "zarr", "tifffile")))
 import numpy, torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True).percentiles == processor.percentiles
+pipe = pipeline("image-to-image", model=sys.argv[1], trust_remote_code=True)  # as the Hub prints for the page's tag
+stack = numpy.arange(6 * 8 * 32, dtype="uint8").reshape(6, 8, 32)
 clip = torch.linspace(-1, 1, 6 * 6 * 32).sin().reshape(1, 6, 6, 32)
 with torch.inference_mode():
     out = model(clip, 3.5, thickness=0.5)
-numpy.savez(sys.argv[2], output=out.reconstruction.numpy(), percentiles=processor.percentiles)
+piped = pipe(stack, factor=3.5, thickness=0.5)["reconstruction"]
+numpy.savez(sys.argv[2], output=out.reconstruction.numpy(), percentiles=processor.percentiles, stack=stack, piped=piped)
 """
 
 
@@ -778,6 +783,9 @@ def test_transformers_and_einops_load_what_was_pushed(
     with torch.inference_mode():
         expected = EMformerModel.from_pretrained(NAME).eval()(CLIP, 3.5, thickness=0.5).reconstruction
     assert np.array_equal(found["output"], expected.numpy())
+    settings = {"model": NAME, "ensemble": 1, "precision": "float32", "device": "cpu", "progress": False}
+    whole = reconstruct(found["stack"], factor=3.5, thickness=0.5, **settings)
+    np.testing.assert_allclose(found["piped"].astype(int), whole.volume, atol=1)
     assert found["percentiles"].tolist() == EMformerProcessor.from_pretrained(NAME).percentiles
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from emformer_hub.errors import InputError
+from .errors import InputError
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -71,6 +72,12 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def open_to_colleagues(folder: str | os.PathLike[str], like: str) -> None:
+    """Give weight files the permissions of another file of their folder: safetensors lets nobody but the owner read."""
+    for path in Path(folder).glob("*.safetensors"):
+        path.chmod(stat.S_IMODE((Path(folder) / like).stat().st_mode))
 
 
 def put_in_place(new: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_emformer import EMformerConfig
 from .errors import InputError, check_keywords
+from .files import open_to_colleagues
 from .geometry import SectionModel
 from .interpolation import fill_masked_rows, interpolation_matrix
 from .layers_emformer import (
@@ -171,6 +172,11 @@ class EMformerPreTrainedModel(PreTrainedModel):
             return model, info
         check_fit(name, info, model, resized=resize)
         return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write as :meth:`transformers.PreTrainedModel.save_pretrained` does, weights with usual permissions, too."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        open_to_colleagues(save_directory, like="config.json")
 
     def _note_origin(self, name: str, folder: Path) -> None:
         """Remember what the user called the weights, rather than a folder of the cache or the installation."""

@@ -375,6 +375,12 @@ def test_saved_equals_loaded(model: EMformerModel, tmp_path: Path) -> None:
     assert_same(loaded(clip(1, 3, 5, 11), 6.7), model(clip(1, 3, 5, 11), 6.7), atol=1e-5)
 
 
+def test_colleagues_may_read_what_is_saved(model: EMformerModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_weights_in_several_files_load_as_one(model: EMformerModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from emformer_hub.cli.inputs import check_different
-from emformer_hub.cli.options import FACTOR_REQUIRED, LIST_ONLY, MODE, PATH, PRIVATE, THICKNESS
+from emformer_hub.cli.options import FACTOR_REQUIRED, LICENCE, LIST_ONLY, MODE, PATH, PRIVATE, THICKNESS
 from emformer_hub.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,24 +36,17 @@ def models_command(name: str | None) -> None:
 @click.argument("adapter")
 @click.argument("output", metavar="OUT", type=PATH)
 def merge_command(adapter: str, output: Path) -> None:
-    """Merge an adapter into its base: the folder OUT becomes a model of plain weights with the same results.
+    """Merge an adapter into its base: the folder OUT becomes a model of plain weights, with the same results.
 
     ADAPTER is a folder or a Hub id.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from emformer_hub.adapters import load_adapter
-    from emformer_hub.files import check_file, replacing
-    from emformer_hub.processing_emformer import EMformerProcessor
+    from emformer_hub.hub.merge import merge
 
     disable_progress_bar()
     check_different(Path(adapter), output)
-    check_file(output, overwrite=False)
-    model = load_adapter(adapter).merge_and_unload()
-    processor = EMformerProcessor.from_pretrained(adapter)
-    with replacing(output) as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+    model = merge(adapter, output)
     click.echo(f"{output}: {model.num_parameters() / 1e6:.2f} M parameters, no adapter needed")
 
 
@@ -76,6 +69,7 @@ def card_command(name: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="Push every published model to its repository.")
 @click.option("--repo-id", metavar="ORG/NAME", help="Repository on the Hub.  [default: that of a published model]")
 @click.option("--revision", metavar="TAG", help="Tag the commit.  [default: that of a published model]")
+@LICENCE
 @PRIVATE
 @click.option("--create-pr", is_flag=True, help="Propose the commit as a pull request.")
 @LIST_ONLY
@@ -84,6 +78,7 @@ def push_command(
     everything: bool,
     repo_id: str | None,
     revision: str | None,
+    licence: str | None,
     private: bool,
     create_pr: bool,
     dry_run: bool,
@@ -96,8 +91,8 @@ def push_command(
     from emformer_hub.hub.push import contents, push
     from emformer_hub.pretrained import check_bundle, registry
 
-    if (name is None) != everything or (everything and (repo_id or revision)):
-        raise click.UsageError("give NAME_OR_DIR, or --all, which takes no --repo-id and no --revision.")
+    if (name is None) != everything or (everything and (repo_id or revision or licence)):
+        raise click.UsageError("give NAME_OR_DIR, or --all, which takes no --repo-id, --revision or --licence.")
     known = registry()
     records = []
     for one in known if name is None else [name]:
@@ -110,12 +105,12 @@ def push_command(
         folder = weights.folder if weights else Path(one)
         if dry_run:
             click.echo(f"{target}:")
-            for path, content in contents(folder).items():
+            for path, content in contents(folder, licence).items():
                 size = len(content) if isinstance(content, bytes) else content.stat().st_size
                 click.echo(f"  {size:>12,} bytes  {path}")
             continue
         tag = revision or (weights.revision if weights and not create_pr else None)
-        records.append(push(folder, target, revision=tag, private=private, create_pr=create_pr))
+        records.append(push(folder, target, revision=tag, licence=licence, private=private, create_pr=create_pr))
         click.echo(f"{records[-1].url}", err=True)
     if records:
         click.echo(json.dumps([dataclasses.asdict(record) for record in records], indent=2))

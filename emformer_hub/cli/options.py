@@ -88,6 +88,7 @@ OME_ZARR = click.option(
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output if it already exists.")
 PRIVATE = click.option("--private", is_flag=True, help="Make the repository private if this command creates it.")
 REPO_ID = click.option("--repo-id", metavar="ORG/NAME", required=True, help="Repository on the Hub.")
+LICENCE = click.option("--licence", metavar="SPDX", help="Licence for the page to state, such as CC-BY-4.0.")
 LIST_ONLY = click.option("--dry-run", is_flag=True, help="Only list the files that would be pushed.")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import yaml
 
 from emformer_hub.errors import InputError, reason
+from emformer_hub.hub.licences import README, licensed
 from emformer_hub.hub.remote_code import AUTO_MAPS, remote_code, with_auto_map
 from emformer_hub.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, is_adapter
 from emformer_hub.pretrained import HUB_ID
@@ -44,14 +45,18 @@ class Published:
     size: int
 
 
-def contents(folder: Path) -> dict[str, Path | bytes]:
+def contents(folder: Path, licence: str | None = None) -> dict[str, Path | bytes]:
     """Files of a folder to push, by path in the repository: a file on this machine, or the bytes that replace it.
 
     Files that only resume a run are left out. The code that loads a whole model is added, and named in its
     configurations. A recipe names its volumes without their folders on this machine.
 
+    Args:
+        folder: of a model, a finished run, or an adapter.
+        licence: for the page to state; default: what it states.
+
     Raises:
-        InputError: the folder holds neither a whole model nor an adapter.
+        InputError: the folder holds neither a whole model nor an adapter, or no licence is stated.
     """
     from huggingface_hub.utils import filter_repo_objects
 
@@ -66,6 +71,7 @@ def contents(folder: Path) -> dict[str, Path | bytes]:
     found: dict[str, Path | bytes] = {
         path: folder / path for path in filter_repo_objects(paths, ignore_patterns=NOT_PUBLISHED)
     }
+    found[README] = licensed(folder, licence)
     if RECIPE in found:
         recipe = yaml.safe_load((folder / RECIPE).read_text())
         for volume in recipe["volumes"]:
@@ -116,7 +122,13 @@ def _check_rights(user: dict[str, Any], repo_id: str) -> None:
 
 
 def push(
-    folder: Path, repo_id: str, *, revision: str | None = None, private: bool = False, create_pr: bool = False
+    folder: Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    licence: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
 ) -> Published:
     """Upload :func:`contents` in one commit, and tag it.
 
@@ -126,20 +138,21 @@ def push(
     Args:
         folder: folder of a model, a finished run, or an adapter.
         repo_id: ORG/NAME; created if it does not exist.
+        licence: for the page to state; default: what it states.
         revision: tag. An existing tag is never moved; it may stay if its weights are the same.
         private: make a new repository private.
         create_pr: propose the commit as a pull request, which is not tagged.
 
     Raises:
-        InputError: as :func:`check_publishable`; the tag has other weights; or the upload failed, and the message
-            says why.
+        InputError: as :func:`check_publishable` and :func:`contents`; the tag has other weights; or the upload failed,
+            and the message says why.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
     if revision is not None and create_pr:
         raise InputError("a pull request is not tagged; give --revision or --create-pr, and tag it when it is merged.")
-    files = contents(folder)
+    files = contents(folder, licence)
     adapter = is_adapter(folder)
     base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"] if adapter else None
     check_publishable(base, repo_id)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from emformer_hub.errors import InputError
+from emformer_hub.files import open_to_colleagues
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.volumes.phantom import neuropil
 
@@ -36,6 +37,7 @@ def write_test_tensors(model: EMformerModel, folder: Path) -> Path:
             tensors[f"{name}.{part}"] = tensor.contiguous()
     path = folder / FILE
     save_file(tensors, path, metadata={"cases": json.dumps(CASES)})
+    open_to_colleagues(folder, like="config.json")
     return path
 
 

@@ -22,6 +22,7 @@ from emformer_hub.errors import InputError
 @click.option(
     "--voxel-size", metavar="Z,Y,X", help="Voxel size in nm, section spacing first. Takes precedence over the files'."
 )
+@click.option("--licence", metavar="SPDX", help="Of the volumes: what follows for the weights stands on their page.")
 @click.option("--sections", metavar="A:B", help="Only sections A to B - 1 of each volume, counted from 0.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run and its weights.")
 @click.option("--base", help="Weights to adapt: bundled name, folder or Hub id.  [default: emformer-small]")
@@ -45,6 +46,7 @@ from emformer_hub.errors import InputError
 def command(
     volumes: tuple[str, ...],
     voxel_size: str | None,
+    licence: str | None,
     sections: str | None,
     output_dir: Path,
     method: str | None,
@@ -62,8 +64,8 @@ def command(
     """Adapt an EMformer to a stack by self-supervision, or train one as a recipe says."""
     if minutes is not None and steps is not None:
         raise click.UsageError("--minutes and --steps exclude each other.")
-    if (voxel_size or sections) and not volumes:
-        raise click.UsageError("--voxel-size and --sections describe --volume, of which there is none.")
+    if (voxel_size or sections or licence) and not volumes:
+        raise click.UsageError("--voxel-size, --sections and --licence describe --volume, of which there is none.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -71,8 +73,10 @@ def command(
     from emformer_hub.training.loop import dry_run as try_out
     from emformer_hub.training.loop import train
     from emformer_hub.training.recipe import Recipe
+    from emformer_hub.training.report import check_licence
 
-    entries = [{"path": path, "voxel_size": voxel_size, "sections": sections} for path in volumes] or None
+    told = {"voxel_size": voxel_size, "sections": sections, "licence": licence}
+    entries = [{"path": path, **told} for path in volumes] or None
     sampling: dict[str, Any] = {"factors": factors} if factors else {}
     sampling |= {} if thickness is None else {"thickness": thickness}
     try:
@@ -90,6 +94,7 @@ def command(
             return
         if push_to_hub:
             check_publishable(chosen.base, push_to_hub)
+            check_licence(chosen.with_tables_read(data_root))
         report = train(chosen, output_dir, data_root=data_root, resume=resume)
         if report is None:  # this process is not the first one, or there was no base
             return

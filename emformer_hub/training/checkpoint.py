@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emformer_hub.errors import InputError
+from emformer_hub.files import open_to_colleagues
 
 LATEST = "checkpoint"
 
@@ -43,6 +44,7 @@ def save_checkpoint(
         save_file(average, partial / "average.safetensors")
         save_file(moments, partial / "optimizer.safetensors")
         (partial / "state.json").write_text(json.dumps(state, indent=2))
+        open_to_colleagues(partial, like="state.json")
         if (run / LATEST).exists():
             shutil.rmtree(former, ignore_errors=True)
             os.rename(run / LATEST, former)

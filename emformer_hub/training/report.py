@@ -14,6 +14,7 @@ from emformer_hub.audit.held_back import left_out_gain
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
+from emformer_hub.hub.licences import combined, licence_of_model
 from emformer_hub.measurement import comparison_picture
 from emformer_hub.measurement.intervals import decibel_interval, resampled_mse
 from emformer_hub.modeling_emformer import EMformerModel
@@ -161,7 +162,9 @@ def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Re
     adapter = recipe.method in ("lora", "dora")
     published = registry().get(str(recipe.base))
     base = published.repo_id if published else str(recipe.base)
+    licence = licence_of(recipe)
     front = {
+        **({"license": licence} if licence else {}),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "image-to-image",
         "base_model": base,
@@ -180,11 +183,35 @@ def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Re
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {folder.name}\n\n"
         f"{what[recipe.method]} for [{base}](https://huggingface.co/{base}), fine-tuned by self-supervision on\n\n"
-        f"{sources}\n\nin {length}; `recipe.yaml` beside this page has every choice. The licence is that of the base "
-        f"and of these data.\n\n## Use\n\n```python\nfrom emformer_hub import reconstruct\n\n{use}\n```\n\n"
+        f"{sources}\n\nin {length}; `recipe.yaml` beside this page has every choice. {_terms(licence)}\n\n"
+        f"## Use\n\n```python\nfrom emformer_hub import reconstruct\n\n{use}\n```\n\n"
         f"## Did it help?\n\nOn columns at the far end of x, which training did not see:\n\n{said}\n"
         + (f"\n![Input, cubic interpolation, before, after, truth, error]({picture.name})\n" if picture else "")
     )
+
+
+def licence_of(recipe: Recipe) -> str | None:
+    """Licence that follows from the base of a run and its volumes; ``None`` where that cannot be told."""
+    return combined([licence_of_model(str(recipe.base)), *(entry.licence for entry in recipe.volumes)])
+
+
+def check_licence(recipe: Recipe) -> None:
+    """Raise ``InputError``, before the work, if what a run makes could not be published for want of a licence."""
+    if licence_of(recipe) is not None:
+        return
+    stated = {str(recipe.base): licence_of_model(str(recipe.base)), **{one.path: one.licence for one in recipe.volumes}}
+    said = ", ".join(f"{name}: {licence or 'not known'}" for name, licence in stated.items())
+    raise InputError(
+        f"no licence follows from these for what the run makes ({said}). Give the volumes' with --licence, such as "
+        f"--licence CC-BY-4.0; or publish later, with 'emformer-hub push DIR --licence ...'."
+    )
+
+
+def _terms(licence: str | None) -> str:
+    """What may be done with the weights, in a sentence."""
+    if licence is not None:
+        return f"The licence, {licence}, follows from those of the base and of these data."
+    return "No licence is stated: it would follow from those of the base and of these data, of which one is not known."
 
 
 def _source(volume: TrainingVolume, entry: VolumeEntry) -> str:

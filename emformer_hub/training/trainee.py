@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from emformer_hub.adapters import add_adapter
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
-from emformer_hub.model_files import fingerprint
+from emformer_hub.files import open_to_colleagues
+from emformer_hub.model_files import ADAPTER_CONFIG, fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.training.recipe import Recipe
 
@@ -72,6 +73,7 @@ class Trainee:
             self.model.save_pretrained(folder)
         else:
             self.adapter.save_pretrained(str(folder), save_embedding_layers=False)
+            open_to_colleagues(folder, like=ADAPTER_CONFIG)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

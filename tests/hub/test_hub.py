@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import yaml
 from click.testing import CliRunner
 from client import Client, client_process, environment, waits
 from server import HubServer, User
@@ -31,6 +32,7 @@ from emformer_hub.cli import main
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.hub.download import download as fetch
+from emformer_hub.hub.licences import combined
 from emformer_hub.hub.push import Published, check_publishable, contents, push
 from emformer_hub.hub.stored_outputs import TOLERANCE, largest_difference
 from emformer_hub.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -50,6 +52,7 @@ USERS = {
     "hf_stranger": User("carol"),
 }
 CLIP = torch.linspace(-1, 1, 6 * 6 * 32).sin().reshape(1, 6, 6, 32)
+LICENSED = "---\nlicense: cc-by-4.0\n---\n\n# mine\n"
 NUMBERS = itertools.count(1)
 METHODS = pytest.mark.parametrize("method", ["lora", "dora"])
 
@@ -191,6 +194,7 @@ def write_adapter(folder: Path, method: str = "lora", base: str = NAME, seed: in
     disturbed(adapted, "lora_B", seed)
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     EMformerProcessor().save_pretrained(folder)
+    (folder / "README.md").write_text(LICENSED)
     return output(adapted.merge_and_unload())
 
 
@@ -201,6 +205,7 @@ def write_model(folder: Path, seed: int = 0) -> np.ndarray:
     model = disturbed(EMformerModel(config), "", seed)
     model.save_pretrained(folder)
     EMformerProcessor(percentiles=(1.0 + seed, 99.0)).save_pretrained(folder)
+    (folder / "README.md").write_text(LICENSED)
     return output(model)
 
 
@@ -606,6 +611,66 @@ def test_a_commit_of_somebody_else_is_never_mixed_with_a_push(
     assert "412 Precondition Failed" in client(refusal, push, folder, repo_id)
 
 
+def test_what_states_no_licence_is_not_published(
+    server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], repo_id: str
+) -> None:
+    folder, _ = tiny
+    for page in ("# mine\n", None):
+        (folder / "README.md").write_text(page) if page else (folder / "README.md").unlink()
+        for words in ([], ["--dry-run"]):
+            status, _, errors = client(command, "push", str(folder), "--repo-id", repo_id, *words)
+            assert status == 2 and "states no licence" in errors and "--licence CC-BY-4.0" in errors
+        assert ("model", repo_id) not in server.repositories
+    status, _, errors = client(command, "push", str(folder), "--repo-id", repo_id, "--licence", "CC BY 4.0")
+    assert status == 0, errors
+    assert server.read(repo_id, "README.md").startswith(b"---\nlicense: cc-by-4.0\n")
+    assert not (folder / "README.md").exists()  # what is published states it
+
+
+def test_a_merged_adapter_has_the_page_of_the_adapter(
+    server: HubServer, client: Client, tmp_path: Path, repo_id: str
+) -> None:
+    write_adapter(tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").write_text(
+        "---\nlicense: cc-by-nc-4.0\nlibrary_name: peft\nbase_model: emformer-hub/emformer-small\n"
+        'base_model_relation: adapter\n---\n\n# mine\n\nreconstruct(stack, factor=10, model="mine")\n\n'
+        "## Did it help?\n\n+0.22 dB\n"
+    )
+    (tmp_path / "mine" / "report.json").write_text("{}")
+    client(push, tmp_path / "mine", repo_id)
+    for number, name in enumerate([str(tmp_path / "mine"), repo_id]):
+        client(load_by_command, name, tmp_path / f"merged{number}")
+        client(push, tmp_path / f"merged{number}", f"{repo_id}-{number}")
+        page = server.read(f"{repo_id}-{number}", "README.md").decode()
+        front = yaml.safe_load(page.split("---")[1])
+        assert front["license"] == "cc-by-nc-4.0" and front["library_name"] == "transformers"
+        assert (front["base_model"], front["base_model_relation"]) == ("emformer-hub/emformer-small", "finetune")
+        assert f"# merged{number}\n" in page and f'model="merged{number}"' in page
+        assert "+0.22 dB" in page and "merged into its base" in page
+        assert server.read(f"{repo_id}-{number}", "report.json") == b"{}"
+    (tmp_path / "mine" / "README.md").unlink()
+    client(load_by_command, str(tmp_path / "mine"), tmp_path / "bare")
+    assert "base_model: emformer-hub/emformer-small" in (tmp_path / "bare" / "README.md").read_text()
+    assert "license" not in (tmp_path / "bare" / "README.md").read_text()  # nobody knows what it was trained on
+
+
+@pytest.mark.parametrize(
+    ("licences", "expected"),
+    [
+        (["MIT", "CC BY", "Apache-2.0"], "cc-by-4.0"),
+        (["CC-BY-4.0", "CC BY-NC-SA 4.0"], "cc-by-nc-sa-4.0"),
+        (["CC BY 4.0", "cc-by-nc-4.0"], "cc-by-nc-4.0"),
+        (["CC BY-SA 4.0", "CC BY-NC 4.0"], None),  # to be shared alike, and not to be sold
+        (["CC BY-ND 4.0", "MIT"], None),
+        (["CC BY 4.0", None], None),
+        (["CC BY 4.0", "ask us"], None),
+        (["MIT"], None),
+    ],
+)
+def test_a_licence_follows_from_those_of_base_and_data(licences: list[str | None], expected: str | None) -> None:
+    assert combined(licences) == expected
+
+
 def test_a_model_replaces_an_adapter_and_the_other_way_round(
     server: HubServer, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
 ) -> None:
@@ -656,9 +721,9 @@ def test_a_tag_is_never_moved(
 ) -> None:
     folder, expected = tiny
     first = client(push, folder, repo_id, revision="v1")
-    (folder / "README.md").write_text("a better page")
+    (folder / "README.md").write_text(f"{LICENSED}a better page")
     assert client(push, folder, repo_id, revision="v1").sha256 == first.sha256  # the page is new, the weights are not
-    assert server.read(repo_id, "README.md") == b"a better page"
+    assert server.read(repo_id, "README.md") == f"{LICENSED}a better page".encode()
     write_model(tmp_path / "other", seed=1)
     told = client(refusal, push, tmp_path / "other", repo_id, revision="v1")
     assert f"{repo_id} has a tag v1 already, of other weights (sha256 {first.sha256[:12]}…)" in told

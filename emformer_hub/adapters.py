@@ -32,6 +32,8 @@ def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora:
     published = registry().get(base)
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = published.repo_id if published else base
+    if Path(base).is_dir() and published is None:
+        config.base_model_name_or_path = str(Path(base).resolve())  # found from any working folder
     config.revision = model.hub_revision or (published.revision if published else None)
     return adapted
 

@@ -121,6 +121,11 @@ class EMformerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _can_record_outputs = {"hidden_states": EMformerLayer, "attentions": OutputRecorder(EMformerAttention, index=1)}
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """What PEFT asks for by the name that transformers gave up, and warns of."""
+        return self.is_activation_checkpointing
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Fan-in normal weights; norms start as the identity, residual branches and the output small."""

@@ -22,6 +22,7 @@ _HOMES = {
     "download": "models:download_command",
     "evaluate": "assess:evaluate_command",
     "export": "models:export_command",
+    "finetune": "finetune:finetune_command",
     "inspect": "assess:inspect_command",
     "merge": "models:merge_command",
     "models": "models:models_command",

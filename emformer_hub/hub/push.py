@@ -14,7 +14,7 @@ from emformer_hub.errors import InputError, reason
 from emformer_hub.hub.licences import README, licensed
 from emformer_hub.hub.remote_code import AUTO_MAPS, remote_code, with_auto_map
 from emformer_hub.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, WEIGHTS, is_adapter
-from emformer_hub.pretrained import HUB_ID
+from emformer_hub.pretrained import HUB_ID, registry
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -89,7 +89,7 @@ def check_publishable(base: str | None, repo_id: str) -> None:
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
-    if base is not None and Path(base).exists():
+    if base is not None and base not in registry() and (Path(base).exists() or not HUB_ID.fullmatch(base)):
         raise InputError(f"base {base} is a folder on this machine; publish it first, and give its Hub id as --base.")
     try:
         validate_repo_id(repo_id)

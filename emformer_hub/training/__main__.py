@@ -66,9 +66,8 @@ def command(
         raise click.UsageError("--minutes and --steps exclude each other.")
     if (voxel_size or sections or licence) and not volumes:
         raise click.UsageError("--voxel-size, --sections and --licence describe --volume, of which there is none.")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("emformer_hub").setLevel(logging.INFO)
     from emformer_hub.hub.push import check_publishable, push
     from emformer_hub.training.loop import dry_run as try_out
     from emformer_hub.training.loop import train

@@ -33,7 +33,7 @@ from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.optimizer import Muon
 from emformer_hub.training.recipe import Recipe
 from emformer_hub.training.report import write_report
-from emformer_hub.training.run import Run
+from emformer_hub.training.run import Run, check_tracker
 from emformer_hub.training.sampling import ISOTROPIC_WITHIN, ClipBatches, TrainingVolume
 from emformer_hub.training.trainee import Trainee, trained_weights
 from emformer_hub.training.validation import error_quantiles
@@ -79,7 +79,10 @@ def load_volumes(
         volume = open_volume(entry.path if is_url(entry.path) else data_root / entry.path)
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
-            raise InputError(f"{entry.path}: the file states no voxel size; give voxel_size: Z,Y,X (nm) in the recipe.")
+            raise InputError(
+                f"{entry.path}: the file states no voxel size; give --voxel-size Z,Y,X in nm, or voxel_size in a "
+                f"recipe or table."
+            )
         if voxel_size.z * ISOTROPIC_WITHIN < voxel_size.lateral:
             raise InputError(
                 f"{entry.path}: z is finer than y and x in the voxel size {voxel_size}; expected sections at least as "
@@ -205,11 +208,12 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         is in the folder as ``report.json`` and, with a picture, ``README.md``.
 
     Raises:
-        InputError: a volume is unusable, the folder holds another run, or the loss is no longer finite (the last good
-            checkpoint stays).
+        InputError: a volume is unusable, the folder holds another run, the tracker is not installed, or the loss is no
+            longer finite (the last good checkpoint stays).
     """
     if not resume and (output / "log.jsonl").exists():
         raise InputError(f"{output} already holds a run; add --resume to continue it, or choose another folder.")
+    check_tracker(recipe.report_to)
     dtype = choose_precision(recipe.precision, choose_device())
     accelerator = make_accelerator(dtype, log_with=recipe.report_to, project_dir=output)
     recipe = recipe.with_tables_read(data_root)
@@ -230,7 +234,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     _take_steps(run, iter(loader), gradients, optimizer, volumes)
     run.checkpoint()
     run.validate(volumes)
-    report = _save_result(run, processor, volumes) if accelerator.is_main_process else None
+    report = run.by_the_first(lambda: _save_result(run, processor, volumes))
     accelerator.wait_for_everyone()
     if accelerator.num_processes > 1:
         time.sleep(SETTLING)
@@ -300,8 +304,7 @@ def _take_steps(
             voxels=state["voxels"],
         )
         bar.update(int(1000 * done) - bar.n)
-        if state["step"] % recipe.checkpoint_every == 0:
-            run.checkpoint()
+        run.checkpoint_if_due()
         if state["step"] % recipe.validate_every == 0:
             run.validate(volumes)
     bar.close()
@@ -311,6 +314,7 @@ def _save_result(run: Run, processor: EMformerProcessor, volumes: list[TrainingV
     """Save the averaged weights and the calibrated processor; return the report, if the recipe has a base."""
     run.average.swapped_into(run.model)
     device = run.accelerator.device
+    logger.info("measuring how errors compare with the stated uncertainty, and whether it helped")
     quantiles = {mode: error_quantiles(run.model, volumes, device, mode) for mode in MODES}
     if measured := {mode: found for mode, found in quantiles.items() if found is not None}:
         processor.calibrate(measured)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from tqdm import tqdm
 
 from emformer_hub.audit.held_back import left_out_gain
 from emformer_hub.datasets.entry import VolumeEntry
@@ -60,7 +61,10 @@ def compare_models(
     before: EMformerModel, after: EMformerModel, volumes: Sequence[TrainingVolume], recipe: Recipe
 ) -> list[Comparison]:
     """Measure both models, on one device, on the held-out columns of each volume."""
-    return [row for volume in volumes for row in _compare(before.eval(), after.eval(), volume, recipe)]
+    rows: list[Comparison] = []
+    for volume in tqdm(volumes, "before and after", leave=False, mininterval=5):
+        rows += _compare(before.eval(), after.eval(), volume, recipe)
+    return rows
 
 
 def _compare(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from emformer_hub.audit.held_back import Restored, restore_degraded
 from emformer_hub.geometry import SectionModel
@@ -105,7 +106,8 @@ def error_quantiles(
     maps: list[tuple[float, ...]] = []
     for geometries in (FULL_THICKNESS, SINGLE_PLANE):
         quantiles, weights = [], []
-        for volume, geometry in itertools.product(volumes, geometries):
+        places = list(itertools.product(volumes, geometries))
+        for volume, geometry in tqdm(places, f"uncertainty, {mode}", leave=False, mininterval=5):
             if not volume.weight:
                 continue
             if restored := restore(model, volume, geometry, device, along_z=volume.isotropic, mode=mode):

@@ -19,6 +19,8 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors import safe_open
 
+from emformer_hub.cli import main
+from emformer_hub.errors import InputError
 from emformer_hub.model_files import is_adapter
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -26,7 +28,7 @@ from emformer_hub.training import loop
 from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import train
 from emformer_hub.training.recipe import Recipe
-from emformer_hub.training.report import IN_PLANE, LEFT_OUT, Comparison, verdict
+from emformer_hub.training.report import IN_PLANE, LEFT_OUT, Comparison, check_licence, licence_of, verdict
 from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +114,9 @@ def refused(result: Result) -> str:
 
 @pytest.fixture(scope="module")
 def finished(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run by ``python finetune``, and what it printed."""
+    """A run by ``python finetune``, and what it printed; nothing that libraries warn they will change."""
     output = tmp_path_factory.mktemp("runs") / "mine"
-    process = launch([], arguments(place, output))
+    process = launch(["-W", "error::FutureWarning"], arguments(place, output))
     printed, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     return output, printed
@@ -261,6 +263,63 @@ def test_two_processes_of_one_clip_equal_one_of_two(finished: tuple[Path, str], 
         torch.testing.assert_close(together.state_dict()[name], weight, rtol=0, atol=1e-4)
 
 
+def test_the_command_takes_the_stack_as_it_is(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
+    stack, *options = arguments(place, tmp_path / "run")[1:]
+    result = CliRunner().invoke(main, ["finetune", stack, *options])
+    assert result.exit_code == 0, result.output
+    assert losses(tmp_path / "run") == losses(finished[0])
+    other = CliRunner().invoke(main, ["finetune", stack, *options])
+    assert "already holds a run; add --resume" in refused(other)
+
+
+def test_a_base_in_a_folder_is_found_from_anywhere(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    assert run_here(place, tmp_path / "run", "--base", "base", steps=2).exit_code == 0
+    expected = EMformerModel.from_pretrained(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    found = EMformerModel.from_pretrained("run")
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight)
+
+
+SLOW_VALIDATION = """
+import sys, time
+from datetime import timedelta
+from accelerate.utils import InitProcessGroupKwargs
+from emformer_hub.training import loop, run
+from emformer_hub.training.__main__ import main
+
+make, validate = loop.make_accelerator, run.validate
+impatient = InitProcessGroupKwargs(timeout=timedelta(seconds=20))
+loop.make_accelerator = lambda *args, **options: make(*args, **options, kwargs_handlers=[impatient])
+run.validate = lambda *args: (time.sleep(30), validate(*args))[1]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_a_validation_of_any_length(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "finetune").write_text(SLOW_VALIDATION)
+    recipe = tmp_path / "often.yaml"
+    recipe.write_text((place / "tiny.yaml").read_text().replace("validate_every: 1000", "validate_every: 2"))
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2"]
+    given = [*arguments(place, tmp_path / "two", steps=3), "--recipe", str(recipe)]
+    environment = {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, *launcher, "--main_process_port", "0", "finetune", *given],
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert process.returncode == 0, process.stderr
+    assert is_adapter(tmp_path / "two")
+
+
 def test_pieces_of_a_batch_add_up_to_it(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
     result = run_here(place, tmp_path / "run", "--memory", "1e-6")  # one clip at a time
     assert result.exit_code == 0, result.output
@@ -315,6 +374,8 @@ def test_a_dry_run_says_what_it_would_take_and_writes_nothing(place: Path, tmp_p
         (["--factor", "40"], "anisotropy factor is 40; expected 1 to 16"),
         (["--thickness", "4"], "section thickness is 4"),
         (["--base", "emformer-smal"], "model 'emformer-smal' is not known; expected one of emformer-small"),
+        (["--report-to", "aim"], "--report-to aim: the tracker is not installed; run: pip install aim"),
+        (["--report-to", "tensorbord"], "--report-to tensorbord: no such tracker; expected one of aim, .*tensorboard"),
         (["--recipe", "lorra"], "recipe 'lorra' is not known; expected one of .*lora"),
     ],
 )
@@ -324,6 +385,23 @@ def test_mistakes_are_told_before_anything_is_written(
     error = refused(run_here(place, tmp_path / "run", *options))
     assert __import__("re").search(message, error), error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_licence_that_does_not_follow_is_asked_for_before_the_work() -> None:
+    def recipe(licence: str | None) -> Recipe:
+        return Recipe.load("lora", volumes=[{"path": "stack.tif", "licence": licence}])
+
+    with pytest.raises(
+        InputError, match=r"emformer-small: cc-by-4.0, stack.tif: not known\). Give the volumes' with --lic"
+    ):
+        check_licence(recipe(None))
+    check_licence(recipe("CC BY-NC 4.0"))
+    assert licence_of(recipe("CC BY-NC 4.0")) == "cc-by-nc-4.0"
+
+
+def test_a_file_without_a_voxel_size_says_which_option_states_it(place: Path, tmp_path: Path) -> None:
+    given = [word for word in arguments(place, tmp_path / "run") if word not in ("--voxel-size", "40,4,4")]
+    assert "states no voxel size; give --voxel-size Z,Y,X" in refused(CliRunner().invoke(command, given))
 
 
 @pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])

@@ -32,6 +32,7 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training import checkpoint, loop
+from emformer_hub.training import run as training_run
 from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import learning_rate_share, load_volumes, train
 from emformer_hub.training.recipe import Recipe
@@ -436,11 +437,36 @@ def test_a_checkpoint_of_the_plateau_goes_on_as_if_the_run_had_always_been_longe
     """The shorter run has begun to fall when it is interrupted; its checkpoint is from where it begins."""
     whole = train_here(tmp_path / "whole", data_root, steps=3 * CHECKPOINT_EVERY, decay=0.5)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_run, "CHECKPOINT_SECONDS", 1e9)  # however slow the machine is
         interrupt_at(patch, CHECKPOINT_EVERY + 3)
         train_here(tmp_path / "run", data_root, steps=2 * CHECKPOINT_EVERY, decay=0.5)
     resumed = train_here(tmp_path / "run", data_root, steps=3 * CHECKPOINT_EVERY, decay=0.5, resume=True)
     assert losses(resumed) == losses(whole)
     assert_same_weights(resumed / "model.safetensors", whole / "model.safetensors")
+
+
+def test_checkpoints_are_written_by_time_too_and_a_resumed_run_says_where_it_starts(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training_run, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(training_run, "WRITING", 1e9)
+        interrupt_at(patch, CHECKPOINT_EVERY - 1)
+        train_here(tmp_path / "run", data_root, steps=CHECKPOINT_EVERY)
+    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
+    assert state["step"] == CHECKPOINT_EVERY - 2  # the last one that was finished
+    said: list[str] = []
+    monkeypatch.setattr(training_run.logger, "info", lambda text, *values: said.append(text % values))
+    train_here(tmp_path / "run", data_root, steps=CHECKPOINT_EVERY, resume=True)
+    assert said[0] == f"going on after step {state['step']}, {state['seconds']:.0f} s into the training"
+
+
+def test_a_run_is_not_resumed_with_more_clips_a_step(tmp_path: Path, data_root: Path) -> None:
+    """As it would be by another number of processes."""
+    run = train_here(tmp_path / "run", data_root, steps=1, batch_size=2)
+    with pytest.raises(InputError, match=r"took 2 clips a step, and would now take 3: 3 in each of 1 processes"):
+        train_here(run, data_root, steps=2, batch_size=3, resume=True)
+    assert max(losses(train_here(run, data_root, steps=2, batch_size=2, resume=True))) == 2
 
 
 def test_a_checkpoint_cut_off_while_it_was_replaced_is_not_lost(

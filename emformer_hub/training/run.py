@@ -25,7 +25,7 @@ from emformer_hub.training.validation import VALIDATION_GEOMETRIES, validate
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 5.0
 """What an interruption may cost, more or less; where writing a checkpoint takes long, it is written less often."""
 WRITING = 0.02
 """Share of the time that may go into checkpoints."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+import einops  # noqa: F401  # for transformers, which looks in this file for what the code on the Hub needs
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -18,6 +18,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, Plan, make_plan
+from emformer_hub.reconstruction.gaps import Gaps, Seen, put_back, sections_of_planes
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, partial_output
 from emformer_hub.reconstruction.repair import Repair
 from emformer_hub.reconstruction.restorer import Restorer
@@ -48,6 +49,7 @@ class Made(NamedTuple):
         read, compute, write: seconds that reading, computing and writing took.
         squares, compared, furthest: sum of squares, number and maximum of the differences between measured voxels and
             sections cut from the part, in grey levels.
+        filled, kept: numbers of output voxels of which nothing was measured: predicted ones, and those that stayed.
     """
 
     number: int
@@ -57,6 +59,8 @@ class Made(NamedTuple):
     squares: float = 0.0
     compared: float = 0.0
     furthest: float = 0.0
+    filled: float = 0.0
+    kept: float = 0.0
 
 
 Scheduler = Callable[[Job, list[int]], Iterable[Made]]
@@ -80,7 +84,8 @@ class Parts:
         self, job: Job, device: str | None = None, *, stack: OpenStack | None = None, model: ModelOnce | None = None
     ):
         self.job = job
-        self.stack = OpenStack.of(stack or job.input, dict(job.reading)).volume.data
+        self.volume = OpenStack.of(stack or job.input, job.chosen).volume
+        self.stack = self.volume.data
         if (self.stack.shape, str(self.stack.dtype)) != (job.input_shape, job.input_dtype):
             raise InputError(
                 f"{job.input} is {self.stack.shape} {self.stack.dtype}; the run began on {job.input_shape} "
@@ -104,9 +109,10 @@ class Parts:
         self.plan: Plan = make_plan((z, y, x), job.geometry, model.network.config, job.tile_zyx)
 
     @cached_property
-    def repair(self) -> Repair:
-        """The sections that are predicted from their neighbours."""
-        return Repair.load(self.job.repair, self.job.folder / DAMAGE)
+    def gaps(self) -> Gaps:
+        """Where the stack is not to be believed."""
+        repair = Repair.load(self.job.repair, self.job.folder / DAMAGE)
+        return Gaps(self.volume.hidden, self.job.margin, repair)
 
     @cached_property
     def writers(self) -> list[OMEZarrWriter]:
@@ -142,18 +148,18 @@ class Parts:
             number -= len(inside)
         raise IndexError(number)
 
-    def read(self, number: int) -> np.ndarray:
+    def read(self, number: int) -> Seen:
         """Read the voxels of the input that a part is computed from.
 
         Raises:
             InputError: they cannot be read, or some are NaN or infinite.
         """
         z, y, x = self._of_input(self.plan.seen(self.boxes[number]))
-        seen = np.asarray(self.stack[z, y, x])
-        found = not_measured(seen, self.repair.mask((z, y, x)))
+        seen = self.gaps.see(self.stack, (z, y, x), slice(*self.job.region[0]))
+        found = not_measured(seen.voxels, seen.hidden)
         if found is not None:
             broken, value = found
-            place = np.unravel_index(int(broken.argmax()), seen.shape)
+            place = np.unravel_index(int(broken.argmax()), broken.shape)
             where = (f"{axis}={part.start + at}" for axis, part, at in zip("zyx", (z, y, x), place, strict=True))
             raise unmeasured(self.job.input, value, ", ".join(where))
         return seen
@@ -171,13 +177,20 @@ class Parts:
         level, box = self.place(number)
         return 0 if level else self.plan.num_blocks(box)
 
-    def make(self, number: int, seen: np.ndarray, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+    def make(self, number: int, seen: Seen, tick: Callable[[], None] = lambda: None) -> list[np.ndarray]:
         """Compute a part of each output from its input voxels; ``tick`` is called after each block."""
         box, whole = self.boxes[number], self.plan.seen(self.boxes[number])
         parts = [np.empty([part.stop - part.start for part in box], dtype) for dtype in self.job.dtypes]
+        sections, owned = self._sections(number), self._owned(number)
+        kept = None if seen.kept is None else seen.kept[:, *owned]
         for block in self.plan.blocks(box):
-            mask = self.repair.mask(self._of_input(block.seen))
-            made = list(self.restorer.restore(seen[within(block.seen, whole)], block, mask))
+            planes, *place = within(block.owned, box)
+            if kept is not None and kept[sections[planes]][:, *place].all():
+                tick()
+                continue
+            inside = within(block.seen, whole)
+            mask = None if seen.hidden is None else seen.hidden[inside]
+            made = list(self.restorer.restore(seen.voxels[inside], block, mask))
             if self.job.confidence is not None:
                 made.append(self._confident(made[1], block, mask))
             if self.job.uncertainty is None:
@@ -185,7 +198,21 @@ class Parts:
             for part, voxels in zip(parts, made, strict=True):
                 part[within(block.owned, box)] = voxels
             tick()
+        values = {self.job.uncertainty: 0.0, self.job.confident: 1.0}
+        whole_planes = Seen(seen.voxels[:, *owned], None, kept)
+        put_back(parts, [values.get(str(path)) for path in self.job.outputs], whole_planes, sections)
         return parts
+
+    def _owned(self, number: int) -> tuple[slice, slice]:
+        """Rows and columns of a part within what it is computed from."""
+        box = self.boxes[number]
+        _, y, x = within((slice(0, 0), *box[1:]), (slice(0, 0), *self.plan.seen(box)[1:]))
+        return y, x
+
+    def _sections(self, number: int) -> np.ndarray:
+        """The section that each plane of a part belongs to, counted from the first that it is computed from."""
+        planes, seen = self.boxes[number][0], self.plan.seen(self.boxes[number])[0]
+        return sections_of_planes(self.job.geometry, planes, seen.stop - 1) - seen.start
 
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
         """Mask of the voxels of a block within ``TOLERANCE`` of the truth with the job's probability."""
@@ -199,10 +226,19 @@ class Parts:
         width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.seen.start)
         return width <= TOLERANCE * self.job.std
 
-    def residual(self, number: int, seen: np.ndarray, volume: np.ndarray) -> tuple[float, float, float]:
+    def judge(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, ...]:
+        """What is known of a part: its residual, and how many of its voxels were predicted, and kept."""
+        owned, sections = self._owned(number), self._sections(number)
+        counts = (
+            0 if mask is None else int(mask[:, *owned].sum(axis=(1, 2))[sections].sum())
+            for mask in (seen.filled, seen.kept)
+        )
+        return (*self.residual(number, seen, volume), *counts)
+
+    def residual(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, float, float]:
         """Sum of squares, number and maximum of the differences between measured sections and those cut from a part.
 
-        Sections that extend beyond the part are left out, and so are repaired voxels.
+        Sections that extend beyond the part are left out, and so are voxels that were not measured.
         """
         box, geometry = self.boxes[number], self.job.geometry
         first, last = (
@@ -218,10 +254,9 @@ class Parts:
             kind = np.float64 if volume.dtype == np.float64 else np.float32
             planes = volume[begin + used[0] : begin + used[-1] + 1].astype(kind)
             cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(kind), planes, axes=1)
-            inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box[1:], whole[1:], strict=True))
-            measured = seen[(section - whole[0].start, *inside)]
-            mask = self.repair.mask(self._of_input((slice(section, section + 1, 1), *box[1:])))
-            apart = np.abs(cut - measured) if mask is None else np.abs(cut - measured)[~mask[0]]
+            place = (section - whole[0].start, *self._owned(number))
+            apart = np.abs(cut - seen.voxels[place])
+            apart = apart if seen.hidden is None else apart[~seen.hidden[place]]
             squares += float(np.square(apart, dtype=np.float64).sum())
             compared += apart.size
             furthest = max(furthest, float(apart.max(initial=0.0)))
@@ -247,7 +282,7 @@ class Parts:
         seen, read = timed(self.read, number)
         made, compute = timed(self.make, number, seen)
         _, write = timed(self.write, number, made)
-        return Made(number, read, compute, write, *self.residual(number, seen, made[0]))
+        return Made(number, read, compute, write, *self.judge(number, seen, made[0]))
 
 
 _at_work: dict[Job, Parts] = {}
@@ -293,7 +328,7 @@ def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[], None]) -> I
             ahead += [reader.submit(timed, parts.read, following) for following in numbers[place : place + 1]]
             made, compute = timed(parts.make, number, seen, tick)
             yield from map(_written, behind)
-            part = Made(number, read, compute, 0.0, *parts.residual(number, seen, made[0]))
+            part = Made(number, read, compute, 0.0, *parts.judge(number, seen, made[0]))
             behind = [(part, writer.submit(timed, parts.write, number, made))]
         yield from map(_written, behind)
 

@@ -23,6 +23,8 @@ from emformer_hub.errors import InputError
     "--voxel-size", metavar="Z,Y,X", help="Of the volumes in nm, section spacing first. Wins over the files'."
 )
 @click.option("--sections", metavar="A:B", help="Only sections A to B - 1 of each volume, counted from 0.")
+@click.option("--nodata", type=float, metavar="V", help="Value of voxels that were not measured; nan too.")
+@click.option("--mask", metavar="FILE", help="Volume of the same shape, not 0 where there is something to learn from.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run and its weights.")
 @click.option("--base", help="Weights to adapt: bundled name, folder or Hub id.  [default: emformer-small]")
 @click.option("--method", help="lora, dora, head or full: an adapter, the decoder, or all weights.  [default: lora]")
@@ -44,6 +46,8 @@ def command(
     volumes: tuple[str, ...],
     voxel_size: str | None,
     sections: str | None,
+    nodata: float | None,
+    mask: str | None,
     output_dir: Path,
     method: str | None,
     recipe: str | None,
@@ -60,8 +64,11 @@ def command(
     """Adapt an EMformer to a stack by self-supervision, or train one as a recipe says."""
     if minutes is not None and steps is not None:
         raise click.UsageError("--minutes and --steps exclude each other.")
-    if (voxel_size or sections) and not volumes:
-        raise click.UsageError("--voxel-size and --sections describe --volume, of which there is none.")
+    described = {"voxel_size": voxel_size, "sections": sections, "nodata": nodata, "mask": mask}
+    if not volumes and any(value is not None for value in described.values()):
+        raise click.UsageError(
+            "--voxel-size, --sections, --nodata and --mask describe --volume, of which there is none."
+        )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -70,7 +77,7 @@ def command(
     from emformer_hub.training.loop import train
     from emformer_hub.training.recipe import Recipe
 
-    entries = [{"path": path, "voxel_size": voxel_size, "sections": sections} for path in volumes] or None
+    entries = [{"path": path, **described} for path in volumes] or None
     sampling: dict[str, Any] = {"factors": factors} if factors else {}
     sampling |= {} if thickness is None else {"thickness": thickness}
     try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.unmeasured import not_measured
 
 MIN_SECTIONS = 4
@@ -24,7 +25,7 @@ def check_dtype(dtype: np.dtype, name: str) -> None:
         )
 
 
-def check_volume(data: np.ndarray, name: str, mask: np.ndarray | None = None) -> None:
+def check_volume(data: np.ndarray, name: str, mask: np.ndarray | StoredArray | None = None) -> None:
     """Raise ``InputError`` unless ``data`` is a grey-value stack that sections can be restored from.
 
     Sections are looked at one by one, so a memory map is never loaded as a whole.
@@ -36,7 +37,9 @@ def check_volume(data: np.ndarray, name: str, mask: np.ndarray | None = None) ->
     """
     check_stack(data.shape, data.dtype, name)
     _check_measured(data, name, mask)
-    first, *_ = next(section.ravel()[:1] for section in _measured(data, mask) if section.size)
+    first = next((section.flat[0] for section in _measured(data, mask) if section.size), None)
+    if first is None:
+        raise InputError(f"not one voxel of {name} was measured: all are masked. Is the mask the right way round?")
     if all((section == first).all() for section in _measured(data, mask)):
         raise InputError(
             f"{name} is constant: every voxel is {first}. Expected an image; was the right file or channel exported?"
@@ -123,12 +126,12 @@ def _check_gaps(mask: np.ndarray) -> None:
             )
 
 
-def _measured(data: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
+def _measured(data: np.ndarray, mask: np.ndarray | StoredArray | None) -> Iterator[np.ndarray]:
     """The voxels of each section that are not masked."""
-    yield from data if mask is None else (section[~hidden] for section, hidden in zip(data, mask, strict=True))
+    yield from data if mask is None else (section[~mask[z]] for z, section in enumerate(data))
 
 
-def _check_measured(data: np.ndarray, name: str, mask: np.ndarray | None) -> None:
+def _check_measured(data: np.ndarray, name: str, mask: np.ndarray | StoredArray | None) -> None:
     """Raise ``InputError`` for voxels that hold NaN, infinity, or a value that stands for no data."""
     count, first, value = 0, "", 0.0
     for z, section in enumerate(data):

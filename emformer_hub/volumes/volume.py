@@ -49,6 +49,8 @@ class Volume(Generic[Voxels_co]):
         translation_nm: ``(z, y, x)`` position of the first voxel's centre in nm; ``None`` if the file has none.
         lateral_nm: ``(y, x)`` size of a pixel in nm, where a microscope or camera states no more than that.
         hint: what else the file says of lengths, such as numbers without a unit; "" if nothing.
+        hidden: mask of the voxels that were not measured, by a mark of no data or a mask, bool ``(z, y, x)``; ``None``
+            if neither was given.
     """
 
     data: Voxels_co
@@ -57,6 +59,7 @@ class Volume(Generic[Voxels_co]):
     translation_nm: tuple[float, float, float] | None = None
     lateral_nm: tuple[float, float] | None = None
     hint: str = ""
+    hidden: StoredArray | None = None
 
     def ask(self, name: str) -> str:
         """The message for a volume ``name`` that states no voxel size, and so needs one."""

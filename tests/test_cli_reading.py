@@ -78,6 +78,16 @@ def test_a_file_may_state_what_is_implausible(tmp_path: Path) -> None:
     refused(run("reconstruct", tmp_path / "a.ome.tif", tmp_path / "a.zarr", *FAST), "were micrometres meant?")
 
 
+@pytest.mark.parametrize(("size", "nm"), [("0.6,0.3,0.3nm", "0.6,0.3,0.3"), ("0.04,0.008,0.008um", "40,8,8")])
+def test_a_size_with_its_unit_is_taken_as_said(tmp_path: Path, plain: Path, size: str, nm: str) -> None:
+    words = ["reconstruct", plain, tmp_path / "a.zarr", *FAST]
+    if size.endswith("nm"):
+        refused(run(*words, "--voxel-size", nm), f"state the unit: --voxel-size {size}")
+    assert run(*words, "--voxel-size", size).exit_code == 0
+    made = read_volume(tmp_path / "a.zarr").voxel_size
+    assert made is not None and made.zyx[1:] == VoxelSize.parse(nm).zyx[1:]
+
+
 def test_factor_1_must_be_asked_for(tmp_path: Path, plain: Path) -> None:
     words = ["reconstruct", plain, tmp_path / "a.zarr", "--voxel-size", "8,8,8", *FAST]
     refused(run(*words), "isotropic already", "--factor 1")

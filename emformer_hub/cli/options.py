@@ -49,8 +49,8 @@ INPUT = Input()
 VOXEL_SIZE = click.option(
     "--voxel-size",
     metavar="Z,Y,X",
-    help="Voxel size of the input in nm, section spacing first. Takes precedence over the file's. Z alone where the "
-    "file states the size of a pixel.",
+    help="Voxel size of the input in nm, or with a unit (0.04,0.004,0.004um), section spacing first. Takes precedence "
+    "over the file's. Z alone where the file states the size of a pixel.",
 )
 TARGET_NM = click.option("--target-nm", type=float, help="Plane spacing of the output in nm.  [default: lateral size]")
 FACTOR = click.option(

@@ -34,7 +34,6 @@ from emformer_hub.volumes.output import ZARR_SUFFIXES, check_writable
 from emformer_hub.volumes.padding import tissue
 from emformer_hub.volumes.remote import absolute, is_url, plain_address
 from emformer_hub.volumes.unmeasured import margin_value
-from emformer_hub.volumes.volume import check_plausible
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +206,6 @@ def make_job(
     check_mode(chosen["mode"])
     stack, model = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"])
     path, data = stack.path, stack.volume.data
-    check_plausible(size, path)
     check_stack(data.shape, data.dtype, path)
     region = chosen["region"] or (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
     check_region(region, data.shape, path)

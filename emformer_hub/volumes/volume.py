@@ -89,11 +89,12 @@ def check_plausible(size: VoxelSize, name: str) -> None:
         if length < SMALLEST_NM or length > LARGEST_NM:
             finer = length < SMALLEST_NM
             unit, factor = ("micrometres", 1e3) if finer else ("picometres or ångström", 0.1)
-            meant = VoxelSize(*(float(f"{one * factor:.12g}") for one in size.zyx))
+            meant, said = (",".join(f"{float(f'{one * by:.12g}'):.12g}" for one in size.zyx) for by in (factor, 1.0))
             raise InputError(
                 f"the voxel size of {name} is {size}, of which {axis} is {'finer' if finer else 'coarser'} than "
                 f"electron micrographs of cells have it ({SMALLEST_NM:g} nm to {LARGEST_NM / 1000:g} µm); were {unit} "
-                f"meant? That would be --voxel-size {meant.z:g},{meant.y:g},{meant.x:g}."
+                f"meant? That would be --voxel-size {meant}. If it is right, state the unit: --voxel-size "
+                f"{said}nm."
             )
 
 

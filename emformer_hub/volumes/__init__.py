@@ -22,7 +22,19 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.files import replacing
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import arrays, foreign, hdf5, mrc, n5_precomputed, slices, tiff, zarr_reading
+from emformer_hub.volumes import (
+    arrays,
+    bigdataviewer,
+    dm,
+    foreign,
+    hdf5,
+    mrc,
+    n5_precomputed,
+    slices,
+    tiff,
+    webknossos,
+    zarr_reading,
+)
 from emformer_hub.volumes.axes import Choice
 from emformer_hub.volumes.boxes import boxes
 from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
@@ -171,6 +183,10 @@ def _opened(path: str | os.PathLike[str], choice: Choice) -> Volume[np.ndarray |
         return tiff.open_volume(file, choice)
     if mrc.is_mrc(file):
         return mrc.open_volume(file, choice)
+    if dm.is_dm(file):
+        return dm.open_volume(file, choice)
+    if bigdataviewer.is_bigdataviewer(file):
+        return bigdataviewer.open_volume(file, choice)
     kind = arrays.kind_of(file)
     if kind is not None:
         return arrays.open_volume(file, kind, choice)
@@ -187,6 +203,8 @@ def _open_folder(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
             f"{place} is no OME-Zarr, Zarr array, N5 or precomputed image, or is not there. Is the address right? "
             f"Other formats are read from this machine only: download the file first."
         )
+    if webknossos.is_webknossos(place):
+        return webknossos.open_volume(place, choice)
     other = foreign.named_folder(place)
     if other is not None:
         raise other

@@ -61,7 +61,7 @@ def reconstruct_file(
 
     Args:
         stack: path or address of a stack, in any format of ``open_volume``, or the stack itself if it is open. Zarr,
-            HDF5 and uncompressed TIFF are never loaded as a whole.
+            HDF5 and TIFF are never loaded as a whole.
         output: path of the result; the suffix chooses the format, as for ``create_volume``. OME-Zarr is written as it
             is made. Any other format is written at the end from a hidden OME-Zarr, which takes up disk until then. The
             record of the run lies beside the output as ``.json``.

@@ -141,8 +141,8 @@ def open_volume(
 ) -> Volume[np.ndarray | StoredArray]:
     """As ``read_volume``, for volumes that may be larger than memory: voxels stay on disk until ``data`` is sliced.
 
-    That holds for Zarr, HDF5, MRC, folders of sections, and TIFF that is uncompressed and contiguous. Other TIFF cannot
-    be sliced on disk and is loaded. Voxels that turn out to be damaged raise ``InputError`` when they are sliced.
+    ``docs/formats.md`` says which formats that holds for; compressed TIFF and folders of sections are decoded as they
+    are sliced. Voxels that turn out to be damaged raise ``InputError`` then.
     """
     return with_hidden(_opened(path, Choice(axes, channel, time, series, pattern)), path, nodata, mask)
 

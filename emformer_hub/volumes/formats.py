@@ -37,7 +37,7 @@ FORMATS = (
         "tifffile; compressed: imagecodecs (`images`)",
         _written((".ome.tif", *TIFF_SUFFIXES)),
         "OME-XML, ImageJ; pixels: FEI, Zeiss, Olympus, TVIPS",
-        "uncompressed",
+        "yes, but for colours",
     ),
     Format(
         "folder of TIFF, PNG, BMP, JPEG, JPEG 2000, DM3, DM4",

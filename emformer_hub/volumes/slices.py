@@ -22,6 +22,7 @@ from emformer_hub.volumes import dm, tiff
 from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.decoded import decoded
 from emformer_hub.volumes.grey import GreyValues, one_of_equal
 from emformer_hub.volumes.numbering import in_order
 from emformer_hub.volumes.stored import StoredArray
@@ -235,7 +236,7 @@ def _read(paths: list[Path], dtype: np.dtype, box: tuple[slice | int, ...]) -> n
     data = np.empty((len(chosen), *sides), dtype)
     for section, path in zip(data, chosen, strict=True):
         with _naming(path):
-            section[...] = _load(path)[rows, columns]
+            section[...] = decoded((str(path), path.stat().st_mtime_ns), partial(_load, path))[rows, columns]
     return data if isinstance(planes, slice) else data[0]
 
 

@@ -242,7 +242,11 @@ def make_job(
     everything = (slice(0, data.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2]))
     if padding is not None:
         everything = (everything[0], padding.rows, padding.columns)
-    statistics = model.processor.measure(inside, gaps.mask(data, everything))
+    try:
+        statistics = model.processor.measure(inside, gaps.mask(data, everything))
+    except InputError:
+        check_volume(inside, path, gaps.mask(data, everything))  # says where it is that nothing was measured
+        raise
     first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)

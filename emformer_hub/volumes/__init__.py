@@ -122,7 +122,7 @@ def read_volume(
         InputError: the path is missing, unreadable, truncated, or does not hold one grey-value stack; or the mask is
             of another shape.
     """
-    volume = open_volume(path, axes=axes, channel=channel, time=time, series=series, pattern=pattern)
+    volume = _opened(path, Choice(axes, channel, time, series, pattern, nodata))
     data = volume.data[:] if isinstance(volume.data, StoredArray) else volume.data
     loaded = Volume(data, volume.voxel_size, volume.source, volume.translation_nm, volume.lateral_nm, volume.hint)
     return with_hidden(loaded, path, nodata, mask)
@@ -144,7 +144,7 @@ def open_volume(
     ``docs/formats.md`` says which formats that holds for; compressed TIFF and folders of sections are decoded as they
     are sliced. Voxels that turn out to be damaged raise ``InputError`` then.
     """
-    return with_hidden(_opened(path, Choice(axes, channel, time, series, pattern)), path, nodata, mask)
+    return with_hidden(_opened(path, Choice(axes, channel, time, series, pattern, nodata)), path, nodata, mask)
 
 
 def with_hidden(

@@ -18,6 +18,7 @@ import numpy as np
 from .errors import InputError
 
 FACTOR_MIN, FACTOR_MAX = 1.0, 16.0
+_UNITS = {"nm": 1.0, "um": 1e3, "\u00b5m": 1e3, "\u03bcm": 1e3, "A": 0.1, "\u00c5": 0.1}
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,16 @@ class VoxelSize:
 
     @classmethod
     def parse(cls, text: str) -> VoxelSize:
-        """``"40,4,4"`` -> ``VoxelSize(40, 4, 4)`` (nm, z,y,x)."""
-        parts = text.split(",")
+        """``"40,4,4"`` and ``"0.04,0.004,0.004um"`` -> ``VoxelSize(40, 4, 4)`` (nm, z,y,x)."""
+        unit = unit_of(text)
+        parts = text.strip().removesuffix(unit).split(",")
         try:
-            z, y, x = (float(part) for part in parts)
+            z, y, x = (float(f"{float(part) * _UNITS.get(unit, 1.0):.15g}") for part in parts)
         except ValueError:
-            raise InputError(f"voxel size {text!r} is not three numbers; expected Z,Y,X in nm, as in 40,4,4.") from None
+            raise InputError(
+                f"voxel size {text!r} is not three numbers; expected Z,Y,X in nm, as in 40,4,4, or with another unit, "
+                f"as in 0.04,0.004,0.004um."
+            ) from None
         return cls(z, y, x)
 
     @property
@@ -80,6 +85,11 @@ class VoxelSize:
 
     def __str__(self) -> str:
         return f"{self.z:g},{self.y:g},{self.x:g} nm (z,y,x)"
+
+
+def unit_of(text: str) -> str:
+    """The unit that a length ends in, ``nm``, ``um`` or ``A`` (ångström); "" if it has none."""
+    return next((unit for unit in _UNITS if text.strip().endswith(unit)), "")
 
 
 def recut_origin(

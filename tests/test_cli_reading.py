@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from click.testing import CliRunner, Result
 
 from emformer_hub import reconstruct
 from emformer_hub.cli import main
-from emformer_hub.volumes import read_volume
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import VoxelSize
+from emformer_hub.reconstruction import parts, reconstruct_file
+from emformer_hub.volumes import read_volume, write_volume
 
 STACK = np.random.default_rng(3).integers(5, 250, (6, 24, 20), np.uint8)
 FAST = ["--model", "emformer-tiny", "--ensemble", "1"]
@@ -71,6 +76,16 @@ def test_a_file_may_state_what_is_implausible(tmp_path: Path) -> None:
     units = {f"PhysicalSize{axis}Unit": "nm" for axis in "ZYX"}
     tifffile.imwrite(tmp_path / "a.ome.tif", STACK, ome=True, metadata={"axes": "ZYX", **sizes, **units})
     refused(run("reconstruct", tmp_path / "a.ome.tif", tmp_path / "a.zarr", *FAST), "were micrometres meant?")
+
+
+@pytest.mark.parametrize(("size", "nm"), [("0.6,0.3,0.3nm", "0.6,0.3,0.3"), ("0.04,0.008,0.008um", "40,8,8")])
+def test_a_size_with_its_unit_is_taken_as_said(tmp_path: Path, plain: Path, size: str, nm: str) -> None:
+    words = ["reconstruct", plain, tmp_path / "a.zarr", *FAST]
+    if size.endswith("nm"):
+        refused(run(*words, "--voxel-size", nm), f"state the unit: --voxel-size {size}")
+    assert run(*words, "--voxel-size", size).exit_code == 0
+    made = read_volume(tmp_path / "a.zarr").voxel_size
+    assert made is not None and made.zyx[1:] == VoxelSize.parse(nm).zyx[1:]
 
 
 def test_factor_1_must_be_asked_for(tmp_path: Path, plain: Path) -> None:
@@ -187,7 +202,7 @@ def test_no_data_is_predicted_where_it_is_asked_for(tmp_path: Path, value: float
     words = ["reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST, "--nodata", value]
     assert run(*words, "--dry-run").exit_code == 0
     result = run(*words)
-    assert result.exit_code == 0 and "section 2 was filled in 2.5% of it" in result.output
+    assert result.exit_code == 0 and "0.83% of the voxels, which were not measured, were predicted" in result.output
     made = read_volume(tmp_path / "a.zarr").data
     assert np.isfinite(made).all() and made.min() > 0 and made.max() < 256
     mask = np.isnan(data) if np.isnan(value) else data == np.float32(value)
@@ -195,11 +210,106 @@ def test_no_data_is_predicted_where_it_is_asked_for(tmp_path: Path, value: float
     np.testing.assert_array_equal(in_memory.volume, made)
 
 
-def test_no_data_in_too_many_sections_is_refused(tmp_path: Path) -> None:
-    data = STACK.astype(np.float32)
-    data[:5, 4:7, 5:9] = -1
+@pytest.mark.parametrize("how", ["nodata", "mask", "array"])
+def test_no_data_in_too_many_sections_stays_what_it_was(tmp_path: Path, how: str) -> None:
+    data, hidden = STACK.astype(np.float32), np.zeros(STACK.shape, bool)
+    hidden[:5, 4:7, 5:9] = hidden[2, 10, 10] = True
+    data[hidden] = -1
     tifffile.imwrite(tmp_path / "a.tif", data)
-    refused(
-        run("reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST, "--nodata", -1),
-        "are to be repaired at one place",
+    tifffile.imwrite(tmp_path / "mask.tif", 200 * (~hidden).astype(np.uint8))
+    words = {"nodata": ["--nodata", -1], "mask": ["--mask", tmp_path / "mask.tif"]}.get(how, ["--nodata", -1])
+    result = run("reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST, *words)
+    assert result.exit_code == 0 and "stay as they are" in result.output and "predicted" in result.output
+    made = read_volume(tmp_path / "a.zarr").data
+    assert (made[:25, 4:7, 5:9] == -1).all() and (made == -1).sum() == 25 * 12
+    if how == "array":
+        masked = np.ma.array(data, mask=hidden)
+        in_memory = reconstruct(masked, factor=5, model="emformer-tiny", ensemble=1, progress=False)
+        np.testing.assert_array_equal(in_memory.volume, made)
+        assert in_memory.mask is not None and np.argwhere(in_memory.mask).tolist() == [[2, 10, 10]]
+        assert (in_memory.uncertainty[:25, 4:7, 5:9] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("kept", ["a.tif", "a.zarr"])
+def test_margins_that_differ_from_section_to_section_stay(
+    tmp_path: Path, value: int, kept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shifted, outside = shifted_stack(value)
+    tifffile.imwrite(tmp_path / "in.tif", shifted)
+    words = ["--uncertainty", tmp_path / "u.zarr", "--confidence-mask", 0.9]
+    result = run("reconstruct", tmp_path / "in.tif", tmp_path / kept, *SIZE, *FAST, *words)
+    assert result.exit_code == 0 and f"margins of {value}, which stay" in caplog.text
+    made, there = read_volume(tmp_path / kept).data, outside.repeat(5, axis=0)
+    assert (made[there] == value).all()
+    masked = np.ma.array(np.where(outside, 7, shifted), mask=outside)
+    expected = reconstruct(masked, factor=5, model="emformer-tiny", ensemble=1, progress=False)
+    np.testing.assert_array_equal(made[~there], expected.volume[~there])
+    uncertainty = read_volume(tmp_path / "u.zarr").data
+    assert (uncertainty[there] == 0).all() and (uncertainty[~there] > 0).all()
+    in_memory = reconstruct(shifted, factor=5, model="emformer-tiny", ensemble=1, progress=False)
+    np.testing.assert_array_equal(in_memory.volume, made)
+
+
+def shifted_stack(value: int, shape: tuple[int, int, int] = (6, 40, 36)) -> tuple[np.ndarray, np.ndarray]:
+    """Sections that lie elsewhere in a frame, each by itself, and where nothing is; of no place in five of six."""
+    stack, outside = np.full(shape, value, np.uint8), np.ones(shape, bool)
+    tissue = np.random.default_rng(3).integers(40, 215, shape, np.uint8)
+    for z, section in enumerate(outside):
+        section[2 * z : 2 * z + 30, 10 - 2 * z : 36 - 2 * z] = False
+    for column in range(4):  # all but one section miss this corner
+        outside[1:, : 20 - column, column] = True
+    stack[~outside] = tissue[~outside]
+    return stack, outside
+
+
+def test_a_mask_must_fit(tmp_path: Path, plain: Path) -> None:
+    tifffile.imwrite(tmp_path / "mask.tif", np.ones((6, 24, 21), np.uint8))
+    words = ["reconstruct", plain, tmp_path / "a.zarr", *SIZE, *FAST]
+    refused(run(*words, "--mask", tmp_path / "mask.tif"), "mask of", "(6, 24, 21)", "(6, 24, 20)")
+    refused(run(*words, "--mask", tmp_path / "no.tif"), "no.tif does not exist")
+    refused(run(*words, "--nodata", 256), "uint8 voxels, none of which can be 256")
+    tifffile.imwrite(tmp_path / "none.tif", np.zeros((6, 24, 20), np.uint8))
+    refused(run(*words, "--mask", tmp_path / "none.tif"), "not one voxel", "the right way round?")
+
+
+def test_one_mask_for_all_sections(tmp_path: Path, plain: Path) -> None:
+    mask = np.ones((24, 20), np.uint8)
+    mask[:, :3] = 0
+    tifffile.imwrite(tmp_path / "mask.tif", mask)
+    words = ["--mask", tmp_path / "mask.tif"]
+    assert run("reconstruct", plain, tmp_path / "a.zarr", *SIZE, *FAST, *words).exit_code == 0
+    made = read_volume(tmp_path / "a.zarr").data
+    np.testing.assert_array_equal(made[:, :, :3], STACK[:, :, :3].repeat(5, axis=0))
+
+
+def test_a_run_with_masks_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_VOXELS", 1)
+    data = np.tile(STACK, (1, 3, 5)).astype(np.float32)
+    data[3, :50, :50] = np.nan
+    write_volume(tmp_path / "in.zarr", data, VoxelSize(40, 8, 8))
+    mask = np.ones(data.shape, np.uint8)
+    mask[:, 60:, 80:] = 0
+    write_volume(tmp_path / "mask.zarr", mask, VoxelSize(40, 8, 8))
+    write = parts.Parts.write
+
+    def failing(self: parts.Parts, number: int, made: list[np.ndarray]) -> None:
+        if number == 1:
+            raise OSError("no")
+        write(self, number, made)
+
+    reading = {"nodata": np.nan, "mask": tmp_path / "mask.zarr"}
+    settings: dict[str, Any] = {"factor": 5, "model": "emformer-tiny", "ensemble": 1, "tile_zyx": (6, 48, 64)}
+    settings |= {"voxel_size": VoxelSize(40, 8, 8), "reading": reading}
+    monkeypatch.setattr(parts.Parts, "write", failing)
+    with pytest.raises(InputError, match="--resume"):
+        reconstruct_file(tmp_path / "in.zarr", tmp_path / "a.zarr", **settings)
+    monkeypatch.setattr(parts.Parts, "write", write)
+    record = json.loads(
+        reconstruct_file(tmp_path / "in.zarr", tmp_path / "a.zarr", resume=True, **settings).read_text()
     )
+    made = read_volume(tmp_path / "a.zarr").data
+    assert 0 < record["made_now"] < record["parts"]
+    np.testing.assert_array_equal(made[:, 60:, 80:], data[:, 60:, 80:].repeat(5, axis=0))
+    assert np.isfinite(made).all()
+    assert record["not_measured"] == {"filled": 2500 / data.size, "kept": 12 * 20 / (72 * 100)}

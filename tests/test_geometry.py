@@ -210,3 +210,16 @@ def test_factor_above_sixteen_is_refused() -> None:
 def test_target_spacing_is_a_positive_number(target: float) -> None:
     with pytest.raises(InputError, match="target plane spacing"):
         VoxelSize(40, 4, 4).factor_to(target)
+
+
+@pytest.mark.parametrize(
+    "text", ["40,4,4", "40,4,4nm", " 0.04,0.004,0.004um", "0.04,0.004,0.004 µm", "400,40,40A", "400,40,40Å"]
+)
+def test_voxel_sizes_may_have_a_unit(text: str) -> None:
+    assert VoxelSize.parse(text) == VoxelSize(40, 4, 4)
+
+
+@pytest.mark.parametrize("text", ["40,4,4km", "um", "40nm,4nm,4nm", "40 4 4"])
+def test_other_units_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"0\.04,0\.004,0\.004um"):
+        VoxelSize.parse(text)

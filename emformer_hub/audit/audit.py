@@ -29,6 +29,7 @@ from emformer_hub.reconstruction.settings import ModelOnce
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import Box, check_region, middle, within
 from emformer_hub.volumes.checks import check_volume
+from emformer_hub.volumes.unmeasured import measured_box, unmeasured_in
 
 SECTIONS, SIDE, CORE = 64, 512, 256
 """Largest part of a stack in which sections are held back (sections; rows and columns), and side of its middle, where
@@ -66,6 +67,7 @@ def audit_stack(
     model: str | ModelOnce = "emformer-small",
     mode: Mode = DEFAULT_MODE,
     region: Box | None = None,
+    hidden: StoredArray | None = None,
     name: str = "the stack",
     device: str | None = None,
     progress: Callable[[str], None] = lambda step: None,
@@ -81,19 +83,26 @@ def audit_stack(
             :class:`~emformer_hub.reconstruction.settings.ModelOnce`.
         mode: what becomes of the noise of the sections.
         region: audit the middle of this part instead.
+        hidden: mask of voxels that were not measured, bool ``(z, y, x)``. Neither they nor constant margins count in
+            the brightness and contrast of the stack, and the audit keeps to where all sections were measured.
         name: name of the stack for messages and the report.
         device: device to compute on.
         progress: called with the name of each step.
 
     Raises:
-        InputError: fewer than 6 sections or 64 voxels a side, no contrast, values that are not finite, nothing between
-            sections (factor 1), or an argument is unusable.
+        InputError: fewer than 6 sections or 64 voxels a side, or that were measured throughout, no contrast, values
+            that are not finite, nothing between sections (factor 1), or an argument is unusable.
     """
     begin = time.time()
     seconds: dict[str, float] = {}
     z, y, x = region or tuple(slice(0, length) for length in stack.shape)
     check_region((z, y, x), stack.shape, name)
-    box = _middle((z, y, x), SIDE)
+    box, unmeasured = _middle((z, y, x), SIDE), unmeasured_in(stack, hidden)
+    if unmeasured is not None and unmeasured[box].any():
+        box = _middle(measured_box(unmeasured, _middle((z, y, x), 2 * SIDE)), SIDE)
+        check_auditable(
+            tuple(part.stop - part.start for part in box), geometry, f"what was measured of {name} throughout"
+        )
     wide = np.asarray(stack[box])
     check_auditable(wide.shape, geometry, name)
     check_volume(wide, name)
@@ -101,7 +110,7 @@ def audit_stack(
     crop = wide[within(core, box)]
     check_volume(crop, f"the middle of {name}")
     model, where = ModelOnce.of(model), choose_device(device)
-    statistics = model.processor.measure(stack)
+    statistics = model.processor.measure(stack, unmeasured)
     restorer = Restorer(model.network, model.processor, geometry, statistics, ENSEMBLE, where, mode=mode)
     grey = statistics.std
     figures: dict[str, Any] = {}

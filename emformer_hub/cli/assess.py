@@ -35,7 +35,10 @@ from emformer_hub.geometry import SectionModel, VoxelSize, recut_origin
 from emformer_hub.modes import Mode
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
+    from emformer_hub.volumes import StoredArray, Volume
     from emformer_hub.volumes.boxes import Box
 
 
@@ -81,7 +84,7 @@ def inspect_command(
             bar.total, bar.n = steps, done
             bar.refresh()
 
-        inspection = inspect_stack(volume.data, voxel_size=size, progress=progress)
+        inspection = inspect_stack(volume.data, voxel_size=size, hidden=volume.hidden, progress=progress)
     if json_path is not None:
         with replacing(json_path) as unfinished:
             unfinished.write_text(json.dumps(inspection.report(), indent=2, allow_nan=False) + "\n")
@@ -164,6 +167,7 @@ def audit(
             model=model,
             mode=mode,
             region=roi,
+            hidden=stack.volume.hidden,
             name=stack.path.rstrip("/").rsplit("/", 1)[-1],
             device=device,
             progress=bar.set_postfix_str,
@@ -209,7 +213,9 @@ def evaluate_command(
     extra = reference.data.shape[0] - planes
     if 0 < extra < 16:  # degrade leaves out planes that do not fill a section
         click.echo(f"{truth} has {extra} planes more than {reconstruction}; comparing the first {planes}.", err=True)
-    figures = evaluate(estimate.data, reference.data[:planes] if 0 < extra < 16 else reference.data, size)
+    true = reference.data[:planes] if 0 < extra < 16 else reference.data
+    box = _measured_part(reference, true.shape, str(truth))
+    figures = evaluate(estimate.data[box] if estimate.data.shape == true.shape else estimate.data, true[box], size)
     if json_path is not None:
         with replacing(json_path) as unfinished:
             psnr = figures["psnr_db"] if math.isfinite(figures["psnr_db"]) else None  # JSON knows no infinity
@@ -223,6 +229,20 @@ def evaluate_command(
         f"FSC resolution  z {resolution['z']:.1f} nm   lateral {resolution['lateral']:.1f} nm   "
         f"(threshold {figures['fsc']['threshold']:g})"
     )
+
+
+def _measured_part(volume: Volume, shape_zyx: tuple[int, int, int], name: str) -> Box:
+    """The largest box in which all of a truth was measured; said if it is not everything."""
+    from emformer_hub.volumes.unmeasured import measured_box, unmeasured_in
+
+    z, y, x = (slice(0, length) for length in shape_zyx)
+    unmeasured = unmeasured_in(volume.data, volume.hidden)
+    if unmeasured is None:
+        return (z, y, x)
+    box = measured_box(unmeasured, (z, y, x))
+    part = ",".join(f"{side.start}:{side.stop}" for side in box)
+    click.echo(f"{name} was measured throughout in {part} (z, y, x) only; comparing that part.", err=True)
+    return box
 
 
 @click.command("degrade")
@@ -247,13 +267,16 @@ def degrade_command(
     """Simulate anisotropy: image an isotropic volume in sections."""
     from emformer_hub.processing_emformer import to_dtype
     from emformer_hub.volumes import check_output, check_volume, read_volume, write_volume
+    from emformer_hub.volumes.unmeasured import unmeasured_in
 
     check_different(truth, output)
     check_output(output, overwrite)
     geometry = SectionModel(factor, thickness)
     volume, size = with_voxel_size(truth, voxel_size, partial(read_volume, **reading))
-    check_volume(volume.data, str(truth))
+    unmeasured = unmeasured_in(volume.data, volume.hidden)
+    check_volume(volume.data, str(truth), unmeasured)
     degraded = to_dtype(geometry.degrade(volume.data), volume.data.dtype)
+    _keep_unmeasured(volume, unmeasured, geometry, degraded)
     section_size = size.with_z(size.z * factor)
     where = recut_origin(size, section_size, volume.translation_nm)
     write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite, ome_zarr=ome_zarr)
@@ -263,3 +286,15 @@ def degrade_command(
             f"{output}: {shape_text(degraded)} {degraded.dtype}, {section_size}"
             + (f"; the last {left_out} planes do not fill a section and were left out" if left_out else "")
         )
+
+
+def _keep_unmeasured(
+    volume: Volume[np.ndarray], unmeasured: StoredArray | None, geometry: SectionModel, degraded: np.ndarray
+) -> None:
+    """Leave voxels of sections as they are, in place, where a plane that they are the mean of was not measured."""
+    if unmeasured is None:
+        return
+    for section, weights in zip(degraded, geometry.matrix(len(degraded)), strict=True):
+        for plane in reversed(weights.nonzero()[0].tolist()):
+            hidden = unmeasured[plane]
+            section[hidden] = volume.data[plane][hidden]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import VoxelSize
+from emformer_hub.geometry import VoxelSize, unit_of
 from emformer_hub.volumes.volume import check_plausible
 
 if TYPE_CHECKING:
@@ -35,11 +35,13 @@ def with_voxel_size(
     """A volume and its voxel size: that of the option, else that of the file, else ``otherwise``.
 
     Raises:
-        InputError: there is no voxel size or none that a micrograph can have, or the volume cannot be read.
+        InputError: there is no voxel size or none that a micrograph can have (unless the option states its unit), or
+            the volume cannot be read.
     """
-    alone = voxel_size is not None and _is_number(voxel_size)
+    alone = voxel_size is not None and "," not in voxel_size
     stated = None if voxel_size is None or alone else VoxelSize.parse(voxel_size)
-    if stated is not None:
+    sure = voxel_size is not None and bool(unit_of(voxel_size))
+    if stated is not None and not sure:
         check_plausible(stated, str(path))
     volume = read(path)
     if voxel_size is not None and alone:
@@ -47,18 +49,11 @@ def with_voxel_size(
     size = stated or volume.voxel_size or otherwise
     if size is None:
         raise InputError(volume.ask(str(path)))
-    check_plausible(size, str(path))
+    if not sure:
+        check_plausible(size, str(path))
     if stated and volume.voxel_size and stated != volume.voxel_size:
         click.echo(f"{path} says {volume.voxel_size} ({volume.source}); using --voxel-size {stated}.", err=True)
     return volume, size
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:
@@ -69,7 +64,8 @@ def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:
             f"--voxel-size {spacing} is one length, and {path} does not state the size of a pixel; expected Z,Y,X in "
             f"nm, as in --voxel-size 40,4,4."
         )
-    return VoxelSize.parse(f"{spacing},{lateral[0]},{lateral[1]}")
+    z = VoxelSize.parse(",".join([spacing.removesuffix(unit_of(spacing))] * 3) + unit_of(spacing)).z
+    return VoxelSize(z, *lateral)
 
 
 @contextmanager

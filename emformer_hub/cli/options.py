@@ -49,8 +49,8 @@ INPUT = Input()
 VOXEL_SIZE = click.option(
     "--voxel-size",
     metavar="Z,Y,X",
-    help="Voxel size of the input in nm, section spacing first. Takes precedence over the file's. Z alone where the "
-    "file states the size of a pixel.",
+    help="Voxel size of the input in nm, or with a unit (0.04,0.004,0.004um), section spacing first. Takes precedence "
+    "over the file's. Z alone where the file states the size of a pixel.",
 )
 TARGET_NM = click.option("--target-nm", type=float, help="Plane spacing of the output in nm.  [default: lateral size]")
 FACTOR = click.option(
@@ -100,6 +100,10 @@ _READING = (
     click.option("--time", type=int, metavar="N", help="Time point to read, from 0."),
     click.option("--series", metavar="NAME", help="Image, dataset or level to read, by number or name."),
     click.option("--pattern", metavar="'s_*.tif'", help="Files of a folder that are sections."),
+    click.option("--nodata", type=float, metavar="V", help="Value of voxels that were not measured; nan too."),
+    click.option(
+        "--mask", metavar="FILE", type=INPUT, help="Volume of the same shape, not 0 where there is something to see."
+    ),
 )
 
 
@@ -108,7 +112,7 @@ def reading(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_reading(**values: Any) -> Any:
-        chosen = {name: values.pop(name) for name in ("axes", "channel", "time", "series", "pattern")}
+        chosen = {name: values.pop(name) for name in ("axes", "channel", "time", "series", "pattern", "nodata", "mask")}
         return command(reading={name: one for name, one in chosen.items() if one is not None}, **values)
 
     for option in reversed(_READING):

@@ -67,9 +67,6 @@ if TYPE_CHECKING:
     help="Predict bad sections from their neighbours: those that `inspect` flags, or a list such as 3,7-9, from 0.",
 )
 @MODE
-@click.option(
-    "--nodata", type=float, metavar="V", help="Value of voxels that were not measured: predict them as --repair does."
-)
 @DEVICE
 @click.option(
     "--memory",
@@ -120,7 +117,6 @@ def reconstruct_command(
     uncertainty: Path | None,
     confidence_mask: float | None,
     repair: str,
-    nodata: float | None,
     mode: Mode,
     device: str,
     roi: Box | None,
@@ -147,10 +143,11 @@ def reconstruct_command(
     from emformer_hub.reconstruction.follow import preview_path
     from emformer_hub.reconstruction.job import check_record, confident_path
     from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
-    from emformer_hub.volumes import check_output
+    from emformer_hub.volumes import check_output, with_hidden
 
     check_one_target(target_nm, factor)
-    if follow is not None and (resume or roi or dry_run or reading):
+    hiding: dict[str, Any] = {name: reading[name] for name in ("nodata", "mask") if name in reading}
+    if follow is not None and (resume or roi or dry_run or reading != hiding):
         raise click.UsageError(
             "--follow takes no --resume, --roi, --dry-run or choice of what is read: the stack is not complete yet."
         )
@@ -183,7 +180,6 @@ def reconstruct_command(
         "workers": 1 if scheduler == "local" else workers or os.cpu_count() or 1,
         "ensemble": ensemble,
         "uncertainty": uncertainty,
-        "nodata": nodata,
         "confidence": confidence_mask,
         "region": roi,
         "mode": mode,
@@ -194,7 +190,8 @@ def reconstruct_command(
         _print_forecast(stack, output, settings)
         return
     if follow is not None:
-        stack = OpenStack(str(input_path), _follow(Path(input_path), output, follow, settings))
+        landed = _follow(Path(input_path), output, follow, settings)
+        stack = OpenStack(str(input_path), with_hidden(landed, input_path, **hiding), hiding)
     settings["repair"] = repair
     cluster = None if scheduler == "local" else on_dask(scheduler, workers)
     record, seconds = _run(stack, output, settings, overwrite=overwrite, resume=resume, scheduler=cluster)
@@ -305,6 +302,10 @@ def _print_summary(output: Path, record: Path, planes: str, seconds: float, mode
     for section, reason, fraction in facts["repair"]:
         place = "" if fraction == 1 else f" in {fraction:.1%} of it"
         click.echo(f"section {section} was filled{place}: {reason}")
+    for what, share in facts["not_measured"].items():
+        if share:
+            done = "were predicted from their neighbours" if what == "filled" else "stay as they are"
+            click.echo(f"{share:.2%} of the voxels, which were not measured, {done}")
     if residual := facts["residual"]:
         click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
 

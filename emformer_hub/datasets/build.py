@@ -6,6 +6,8 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.datasets.tables import TABLE, read_rows
 from emformer_hub.errors import InputError, reason
@@ -14,7 +16,7 @@ from emformer_hub.geometry import VoxelSize
 from emformer_hub.hub.push import check_publishable, commit_whole
 from emformer_hub.volumes import open_volume, write_volume
 
-COLUMNS = ("path", "voxel_size", "split", "modality", "licence", "weight")
+COLUMNS = ("path", "voxel_size", "split", "modality", "licence", "weight", "nodata", "mask")
 PAGE = "README.md"
 
 
@@ -62,7 +64,14 @@ def _copy(split: str, entry: VolumeEntry, folder: Path, path: str) -> dict[str, 
     size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
     if size is None:
         raise InputError(f"{entry.path}: neither the file nor the table states a voxel size; give Z,Y,X in nm there.")
-    write_volume(folder / path, volume.data[:], size, translation_nm=volume.translation_nm or (0.0, 0.0, 0.0))
+    place = volume.translation_nm or (0.0, 0.0, 0.0)
+    write_volume(folder / path, volume.data[:], size, translation_nm=place)
+    mask = ""
+    if entry.mask:
+        mask = path.replace(".ome.zarr", ".mask.ome.zarr")
+        measured = open_volume(entry.path, mask=entry.mask).hidden
+        assert measured is not None
+        write_volume(folder / mask, (~measured[:]).astype(np.uint8), size, translation_nm=place)
     return {
         "path": path,
         "voxel_size": f"{size.z:g},{size.y:g},{size.x:g}",
@@ -70,6 +79,8 @@ def _copy(split: str, entry: VolumeEntry, folder: Path, path: str) -> dict[str, 
         "modality": entry.modality or "",
         "licence": entry.licence,
         "weight": f"{entry.weight:g}",
+        "nodata": "" if entry.nodata is None else repr(entry.nodata),
+        "mask": mask,
         "shape": " x ".join(map(str, volume.data.shape)),
         "dtype": str(volume.data.dtype),
     }

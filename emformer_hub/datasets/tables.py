@@ -84,7 +84,7 @@ def read_rows(path: Path) -> list[tuple[str, VolumeEntry]]:
     """Read the split and the volume of each row of a table.
 
     Columns are the fields of :class:`~emformer_hub.datasets.entry.VolumeEntry`, and ``split``, by default train. Only
-    ``path`` is required; it is relative to the table. An empty cell takes the default.
+    ``path`` is required; it and ``mask`` are relative to the table. An empty cell takes the default.
 
     Raises:
         InputError: the table does not exist or cannot be read, or has an unknown column.
@@ -112,5 +112,5 @@ def read_rows(path: Path) -> list[tuple[str, VolumeEntry]]:
 def _entry(row: dict[str, Any], table: Path, number: int) -> VolumeEntry:
     content = {name: value for name, value in row.items() if value is not None}
     entry = VolumeEntry.from_content(content, f"{table}, row {number}")
-    path = entry.path if is_url(entry.path) else str(table.parent.absolute() / entry.path)
-    return dataclasses.replace(entry, path=path)
+    path, mask = (one if is_url(one) else str(table.parent.absolute() / one) for one in (entry.path, entry.mask or "."))
+    return dataclasses.replace(entry, path=path, mask=mask if entry.mask else None)

@@ -28,6 +28,7 @@ from emformer_hub.inspection.stack import StackQuality, stack_quality
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import evenly_spaced
 from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.unmeasured import filled, unmeasured_in
 
 if TYPE_CHECKING:
     from emformer_hub.inspection.measures import Displacement
@@ -144,6 +145,7 @@ def inspect_stack(
     stack: np.ndarray | StoredArray,
     *,
     voxel_size: VoxelSize | None = None,
+    hidden: StoredArray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Find sections that are missing, copied, blurred, damaged, shifted or of another brightness, and characterise the
@@ -153,6 +155,8 @@ def inspect_stack(
         stack: ``(z, y, x)``, any real dtype that volumes have, at least 32 voxels along y and x. A ``StoredArray`` or a
             memory map is read a section at a time.
         voxel_size: nm; without it, lengths are in voxels.
+        hidden: mask of voxels that were not measured, bool ``(z, y, x)``. They, those that a masked array hides, and
+            constant margins are looked at as if they were like their neighbours.
         progress: called with the number of steps done and of all steps, two for each section.
 
     Returns:
@@ -165,6 +169,8 @@ def inspect_stack(
     """
     _check(stack)
     shape = (int(stack.shape[0]), int(stack.shape[1]), int(stack.shape[2]))
+    unmeasured = unmeasured_in(stack, hidden)
+    stack = stack if unmeasured is None else filled(stack, unmeasured)
     sight = _Sight(stack)
     report = progress or (lambda done, total: None)
     looks = _first_look(sight, lambda done: report(done, 2 * shape[0]))

@@ -93,7 +93,7 @@ def forecast(parts: Parts) -> Forecast:
     blocks = list(parts.plan.blocks(parts.boxes[number]))
     block = blocks[len(blocks) // 2]
     seconds = min(
-        timed(parts.restorer.restore, sections[within(block.input, whole)], block)[1] for _ in range(2)
+        timed(parts.restorer.restore, sections.voxels[within(block.input, whole)], block)[1] for _ in range(2)
     )  # the first one warms up
     voxels = math.prod(parts.plan.output_zyx)
     fraction = math.prod(side.stop - side.start for side in block.output) / voxels

@@ -33,11 +33,11 @@ from emformer_hub.reconstruction.job import (
     record_path,
 )
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
-from emformer_hub.reconstruction.repair import Repair, choose_repair, with_nodata
+from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, with_defaults
 from emformer_hub.volumes import StoredArray, check_output, open_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
-from emformer_hub.volumes.unmeasured import Padding, framed
+from emformer_hub.volumes.padding import Padding, framed
 
 Progress = Callable[[float, int], None]
 """A function that is called with the number of finished blocks and the number of all blocks."""
@@ -61,7 +61,7 @@ def reconstruct_file(
 
     Args:
         stack: path or address of a stack, in any format of ``open_volume``, or the stack itself if it is open. Zarr,
-            HDF5 and uncompressed TIFF are never loaded as a whole.
+            HDF5 and TIFF are never loaded as a whole.
         output: path of the result; the suffix chooses the format, as for ``create_volume``. OME-Zarr is written as it
             is made. Any other format is written at the end from a hidden OME-Zarr, which takes up disk until then. The
             record of the run lies beside the output as ``.json``.
@@ -85,8 +85,7 @@ def reconstruct_file(
     begin = time.time()
     chosen = with_defaults(settings)
     stack, model, device = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"]), chosen["device"]
-    repair = choose_repair(stack.volume.data, chosen["repair"], stack.path)
-    repair = with_nodata(stack.volume.data, repair, chosen["nodata"])
+    repair = choose_repair(stack.volume, chosen["repair"], stack.path)
     chosen["model"], chosen["repair"] = model, repair
     job = make_job(stack, output, **chosen)
     begun = job.folder / "job.json"
@@ -114,6 +113,10 @@ def reconstruct_file(
             "seconds_now": time.time() - begin,
             "seconds": _seconds(parts, done.values()),
             "residual": _residual(done.values()),
+            "not_measured": {
+                what: sum(getattr(part, what) for part in done.values()) / math.prod(parts.plan.output_zyx)
+                for what in ("filled", "kept")
+            },
         }
         write_text(record, json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(job.folder)

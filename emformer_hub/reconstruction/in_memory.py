@@ -20,11 +20,13 @@ from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, make_plan
+from emformer_hub.reconstruction.gaps import Seen, hidden_and_kept, put_back, sections_of_planes
 from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
 from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
-from emformer_hub.volumes.unmeasured import Padding, framed, tissue
+from emformer_hub.volumes.padding import Padding, framed, tissue
+from emformer_hub.volumes.unmeasured import margin_value, margins, mask_of
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ class Reconstruction:
             passes; same shape, float32, intensity units of the input.
         geometry: how the sections of the input sample tissue.
         processor: processor of the weights, which holds the calibration of their uncertainty.
-        mask: voxels of the input that were predicted from their surroundings, bool ``(sections, y, x)``, if any.
+        mask: voxels of the input that were predicted from their surroundings, bool ``(sections, y, x)``, if any; those
+            of margins and of gaps that are too wide stayed as they were, with uncertainty 0.
         mode: what became of the noise of the sections.
     """
 
@@ -111,7 +114,9 @@ def reconstruct(
 
     Args:
         volume: ``(sections, y, x)``, 8-bit, 16-bit or float; may be memory-mapped. At least 4 sections. Constant
-            padding at its sides stays as it is, and does not count in its brightness and contrast.
+            padding at its sides, also of single sections, stays as it is, and does not count in its brightness and
+            contrast. Voxels that a masked array (``numpy.ma``) hides are predicted from their neighbours, in gaps of at
+            most 3 of 7 sections; within wider ones they stay as they are.
         factor: section spacing over output plane spacing, any real number from 1 to 16.
         model: name of a bundled model, a folder, a Hub id, or a loaded model. A loaded model moves to the device; its
             processor is read from where its weights came from, and is the default one if they were not loaded.
@@ -142,7 +147,6 @@ def reconstruct(
     volume = np.asanyarray(volume)
     check_stack(volume.shape, volume.dtype, "the volume")
     mask = None if mask is None else check_mask(mask, volume.shape)
-    check_volume(volume, "the volume", mask)
     padding = tissue(volume)
     if padding is not None:
         inside = reconstruct(
@@ -160,7 +164,10 @@ def reconstruct(
             mode=mode,
             progress=progress,
         )
-        return _within_padding(inside, padding, volume.shape[1:], mask)
+        return _within_padding(inside, padding, volume.shape[1:])
+    hidden, kept = _not_measured(volume, mask)
+    volume = np.ma.getdata(volume)
+    check_volume(volume, "the volume", hidden)
     geometry = SectionModel(factor, thickness, offset)
     if ensemble not in ENSEMBLES:
         raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
@@ -175,25 +182,27 @@ def reconstruct(
         network,
         processor,
         geometry,
-        processor.measure(volume, mask),
+        processor.measure(volume, hidden),
         ensemble,
         on,
         precision,
         mode,
     )
-    result = _restore_all(restorer, volume, plan, mask, progress)
-    return Reconstruction(*result, geometry, processor, mask, mode)
+    result = _restore_all(restorer, volume, plan, hidden, progress)
+    if kept is not None:
+        sections = sections_of_planes(geometry, slice(0, len(result[0])), len(volume) - 1)
+        put_back([*result], [None, 0.0], Seen(volume, None, kept), sections)
+        hidden = None if hidden is None else hidden & ~kept
+    return Reconstruction(*result, geometry, processor, hidden, mode)
 
 
-def _within_padding(
-    inside: Reconstruction, padding: Padding, shape_yx: tuple[int, ...], mask: np.ndarray | None
-) -> Reconstruction:
+def _within_padding(inside: Reconstruction, padding: Padding, shape_yx: tuple[int, ...]) -> Reconstruction:
     """The reconstruction of a stack, from that of the tissue within its constant padding."""
     return dataclasses.replace(
         inside,
         volume=framed(inside.volume, shape_yx, padding, padding.value)[:],
         uncertainty=framed(inside.uncertainty, shape_yx, padding, 0.0)[:],
-        mask=mask,
+        mask=None if inside.mask is None else framed(inside.mask, shape_yx, padding, False)[:],
     )
 
 
@@ -215,6 +224,18 @@ def _restore_all(
 
     with bar:
         return restorer.restore_all(volume, plan, mask, count)
+
+
+def _not_measured(volume: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Voxels that are not used, by a mask, a masked array or because they are a margin; and those that are kept."""
+    value = margin_value(volume)
+    margin = None if value is None else margins(volume, value)[:]
+    of_array = mask_of(volume)
+    if of_array is not None:
+        mask = of_array if mask is None else of_array | mask
+    elif margin is None:
+        return mask, None  # which has no wide gaps
+    return hidden_and_kept(mask, margin if margin is None or mask is None else margin & ~mask)
 
 
 def _loaded(model: str | EMformerModel) -> tuple[EMformerModel, EMformerProcessor]:

@@ -22,8 +22,9 @@ from emformer_hub.errors import InputError
 from emformer_hub.files import check_file, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
+from emformer_hub.reconstruction.gaps import Gaps
 from emformer_hub.reconstruction.memory import choose_tile
-from emformer_hub.reconstruction.repair import Repair, choose_repair, hidden_voxels, with_nodata
+from emformer_hub.reconstruction.repair import choose_repair
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
 from emformer_hub.volumes import check_volume
@@ -31,9 +32,9 @@ from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES, check_writable
+from emformer_hub.volumes.padding import tissue
 from emformer_hub.volumes.remote import absolute, is_url, plain_address
-from emformer_hub.volumes.unmeasured import tissue
-from emformer_hub.volumes.volume import check_plausible
+from emformer_hub.volumes.unmeasured import margin_value
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class Job:
         input: path or address of the stack.
         input_shape, input_dtype, input_modified: shape, dtype and time of change of the input, to notice that it was
             replaced.
-        reading: what is chosen of the input, as keyword arguments of ``open_volume``.
+        reading: what is chosen of the input, as keyword arguments of ``open_volume``; numbers as text, as JSON and
+            equality know no NaN.
         region: start and stop along z, y and x of the part of the input that is reconstructed.
         model, weights: name of the model, and fingerprint of its weights.
         factor, thickness, offset: how sections sample tissue.
@@ -65,6 +67,7 @@ class Job:
         confidence, confident: probability, and path of the mask of the voxels that are right with it.
         padding: value of all voxels outside of the region, which are put around the result; ``None`` where the region
             was chosen, or is everything.
+        margin: value of constant margins within the region, which stay as they are; ``None`` if there are none.
         ome_zarr: version of OME-Zarr.
         version: version of this package.
     """
@@ -95,6 +98,7 @@ class Job:
     confidence: float | None
     confident: str | None
     padding: float | None
+    margin: float | None
     ome_zarr: str
     version: str
 
@@ -116,6 +120,11 @@ class Job:
     def save(self, path: Path) -> None:
         """Write the job as JSON, whole or not at all."""
         write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Keyword arguments of ``open_volume``, as they were given."""
+        return {name: float(value) if name == "nodata" else value for name, value in self.reading}
 
     @property
     def geometry(self) -> SectionModel:
@@ -198,12 +207,11 @@ def make_job(
     check_mode(chosen["mode"])
     stack, model = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"])
     path, data = stack.path, stack.volume.data
-    check_plausible(size, path)
     check_stack(data.shape, data.dtype, path)
     region = chosen["region"] or (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
     check_region(region, data.shape, path)
-    padding = tissue(data)
-    if padding is not None and chosen["region"] is None:
+    padding = tissue(data) if chosen["region"] is None else None
+    if padding is not None:
         region = (region[0], padding.rows, padding.columns)
         log.warning(
             "%s: beyond rows %d:%d and columns %d:%d every voxel is %g; this padding stays as it is.",
@@ -214,11 +222,13 @@ def make_job(
             padding.columns.stop,
             padding.value,
         )
+    inside = data if padding is None else padding.crop(data)
+    margin = margin_value(inside)
+    if margin is not None:
+        log.warning("%s: its sections have margins of %g, which stay as they are.", path, margin)
     part = path if chosen["region"] is None else f"the region of {path}"
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
-    repair = choose_repair(data, chosen["repair"], path)
-    if not isinstance(chosen["repair"], Repair):
-        repair = with_nodata(data, repair, chosen["nodata"])
+    repair = choose_repair(stack.volume, chosen["repair"], path)
     repair.check(region)
     z, y, x = region
     tile = chosen["tile_zyx"] or choose_tile(
@@ -230,18 +240,24 @@ def make_job(
         workers=chosen["workers"],
         voxel_bytes=data.dtype.itemsize,
     )
+    gaps = Gaps(stack.volume.hidden, margin, repair)
     for file, dtype in ((output, data.dtype), (chosen["uncertainty"], np.dtype(np.float32))):
         if file is not None:
             check_writable(file, dtype)
-    whole = check_mask(repair.sections(len(data)), data.shape) if repair.whole else None
+    if repair.whole:
+        check_mask(repair.sections(len(data)), data.shape)
     if isinstance(data, np.ndarray):  # others are checked part by part, as they are read
-        check_volume(data[region], part, repair.mask(region))
+        check_volume(np.ma.getdata(data[region]), part, gaps.mask(data, region))
     if confidence is not None:
         model.processor.interval(confidence, geometry, mode=chosen["mode"])  # says what is wrong with it
-    inside, shown = data, whole if chosen["nodata"] is None else hidden_voxels(repair, data.shape)
+    everything = (slice(0, data.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2]))
     if padding is not None:
-        inside, shown = padding.crop(data), None if shown is None else padding.crop(shown)
-    statistics = model.processor.measure(inside, shown)
+        everything = (everything[0], padding.rows, padding.columns)
+    try:
+        statistics = model.processor.measure(inside, gaps.mask(data, everything))
+    except InputError:
+        check_volume(inside, path, gaps.mask(data, everything))  # says where it is that nothing was measured
+        raise
     first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)
@@ -250,7 +266,7 @@ def make_job(
         input_shape=data.shape,
         input_dtype=str(data.dtype),
         input_modified=None if is_url(path) else _modified(split_address(Path(plain_address(path)))[0]),
-        reading=tuple(sorted(stack.reading.items())),
+        reading=tuple(sorted((name, _plain(name, value)) for name, value in stack.reading.items())),
         region=((z.start, z.stop), (y.start, y.stop), (x.start, x.stop)),
         model=str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name,
         weights=model.fingerprint,
@@ -271,10 +287,16 @@ def make_job(
         mode=chosen["mode"],
         precision=dtype_name(choose_precision(chosen["precision"], choose_device(chosen["device"]))),
         tile_zyx=tile,
-        padding=None if padding is None or chosen["region"] is not None else padding.value,
+        padding=None if padding is None else padding.value,
+        margin=margin,
         ome_zarr=chosen["ome_zarr"],
         version=importlib.metadata.version("emformer-hub"),
     )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A keyword argument of ``open_volume`` as JSON knows it, good in any folder."""
+    return absolute(value) if name == "mask" else str(float(value)) if name == "nodata" else value
 
 
 @overload

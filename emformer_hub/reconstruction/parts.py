@@ -18,6 +18,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
 from emformer_hub.reconstruction.blocks import Block, Plan, make_plan
+from emformer_hub.reconstruction.gaps import Gaps, Seen, put_back, sections_of_planes
 from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, partial_output
 from emformer_hub.reconstruction.repair import Repair
 from emformer_hub.reconstruction.restorer import Restorer
@@ -48,6 +49,7 @@ class Made(NamedTuple):
         read, compute, write: seconds that reading, computing and writing took.
         squares, compared, furthest: sum of squares, number and maximum of the differences between measured voxels and
             sections cut from the part, in grey levels.
+        filled, kept: numbers of output voxels of which nothing was measured: predicted ones, and those that stayed.
     """
 
     number: int
@@ -57,6 +59,8 @@ class Made(NamedTuple):
     squares: float = 0.0
     compared: float = 0.0
     furthest: float = 0.0
+    filled: float = 0.0
+    kept: float = 0.0
 
 
 Scheduler = Callable[[Job, list[int], str | None], Iterable[Made]]
@@ -81,7 +85,8 @@ class Parts:
         self, job: Job, device: str | None = None, *, stack: OpenStack | None = None, model: ModelOnce | None = None
     ):
         self.job = job
-        self.stack = OpenStack.of(stack or job.input, dict(job.reading)).volume.data
+        self.volume = OpenStack.of(stack or job.input, job.chosen).volume
+        self.stack = self.volume.data
         if (self.stack.shape, str(self.stack.dtype)) != (job.input_shape, job.input_dtype):
             raise InputError(
                 f"{job.input} is {self.stack.shape} {self.stack.dtype}; the run began on {job.input_shape} "
@@ -105,9 +110,10 @@ class Parts:
         self.plan: Plan = make_plan((z, y, x), job.geometry, model.network.config, job.tile_zyx)
 
     @cached_property
-    def repair(self) -> Repair:
-        """The sections that are predicted from their neighbours."""
-        return Repair.load(self.job.repair, self.job.folder / DAMAGE)
+    def gaps(self) -> Gaps:
+        """Where the stack is not to be believed."""
+        repair = Repair.load(self.job.repair, self.job.folder / DAMAGE)
+        return Gaps(self.volume.hidden, self.job.margin, repair)
 
     @cached_property
     def writers(self) -> list[OMEZarrWriter]:
@@ -143,21 +149,21 @@ class Parts:
             number -= len(inside)
         raise IndexError(number)
 
-    def read(self, number: int) -> np.ndarray:
+    def read(self, number: int) -> Seen:
         """Read the voxels of the input that a part is computed from.
 
         Raises:
             InputError: they cannot be read, or some are NaN or infinite.
         """
         z, y, x = self._of_input(self.plan.input_box(self.boxes[number]))
-        sections = np.asarray(self.stack[z, y, x])
-        found = not_measured(sections, self.repair.mask((z, y, x)))
+        seen = self.gaps.see(self.stack, (z, y, x), slice(*self.job.region[0]))
+        found = not_measured(seen.voxels, seen.hidden)
         if found is not None:
             broken, value = found
-            place = np.unravel_index(int(broken.argmax()), sections.shape)
+            place = np.unravel_index(int(broken.argmax()), broken.shape)
             where = (f"{axis}={part.start + at}" for axis, part, at in zip("zyx", (z, y, x), place, strict=True))
             raise unmeasured(self.job.input, value, ", ".join(where))
-        return sections
+        return seen
 
     def _of_input(self, box: Box) -> Box:
         """A box of the region in coordinates of the whole input."""
@@ -172,23 +178,41 @@ class Parts:
         level, box = self.place(number)
         return 0 if level else self.plan.num_blocks(box)
 
-    def make(
-        self, number: int, sections: np.ndarray, tick: Callable[[float], None] = lambda blocks: None
-    ) -> list[np.ndarray]:
+    def make(self, number: int, seen: Seen, tick: Callable[[float], None] = lambda blocks: None) -> list[np.ndarray]:
         """Compute a part of each output from its input voxels; ``tick`` is called with each advance, in blocks."""
         box, whole = self.boxes[number], self.plan.input_box(self.boxes[number])
         parts = [np.empty([part.stop - part.start for part in box], dtype) for dtype in self.job.dtypes]
+        sections, inside_yx = self._sections(number), self._rows_and_columns(number)
+        kept = None if seen.kept is None else seen.kept[:, *inside_yx]
         for block in self.plan.blocks(box):
-            mask = self.repair.mask(self._of_input(block.input))
-            inside = sections[within(block.input, whole)]
-            restored = list(self.restorer.restore(inside, block, mask, advances(tick)))
+            planes, *place = within(block.output, box)
+            if kept is not None and kept[sections[planes]][:, *place].all():
+                tick(1)
+                continue
+            inside = within(block.input, whole)
+            mask = None if seen.hidden is None else seen.hidden[inside]
+            restored = list(self.restorer.restore(seen.voxels[inside], block, mask, advances(tick)))
             if self.job.confidence is not None:
                 restored.append(self._confident(restored[1], block, mask))
             if self.job.uncertainty is None:
                 del restored[1]
             for part, voxels in zip(parts, restored, strict=True):
                 part[within(block.output, box)] = voxels
+        values = {self.job.uncertainty: 0.0, self.job.confident: 1.0}
+        whole_planes = Seen(seen.voxels[:, *inside_yx], None, kept)
+        put_back(parts, [values.get(str(path)) for path in self.job.outputs], whole_planes, sections)
         return parts
+
+    def _rows_and_columns(self, number: int) -> tuple[slice, slice]:
+        """Rows and columns of a part within what it is computed from."""
+        box = self.boxes[number]
+        _, y, x = within((slice(0, 0), *box[1:]), (slice(0, 0), *self.plan.input_box(box)[1:]))
+        return y, x
+
+    def _sections(self, number: int) -> np.ndarray:
+        """The section that each plane of a part belongs to, counted from the first that it is computed from."""
+        planes, seen = self.boxes[number][0], self.plan.input_box(self.boxes[number])[0]
+        return sections_of_planes(self.job.geometry, planes, seen.stop - 1) - seen.start
 
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
         """Mask of the voxels of a block within ``TOLERANCE`` of the truth with the job's probability."""
@@ -202,10 +226,19 @@ class Parts:
         width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.input.start)
         return width <= TOLERANCE * self.job.std
 
-    def residual(self, number: int, sections: np.ndarray, volume: np.ndarray) -> tuple[float, float, float]:
+    def judge(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, ...]:
+        """What is known of a part: its residual, and how many of its voxels were predicted, and kept."""
+        inside_yx, sections = self._rows_and_columns(number), self._sections(number)
+        counts = (
+            0 if mask is None else int(mask[:, *inside_yx].sum(axis=(1, 2))[sections].sum())
+            for mask in (seen.filled, seen.kept)
+        )
+        return (*self.residual(number, seen, volume), *counts)
+
+    def residual(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, float, float]:
         """Sum of squares, number and maximum of the differences between measured sections and those cut from a part.
 
-        Sections that extend beyond the part are left out, and so are repaired voxels.
+        Sections that extend beyond the part are left out, and so are voxels that were not measured.
         """
         box, geometry = self.boxes[number], self.job.geometry
         first, last = (
@@ -221,10 +254,9 @@ class Parts:
             kind = np.float64 if volume.dtype == np.float64 else np.float32
             planes = volume[begin + used[0] : begin + used[-1] + 1].astype(kind)
             cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(kind), planes, axes=1)
-            inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box[1:], whole[1:], strict=True))
-            measured = sections[(section - whole[0].start, *inside)]
-            mask = self.repair.mask(self._of_input((slice(section, section + 1, 1), *box[1:])))
-            apart = np.abs(cut - measured) if mask is None else np.abs(cut - measured)[~mask[0]]
+            place = (section - whole[0].start, *self._rows_and_columns(number))
+            apart = np.abs(cut - seen.voxels[place])
+            apart = apart if seen.hidden is None else apart[~seen.hidden[place]]
             squares += float(np.square(apart, dtype=np.float64).sum())
             compared += apart.size
             furthest = max(furthest, float(apart.max(initial=0.0)))
@@ -247,10 +279,10 @@ class Parts:
         if number >= len(self.boxes):
             _, seconds = timed(self.coarsen, number)
             return Made(number, 0.0, 0.0, seconds)
-        sections, read = timed(self.read, number)
-        outputs, compute = timed(self.make, number, sections)
+        seen, read = timed(self.read, number)
+        outputs, compute = timed(self.make, number, seen)
         _, write = timed(self.write, number, outputs)
-        return Made(number, read, compute, write, *self.residual(number, sections, outputs[0]))
+        return Made(number, read, compute, write, *self.judge(number, seen, outputs[0]))
 
 
 _at_work: dict[Job, Parts] = {}
@@ -304,11 +336,11 @@ def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[float], None])
         ahead = [reader.submit(timed, parts.read, number) for number in numbers[:1]]
         behind: list[tuple[Made, Future[tuple[None, float]]]] = []
         for place, number in enumerate(numbers, start=1):
-            sections, read = ahead.pop().result()
+            seen, read = ahead.pop().result()
             ahead += [reader.submit(timed, parts.read, following) for following in numbers[place : place + 1]]
-            outputs, compute = timed(parts.make, number, sections, tick)
+            outputs, compute = timed(parts.make, number, seen, tick)
             yield from map(_written, behind)
-            part = Made(number, read, compute, 0.0, *parts.residual(number, sections, outputs[0]))
+            part = Made(number, read, compute, 0.0, *parts.judge(number, seen, outputs[0]))
             behind = [(part, writer.submit(timed, parts.write, number, outputs))]
         yield from map(_written, behind)
 

@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD, check_mask
-from emformer_hub.volumes.stored import StoredArray
+from emformer_hub.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -119,11 +118,11 @@ def parse_sections(text: str) -> list[int]:
     return sorted(set(numbers))
 
 
-def choose_repair(stack: Any, chosen: str | Sequence[int] | Repair, name: str) -> Repair:
+def choose_repair(stack: Volume[Any], chosen: str | Sequence[int] | Repair, name: str) -> Repair:
     """Choose the voxels of a stack to replace.
 
     Args:
-        stack: the stack, ``(sections, y, x)``.
+        stack: the stack.
         chosen: ``"none"``; ``"auto"``, what :func:`~emformer_hub.inspect_stack` flags as missing, duplicate, unlike its
             neighbours or blurred beyond use, and in places what it flags as damaged; numbers of sections; or a
             repair, which is returned.
@@ -136,9 +135,9 @@ def choose_repair(stack: Any, chosen: str | Sequence[int] | Repair, name: str) -
     if isinstance(chosen, Repair):
         return chosen
     if not isinstance(chosen, str):
-        beyond = [z for z in chosen if not 0 <= z < len(stack)]
+        beyond = [z for z in chosen if not 0 <= z < len(stack.data)]
         if beyond:
-            raise InputError(f"section {beyond[0]} is not there; {name} has sections 0 to {len(stack) - 1}.")
+            raise InputError(f"section {beyond[0]} is not there; {name} has sections 0 to {len(stack.data) - 1}.")
         return Repair(dict.fromkeys(chosen, "named"))
     if chosen == "none":
         return Repair()
@@ -146,7 +145,7 @@ def choose_repair(stack: Any, chosen: str | Sequence[int] | Repair, name: str) -
         return choose_repair(stack, parse_sections(chosen), name)
     from emformer_hub.inspection.sections import inspect_stack
 
-    inspection = inspect_stack(stack)
+    inspection = inspect_stack(stack.data, hidden=stack.hidden)
     for remark in inspection.stack.remarks:
         log.warning("%s: %s", name, remark)
     reasons, damage = {}, {}
@@ -158,39 +157,3 @@ def choose_repair(stack: Any, chosen: str | Sequence[int] | Repair, name: str) -
         elif z in inspection.flagged:
             reasons[z] = why
     return Repair(reasons, damage)
-
-
-def with_nodata(stack: Any, repair: Repair, value: float | None) -> Repair:
-    """Add the voxels that hold a mark of no data to those that are replaced.
-
-    Args:
-        stack: the stack, ``(sections, y, x)``; all of it is read.
-        repair: what else is replaced.
-        value: the mark, which may be NaN; ``None`` for none.
-    """
-    if value is None:
-        return repair
-    reasons, damage = dict(repair.reasons), dict(repair.damage)
-    mark = np.asarray(value).astype(stack.dtype)
-    for z in range(len(stack)):
-        section = np.asarray(stack[z])
-        hidden = np.isnan(section) if np.isnan(value) else section == mark
-        if z in repair.whole or not hidden.any():
-            continue
-        reasons[z] = ", ".join(filter(None, [reasons.get(z), f"{value:g} stands for no data"]))
-        damage[z] = hidden | damage.get(z, False)
-        if damage[z].all():
-            del damage[z]
-    return Repair(reasons, damage)
-
-
-def hidden_voxels(repair: Repair, shape_zyx: tuple[int, int, int]) -> StoredArray:
-    """Mask of the voxels that are replaced, bool ``(sections, y, x)``, made box by box."""
-    return StoredArray(shape_zyx, np.dtype(bool), (1, *shape_zyx[1:]), partial(_read_hidden, repair))
-
-
-def _read_hidden(repair: Repair, box: Box) -> np.ndarray:
-    mask = repair.mask(box)
-    if mask is None:
-        mask = np.zeros([part.stop - part.start for part in box], bool)
-    return mask[tuple(slice(None, None, part.step) for part in box)]

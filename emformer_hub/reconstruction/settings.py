@@ -107,7 +107,9 @@ class FileSettings(Settings, total=False):
     """Keyword arguments of :func:`~emformer_hub.reconstruct_file`, beyond those of :class:`Settings`.
 
     Keys:
-        reading: keyword arguments of :func:`~emformer_hub.open_volume` that choose axes, channel and the like.
+        reading: keyword arguments of :func:`~emformer_hub.open_volume` that choose axes, channel and the like. Voxels
+            that its ``nodata`` and ``mask`` hide are predicted from their neighbours, in gaps of at most 3 of 7
+            sections; within wider ones they stay as they are, and so do constant margins.
         uncertainty: path of an additional output, in any of the formats: the standard deviation of each voxel's error.
         confidence: probability from 0 to 0.99. Adds an output beside the main one, ``.confident``, uint8: 1 where the
             error is below half a standard deviation of the stack's intensities with this probability, else 0.
@@ -116,7 +118,6 @@ class FileSettings(Settings, total=False):
         repair: ``"none"``; ``"auto"``, the sections that an inspection flags; numbers of sections, from 0; or a
             :class:`~emformer_hub.reconstruction.repair.Repair`. These sections are predicted from their neighbours
             in the same pass, and the record lists them. No other voxel of the input is replaced.
-        nodata: value of voxels that were not measured; they are predicted as those of ``repair`` are.
         mode: what becomes of the noise of the sections. ``"clean"`` leaves it out; ``"faithful"`` keeps it, so that
             averaging the planes gives the measured sections, but for rounding. The record says in either case how far
             sections cut from the output are from the measured ones.
@@ -134,7 +135,6 @@ class FileSettings(Settings, total=False):
     confidence: float | None
     region: Box | None
     repair: str | Sequence[int] | Repair
-    nodata: float | None
     mode: Mode
     precision: str
     tile_zyx: tuple[int, int, int] | None
@@ -154,7 +154,6 @@ DEFAULTS: dict[str, Any] = {
     "confidence": None,
     "region": None,
     "repair": "none",
-    "nodata": None,
     "mode": DEFAULT_MODE,
     "precision": "auto",
     "tile_zyx": None,

@@ -24,6 +24,8 @@ from emformer_hub.errors import InputError
 )
 @click.option("--licence", metavar="SPDX", help="Of the volumes: what follows for the weights stands on their page.")
 @click.option("--sections", metavar="A:B", help="Only sections A to B - 1 of each volume, counted from 0.")
+@click.option("--nodata", type=float, metavar="V", help="Value of voxels that were not measured; nan too.")
+@click.option("--mask", metavar="FILE", help="Volume of the same shape, not 0 where there is something to learn from.")
 @click.option("--output-dir", type=click.Path(path_type=Path), required=True, help="Folder of the run and its weights.")
 @click.option("--base", help="Weights to adapt: bundled name, folder or Hub id.  [default: emformer-small]")
 @click.option("--method", help="lora, dora, head or full: an adapter, the decoder, or all weights.  [default: lora]")
@@ -48,6 +50,8 @@ def command(
     voxel_size: str | None,
     licence: str | None,
     sections: str | None,
+    nodata: float | None,
+    mask: str | None,
     output_dir: Path,
     method: str | None,
     recipe: str | None,
@@ -64,8 +68,11 @@ def command(
     """Adapt an EMformer to a stack by self-supervision, or train one as a recipe says."""
     if minutes is not None and steps is not None:
         raise click.UsageError("--minutes and --steps exclude each other.")
-    if (voxel_size or sections or licence) and not volumes:
-        raise click.UsageError("--voxel-size, --sections and --licence describe --volume, of which there is none.")
+    described = {"voxel_size": voxel_size, "sections": sections, "licence": licence, "nodata": nodata, "mask": mask}
+    if not volumes and any(value is not None for value in described.values()):
+        raise click.UsageError(
+            "--voxel-size, --sections, --licence, --nodata and --mask describe --volume, of which there is none."
+        )
     logging.basicConfig(format="%(message)s")
     logging.getLogger("emformer_hub").setLevel(logging.INFO)
     from emformer_hub.hub.push import check_publishable, push
@@ -74,8 +81,7 @@ def command(
     from emformer_hub.training.recipe import Recipe
     from emformer_hub.training.report import check_licence
 
-    told = {"voxel_size": voxel_size, "sections": sections, "licence": licence}
-    entries = [{"path": path, **told} for path in volumes] or None
+    entries = [{"path": path, **described} for path in volumes] or None
     sampling: dict[str, Any] = {"factors": factors} if factors else {}
     sampling |= {} if thickness is None else {"thickness": thickness}
     try:

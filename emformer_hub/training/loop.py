@@ -39,6 +39,8 @@ from emformer_hub.training.trainee import Trainee, trained_weights
 from emformer_hub.training.validation import error_quantiles
 from emformer_hub.volumes import open_volume
 from emformer_hub.volumes.remote import is_url
+from emformer_hub.volumes.stored import cropped
+from emformer_hub.volumes.unmeasured import measured_box, unmeasured_in
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,8 @@ def load_volumes(
     """
     volumes = []
     for entry in recipe.volumes:
-        volume = open_volume(entry.path if is_url(entry.path) else data_root / entry.path)
+        path, mask = (one if is_url(one) else data_root / one for one in (entry.path, entry.mask or ""))
+        volume = open_volume(path, nodata=entry.nodata, mask=mask if entry.mask else None)
         voxel_size = VoxelSize.parse(entry.voxel_size) if entry.voxel_size else volume.voxel_size
         if voxel_size is None:
             raise InputError(
@@ -88,8 +91,15 @@ def load_volumes(
                 f"{entry.path}: z is finer than y and x in the voxel size {voxel_size}; expected sections at least as "
                 f"far apart as pixels. Voxel sizes are given as Z,Y,X; is the order right?"
             )
-        data = volume.data[parse_sections(entry, volume.data.shape[0])] if entry.sections else volume.data
-        statistics = processor.measure(data)
+        data, unmeasured = volume.data, unmeasured_in(volume.data, volume.hidden)
+        used = parse_sections(entry, len(data)) if entry.sections else slice(0, len(data))
+        box = (used, slice(0, data.shape[1]), slice(0, data.shape[2]))
+        statistics = processor.measure(cropped(data, box), None if unmeasured is None else cropped(unmeasured, box))
+        if unmeasured is not None:
+            box = measured_box(unmeasured, box)
+            part = ",".join(f"{side.start}:{side.stop}" for side in box)
+            logger.warning("%s: it was measured throughout in %s (z, y, x); training uses this part.", entry.path, part)
+        data = volume.data[box] if entry.sections else cropped(volume.data, box)
         if check_alignment and entry.aligned and (note := alignment_note(data)):
             logger.warning("%s: %s Or mark it `aligned: false`, so that clips are single sections.", entry.path, note)
         name = Path(entry.path).name

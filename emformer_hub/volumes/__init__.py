@@ -9,18 +9,32 @@ lengths are nm. Voxel sizes are read, never guessed.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.files import replacing
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import arrays, foreign, hdf5, mrc, n5_precomputed, slices, tiff, zarr_reading
+from emformer_hub.volumes import (
+    arrays,
+    bigdataviewer,
+    dm,
+    foreign,
+    hdf5,
+    mrc,
+    n5_precomputed,
+    slices,
+    tiff,
+    webknossos,
+    zarr_reading,
+)
 from emformer_hub.volumes.axes import Choice
 from emformer_hub.volumes.boxes import boxes
 from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
@@ -35,6 +49,7 @@ from emformer_hub.volumes.output import (
 )
 from emformer_hub.volumes.remote import Remote, is_url, plain_address
 from emformer_hub.volumes.stored import StoredArray
+from emformer_hub.volumes.unmeasured import hidden_voxels
 from emformer_hub.volumes.volume import Volume
 from emformer_hub.volumes.writer import VolumeWriter
 
@@ -49,8 +64,11 @@ __all__ = [
     "create_volume",
     "open_volume",
     "read_volume",
+    "with_hidden",
     "write_volume",
 ]
+
+Voxels = TypeVar("Voxels", bound=np.ndarray | StoredArray)
 
 _CREATE: dict[str, Callable[..., VolumeWriter]] = {
     suffix: create
@@ -74,6 +92,8 @@ def read_volume(
     time: int | None = None,
     series: str | None = None,
     pattern: str | None = None,
+    nodata: float | None = None,
+    mask: str | os.PathLike[str] | None = None,
 ) -> Volume[np.ndarray]:
     """Read a volume and the voxel size that its file states.
 
@@ -91,16 +111,21 @@ def read_volume(
         time: which time point, from 0.
         series: which image, dataset or array of a file or folder that holds several, by number or name.
         pattern: which files of a folder are sections, such as ``"s_*.tif"``.
+        nodata: value of voxels that were not measured, which may be NaN; ``hidden`` of the volume says where they are.
+        mask: a volume of the same shape, or one section for all, in any of the formats: nonzero where there is
+            something to look at; ``hidden`` holds the others.
 
     Returns:
         The volume, data ``(z, y, x)``; ``voxel_size`` is ``None`` if z, y or x is missing or in an unknown unit.
 
     Raises:
-        InputError: the path is missing, unreadable, truncated, or does not hold one grey-value stack.
+        InputError: the path is missing, unreadable, truncated, or does not hold one grey-value stack; or the mask is
+            of another shape.
     """
-    volume = open_volume(path, axes=axes, channel=channel, time=time, series=series, pattern=pattern)
+    volume = _opened(path, Choice(axes, channel, time, series, pattern, nodata))
     data = volume.data[:] if isinstance(volume.data, StoredArray) else volume.data
-    return Volume(data, volume.voxel_size, volume.source, volume.translation_nm, volume.lateral_nm, volume.hint)
+    loaded = Volume(data, volume.voxel_size, volume.source, volume.translation_nm, volume.lateral_nm, volume.hint)
+    return with_hidden(loaded, path, nodata, mask)
 
 
 def open_volume(
@@ -111,13 +136,29 @@ def open_volume(
     time: int | None = None,
     series: str | None = None,
     pattern: str | None = None,
+    nodata: float | None = None,
+    mask: str | os.PathLike[str] | None = None,
 ) -> Volume[np.ndarray | StoredArray]:
     """As ``read_volume``, for volumes that may be larger than memory: voxels stay on disk until ``data`` is sliced.
 
-    That holds for Zarr, HDF5, MRC, folders of sections, and TIFF that is uncompressed and contiguous. Other TIFF cannot
-    be sliced on disk and is loaded. Voxels that turn out to be damaged raise ``InputError`` when they are sliced.
+    ``docs/formats.md`` says which formats that holds for; compressed TIFF and folders of sections are decoded as they
+    are sliced. Voxels that turn out to be damaged raise ``InputError`` then.
     """
-    choice = Choice(axes, channel, time, series, pattern)
+    return with_hidden(_opened(path, Choice(axes, channel, time, series, pattern, nodata)), path, nodata, mask)
+
+
+def with_hidden(
+    volume: Volume[Voxels],
+    path: str | os.PathLike[str],
+    nodata: float | None = None,
+    mask: str | os.PathLike[str] | None = None,
+) -> Volume[Voxels]:
+    """The volume that was read from a path, with the voxels hidden that hold a mark or lie outside of a mask."""
+    measured = None if mask is None else _opened(mask, Choice()).data
+    return dataclasses.replace(volume, hidden=hidden_voxels(volume.data, str(path), nodata, measured))
+
+
+def _opened(path: str | os.PathLike[str], choice: Choice) -> Volume[np.ndarray | StoredArray]:
     path = plain_address(path)
     if is_url(path):
         return _open_folder(Remote(os.fspath(path)), choice)
@@ -130,7 +171,7 @@ def open_volume(
             f"{path} does not exist; expected a TIFF stack, a folder of sections, an OME-Zarr, HDF5, or MRC. "
             f"Is the path right?"
         )
-    if pattern is not None:
+    if choice.pattern is not None:
         raise InputError(f"{path} is a file; --pattern chooses files of a folder. Leave it out.")
     if not file.is_file():
         raise InputError(
@@ -142,6 +183,10 @@ def open_volume(
         return tiff.open_volume(file, choice)
     if mrc.is_mrc(file):
         return mrc.open_volume(file, choice)
+    if dm.is_dm(file):
+        return dm.open_volume(file, choice)
+    if bigdataviewer.is_bigdataviewer(file):
+        return bigdataviewer.open_volume(file, choice)
     kind = arrays.kind_of(file)
     if kind is not None:
         return arrays.open_volume(file, kind, choice)
@@ -158,6 +203,8 @@ def _open_folder(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
             f"{place} is not an OME-Zarr, Zarr array, N5 or precomputed image, or does not exist. Is the address "
             f"right? Other formats are read from this machine only: download the file first."
         )
+    if webknossos.is_webknossos(place):
+        return webknossos.open_volume(place, choice)
     other = foreign.named_folder(place)
     if other is not None:
         raise other

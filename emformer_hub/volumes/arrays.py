@@ -1,8 +1,9 @@
-"""Volumes of other fields: NumPy's .npy, NRRD (extra ``nrrd``) and NIfTI (extra ``nifti``). Read only."""
+"""Volumes of other fields: NumPy's .npy, NRRD (extra ``nrrd``), NIfTI (``nifti``), MetaImage (``itk``). Read only."""
 
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Stated, Volume, stated_voxel_size, zyx_nanometres
 
-NPY, NRRD, NIFTI = (".npy",), (".nrrd", ".nhdr"), (".nii", ".nii.gz")
-_READ_ERRORS = (ValueError, OSError, EOFError, KeyError, IndexError, TypeError, StopIteration, zlib.error)
+NPY, NRRD, NIFTI, METAIMAGE = (".npy",), (".nrrd", ".nhdr"), (".nii", ".nii.gz"), (".mha", ".mhd")
+_READ_ERRORS = (ValueError, RuntimeError, OSError, EOFError, KeyError, IndexError, TypeError, StopIteration, zlib.error)
 _TIME, _CHANNEL = ("time",), ("list", "vector", "point", "complex", "scalar")
 """Kinds of axes of NRRD; those of colours begin with "RGB", "HSV" or "XYZ"."""
 
 
 def kind_of(path: Path) -> str | None:
-    """``"npy"``, ``"nrrd"`` or ``"nifti"``, by content or else by suffix; ``None`` for another file."""
+    """``"npy"``, ``"nrrd"``, ``"metaimage"`` or ``"nifti"``, by content or else by suffix; ``None`` for others."""
     with path.open("rb") as file:
         beginning = file.read(348)
     name = path.name.lower()
@@ -29,11 +30,13 @@ def kind_of(path: Path) -> str | None:
         return "npy"
     if beginning.startswith(b"NRRD") or name.endswith(NRRD):
         return "nrrd"
+    if beginning.startswith((b"ObjectType", b"NDims")) or name.endswith(METAIMAGE):
+        return "metaimage"
     return "nifti" if beginning[344:348] in (b"n+1\0", b"n+2\0", b"ni1\0") or name.endswith(NIFTI) else None
 
 
 def open_volume(path: Path, kind: str, choice: Choice = NOTHING_CHOSEN) -> Volume[np.ndarray | StoredArray]:
-    """Open an array of one of these kinds; .npy and uncompressed NIfTI stay on disk.
+    """Open an array of one of these kinds; .npy, MetaImage and uncompressed NIfTI stay on disk.
 
     A .npy states neither axes nor lengths. NRRD and NIfTI list their axes from the fastest on, x first; lengths are
     read where their unit is stated.
@@ -44,6 +47,8 @@ def open_volume(path: Path, kind: str, choice: Choice = NOTHING_CHOSEN) -> Volum
     try:
         if kind == "npy":
             return _npy(path, choice)
+        if kind == "metaimage":
+            return _metaimage(path, choice)
         return _nrrd(path, choice) if kind == "nrrd" else _nifti(path, choice)
     except InputError:
         raise
@@ -56,12 +61,13 @@ def open_volume(path: Path, kind: str, choice: Choice = NOTHING_CHOSEN) -> Volum
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
-    name = {"npy": "a NumPy array (.npy)", "nrrd": "NRRD", "nifti": "NIfTI"}[kind]
+    names = {"npy": "a NumPy array (.npy)", "nrrd": "NRRD", "nifti": "NIfTI", "metaimage": "MetaImage"}
+    said = str(error).strip().rpartition("\n")[2]
     return not_read(
         path,
         error,
-        f"{path} cannot be read as {name} ({error}). Was it copied completely? Otherwise open it in the program that "
-        f"wrote it, or in Fiji, and save it as TIFF.",
+        f"{path} cannot be read as {names[kind]} ({said}). Was it copied completely? Otherwise open it in the program "
+        f"that wrote it, or in Fiji, and save it as TIFF.",
     )
 
 
@@ -142,3 +148,47 @@ def _nifti(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
     place = zyx_nanometres([float(one) for one in image.affine[2::-1, 3]], [unit] * 3) if size else None
     stated = Stated(size, "NIfTI header" if size else "", place if place and any(place) else None, None, hint)
     return Volume(_native(layout.take(voxels.T)), *stated)
+
+
+def _metaimage(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
+    """Its spacings have no unit: ITK takes them for millimetres, and microscopists for what they like."""
+    itk = import_extra("SimpleITK", "itk", f"{path} is MetaImage")
+    reader = _metaimage_reader(itk, path)
+    shape = tuple(int(side) for side in reader.GetSize()[::-1])
+    names = ["t", "z", "y", "x"][-len(shape) :]
+    channels = int(reader.GetNumberOfComponents())
+    if channels > 1:
+        shape, names = (*shape, channels), [*names, "c"]
+    layout = lay_out(shape, names, str(path), choice)
+    pixel = itk.GetArrayViewFromImage(itk.Image([1] * reader.GetDimension(), reader.GetPixelID(), channels)).dtype
+    check_dtype(pixel, str(path))
+    read = partial(_read_metaimage, path, channels > 1)
+    data = layout.stored(pixel, [1] * (len(shape) - 2 - (channels > 1)) + [*shape[-2 - (channels > 1) :]], read)
+    spacings = [*reader.GetSpacing()[::-1], *[1.0] * (channels > 1)]
+    listed = ",".join(f"{length:g}" for length in layout.zyx(spacings))
+    return Volume(data, *Stated(hint=f"its spacing is {listed} (z,y,x) without a unit"))
+
+
+def _metaimage_reader(itk: Any, path: Path) -> Any:
+    reader = itk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
+
+
+def _read_metaimage(path: Path, channels: bool, index: tuple[slice | int, ...]) -> np.ndarray:
+    import SimpleITK as itk
+
+    box = index[:-1] if channels else index
+    starts = [part if isinstance(part, int) else part.start for part in box]
+    sides = [1 if isinstance(part, int) else part.stop - part.start for part in box]
+    steps = [slice(None, None, part.step) if isinstance(part, slice) else 0 for part in box]
+    try:
+        reader = _metaimage_reader(itk, path)
+        reader.SetExtractIndex(starts[::-1])
+        reader.SetExtractSize(sides[::-1])
+        voxels = itk.GetArrayFromImage(reader.Execute())
+    except _READ_ERRORS as error:
+        raise _unreadable(path, "metaimage", error) from error
+    return np.ascontiguousarray(voxels[(*steps, *index[len(box) :])])

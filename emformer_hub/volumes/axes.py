@@ -46,6 +46,7 @@ class Choice:
         time: which time point, from 0.
         series: which image of a TIFF or a folder of images, by number from 0 or by name; which dataset of an HDF5.
         pattern: which files of a folder are sections, as in ``s_*.tif``.
+        nodata: value of voxels that were not measured; chunks that are read as such may be missing.
 
     Raises:
         InputError: axes that do not hold each of z, y and x once.
@@ -56,6 +57,7 @@ class Choice:
     time: int | None = None
     series: str | None = None
     pattern: str | None = None
+    nodata: float | None = None
 
     def __post_init__(self) -> None:
         axes = (self.axes or "zyx").lower()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.unmeasured import not_measured
 
 MIN_SECTIONS = 4
@@ -24,10 +25,10 @@ def check_dtype(dtype: np.dtype, name: str) -> None:
         )
 
 
-def check_volume(data: np.ndarray, name: str, mask: np.ndarray | None = None) -> None:
+def check_volume(data: np.ndarray | StoredArray, name: str, mask: np.ndarray | StoredArray | None = None) -> None:
     """Raise ``InputError`` unless ``data`` is a grey-value stack that sections can be restored from.
 
-    Sections are looked at one by one, so a memory map is never loaded as a whole.
+    Sections are looked at one by one, so that what is on disk is never loaded as a whole.
 
     Args:
         data: expected ``(z, y, x)``, at least 4 sections, finite, not constant, dtype one of ``DTYPES``.
@@ -36,7 +37,9 @@ def check_volume(data: np.ndarray, name: str, mask: np.ndarray | None = None) ->
     """
     check_stack(data.shape, data.dtype, name)
     _check_measured(data, name, mask)
-    first, *_ = next(section.ravel()[:1] for section in _measured(data, mask) if section.size)
+    first = next((section.flat[0] for section in _measured(data, mask) if section.size), None)
+    if first is None:
+        raise InputError(f"not one voxel of {name} was measured: all are masked. Is the mask the right way round?")
     if all((section == first).all() for section in _measured(data, mask)):
         raise InputError(
             f"{name} is constant: every voxel is {first}. Expected an image; was the right file or channel exported?"
@@ -123,16 +126,17 @@ def _check_gaps(mask: np.ndarray) -> None:
             )
 
 
-def _measured(data: np.ndarray, mask: np.ndarray | None) -> Iterator[np.ndarray]:
+def _measured(data: np.ndarray | StoredArray, mask: np.ndarray | StoredArray | None) -> Iterator[np.ndarray]:
     """The voxels of each section that are not masked."""
-    yield from data if mask is None else (section[~hidden] for section, hidden in zip(data, mask, strict=True))
+    for z in range(len(data)):
+        yield data[z] if mask is None else data[z][~mask[z]]
 
 
-def _check_measured(data: np.ndarray, name: str, mask: np.ndarray | None) -> None:
+def _check_measured(data: np.ndarray | StoredArray, name: str, mask: np.ndarray | StoredArray | None) -> None:
     """Raise ``InputError`` for voxels that hold NaN, infinity, or a value that stands for no data."""
     count, first, value = 0, "", 0.0
-    for z, section in enumerate(data):
-        found = not_measured(section, None if mask is None else mask[z])
+    for z in range(len(data)):
+        found = not_measured(data[z], None if mask is None else mask[z])
         if found is not None:
             broken, of_first = found
             if not count:

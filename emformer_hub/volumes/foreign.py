@@ -39,14 +39,6 @@ FOREIGN = (
     ),
     Foreign("a RAR archive", (".rar",), "unpack it first, with `unrar x`, and give what was in it", (b"Rar!",)),
     Foreign("a tar archive", (".tar",), "unpack it first, with `tar xf`, and give what was in it"),
-    Foreign("Digital Micrograph (.dm3)", (".dm3",), _FIJI, (b"\0\0\0\x03",)),
-    Foreign("Digital Micrograph (.dm4)", (".dm4",), _FIJI, (b"\0\0\0\x04",)),
-    Foreign(
-        "MetaImage",
-        (".mha", ".mhd"),
-        "open it in Fiji (File > Import > MetaImage) or in 3D Slicer and save it as NRRD or TIFF",
-        (b"ObjectType", b"NDims"),
-    ),
     Foreign(
         "Amira or Avizo",
         (".am", ".amiramesh"),
@@ -67,15 +59,15 @@ FOREIGN = (
     Foreign("EER, movies of single electrons", (".eer",), "sum its frames first, in RELION or MotionCor, and save MRC"),
     Foreign("DICOM", (".dcm", ".dicom"), "convert it, for example with `dcm2niix`, to NIfTI"),
     Foreign(
-        "BigDataViewer XML",
+        "XML, and not that of BigDataViewer",
         (".xml",),
-        "give the HDF5 beside it, as in dataset.h5:/t00000/s00/0/cells, and its voxel size by --voxel-size",
-        (b"<?xml", b"<SpimData"),
+        "give the stack that it describes",
+        (b"<?xml",),
     ),
     Foreign(
         "WEBKNOSSOS wrapper (.wkw)",
         (".wkw",),
-        "convert the data set with `webknossos convert-zarr` of the package webknossos, or download it as Zarr or TIFF",
+        "give the folder of the data set, in which datasource-properties.json lies",
         (b"WKW",),
     ),
     Foreign("KLB", (".klb",), _FIJI),
@@ -112,13 +104,8 @@ FOREIGN = (
 )
 """Formats that are not read, by what people have met; the first that fits counts."""
 _FOLDERS = {
-    "datasource-properties.json": (
-        "a WEBKNOSSOS data set",
-        "give a layer of it that is Zarr, as in color/1; one of .wkw is converted by `webknossos convert-zarr`",
-    ),
-    "header.wkw": ("a WEBKNOSSOS layer", "convert its data set with `webknossos convert-zarr`, or download it as TIFF"),
     "knossos.conf": ("a KNOSSOS data set", "convert it with `webknossos convert-knossos`, or export it as TIFF"),
-    "mag1": ("a KNOSSOS or WEBKNOSSOS data set", "convert it with the package webknossos, or export it as TIFF"),
+    "mag1": ("a KNOSSOS data set", "convert it with `webknossos convert-knossos`, or export it as TIFF"),
 }
 """What marks a folder of another format, its name, and the way out."""
 

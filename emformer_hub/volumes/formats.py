@@ -37,13 +37,13 @@ FORMATS = (
         "tifffile; compressed: imagecodecs (`images`)",
         _written((".ome.tif", *TIFF_SUFFIXES)),
         "OME-XML, ImageJ; pixels: FEI, Zeiss, Olympus, TVIPS",
-        "uncompressed",
+        "yes, but for colours",
     ),
     Format(
-        "folder of TIFF, PNG, BMP, JPEG, JPEG 2000",
-        "tifffile; others: imageio (`images`)",
+        "folder of TIFF, PNG, BMP, JPEG, JPEG 2000, DM3, DM4",
+        "tifffile; DM: ncempy (`dm`); others: imageio (`images`)",
         "no suffix (TIFF)",
-        "the first TIFF",
+        "the first section, of TIFF and DM",
         "yes",
     ),
     Format("OME-Zarr 0.4, 0.5", "zarr", _written(ZARR_SUFFIXES), "scale of level and image", "yes, and elsewhere"),
@@ -58,10 +58,34 @@ FORMATS = (
     Format("MRC", "mrcfile (`mrc`)", _written(MRC_SUFFIXES), "header", "yes"),
     Format("N5", "tensorstore (`remote`)", "", "`transform`, `pixelResolution`, `resolution`", "yes, and elsewhere"),
     Format("Neuroglancer precomputed", "tensorstore (`remote`)", "", "`info`", "yes, and elsewhere"),
+    Format("BigDataViewer XML", "h5py (`hdf5`), tensorstore (`remote`)", "", "`voxelSize`, with unit", "yes"),
+    Format("Digital Micrograph DM3, DM4", "ncempy (`dm`)", "", "calibration, with units", "yes"),
+    Format("WEBKNOSSOS data set", "wkw (`wkw`)", "", "`datasource-properties.json`", "yes"),
+    Format("MetaImage (.mha, .mhd)", "SimpleITK (`itk`)", "", "none: spacings have no unit", "uncompressed"),
     Format("NRRD", "pynrrd (`nrrd`)", "", "spacings, with units", "no"),
     Format("NIfTI", "nibabel (`nifti`)", "", "pixdim, with units", "uncompressed"),
     Format("NumPy .npy", "numpy", "", "none", "yes"),
 )
+
+
+DAMAGE = (
+    ("a file that was cut short", "named, in every format; in chunked ones with the voxels that it held", ""),
+    (
+        "a chunk of Zarr, N5 or precomputed that is missing, here or elsewhere",
+        "named where most voxels beside it are other than the fill value; up to 65,536 chunks when the array is opened, "
+        "of more and at addresses when they are read",
+        "one beside which there is nothing but the fill value: it may be a margin. Chunks in shards of precomputed. Files "
+        "of .wkw: WEBKNOSSOS leaves out what is empty",
+    ),
+    (
+        "bytes that changed, or were never written, in a file of the right length",
+        "named where the format keeps a checksum (gzip, sharded Zarr 3, Zstandard with one, HDF5 with fletcher32), and "
+        "4,096 zeros in succession within a compressed chunk of Zarr",
+        "others in what has no checksum: uncompressed voxels of any format, Blosc, LZ4, Zstandard as most programs write "
+        "it, deflated TIFF but for its Adler-32. Compare checksums after copying",
+    ),
+)
+"""Kinds of damage, what is done about them, and what is not noticed."""
 
 
 def page() -> str:
@@ -83,6 +107,12 @@ def page() -> str:
         "| format | files | what to do |",
         "|---|---|---|",
         *(f"| {one.name} | {', '.join(f'`{s}`' for s in one.suffixes)} | {one.way_out} |" for one in FOREIGN),
+        "",
+        "## Damage",
+        "",
+        "| what | found | not noticed |",
+        "|---|---|---|",
+        *(f"| {' | '.join(kind)} |" for kind in DAMAGE),
     ]
     return "\n".join(lines) + "\n"
 

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _USER_BLOCK = 512  # bytes, or a power of two times as many, that another program may put before the signature
 _BIGDATAVIEWER = re.compile(r"/t\d+/s\d+/\d+/cells")
+_IMARIS = "DataSet/ResolutionLevel 0"
 _CONTIGUOUS_SIDE = 128  # stands in for the chunks of a dataset that has none
 _OFFSET = "offset"  # attribute: position of the first voxel along z, y, x, nm
 _DATASET = "volumes/raw"  # that is written
@@ -89,6 +91,8 @@ def open_volume(path: Path, dataset: str | None = None, choice: Choice = NOTHING
     dataset = choice.series if dataset is None else dataset
     try:
         with h5py.File(path, "r") as file:
+            if dataset is None and _IMARIS in file:
+                dataset, choice = _imaris_image(file, path, choice), Choice(choice.axes)
             found = _only_volume(file, path) if dataset is None else file.get(dataset)
             if not isinstance(found, h5py.Dataset):
                 raise InputError(
@@ -206,6 +210,21 @@ def _opened(dataset: h5py.Dataset, path: Path, choice: Choice) -> Volume[StoredA
     return Volume(layout.stored(dtype, chunks, read), *stated)
 
 
+def _imaris_image(file: h5py.File, path: Path, choice: Choice) -> str:
+    """The name of an image at full resolution in a file of Imaris."""
+    name = _IMARIS
+    for kind, chosen, option in (("TimePoint", choice.time, "--time"), ("Channel", choice.channel, "--channel")):
+        there = sorted(int(one.rpartition(" ")[2]) for one in file[name] if one.startswith(kind))
+        number = there[0] if chosen is None and len(there) == 1 else chosen
+        if number not in there:
+            raise InputError(
+                f"{path} is Imaris with {len(there)} images of the kind {kind}, {', '.join(map(str, there[:_NAMED]))}; "
+                f"expected one grey-value stack. Choose one, as in {option} {there[0] if there else 0}."
+            )
+        name = f"{name}/{kind} {number}"
+    return f"{name}/Data"
+
+
 def _imaris(dataset: h5py.Dataset) -> tuple[tuple[int, ...], Stated] | None:
     """Shape and lengths of an image of Imaris, whose datasets are filled up to whole chunks; ``None`` for others."""
     info = dataset.file.get("DataSetInfo/Image")
@@ -253,6 +272,8 @@ def _read(path: Path, name: str, dtype: np.dtype, index: tuple[slice | int, ...]
     """The file is opened for each box, in a quarter of a millisecond: an open one must not be used after a fork."""
     import h5py
 
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401  registers Blosc, LZ4, Zstandard and others
     try:
         with h5py.File(path, "r") as file:
             data = file[name][index]
@@ -267,5 +288,5 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         path,
         error,
         f"{path} cannot be read as HDF5 ({type(error).__name__}: {error}). Was it copied completely? "
-        f"A filter that is missing may come with `pip install hdf5plugin`, imported first.",
+        f"If a filter is missing, `pip install hdf5plugin` brings Blosc, LZ4, Zstandard and others.",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.attributes import is_segmentation, stated_by
 from emformer_hub.volumes.axes import NOTHING_CHOSEN, SPACE, Choice, Layout, axis_of, lay_out
 from emformer_hub.volumes.checks import check_dtype, segmentation
+from emformer_hub.volumes.holes import Grid, Place, check_all, check_box
 from emformer_hub.volumes.kvstore import CONTEXT, TIMEOUT_S, import_tensorstore, kvstore_spec, not_reached
 from emformer_hub.volumes.remote import Remote
 from emformer_hub.volumes.stored import StoredArray
@@ -59,7 +62,9 @@ def _precomputed(place: Path | Remote, info: dict[str, Any], choice: Choice) -> 
         raise InputError(f"{place}/{PRECOMPUTED} describes no precomputed image ({error!r}).") from error
     if kind == "segmentation":
         raise segmentation(str(place))
-    data, _ = _stored(place, {"driver": "neuroglancer_precomputed", "scale_index": 0}, ["c", "z", "y", "x"], choice)
+    spec = {"driver": "neuroglancer_precomputed", "scale_index": 0}
+    files = None if scale.get("sharding") else _Files(place / str(scale.get("key", "")), [int(one) for one in first])
+    data, _ = _stored(place, spec, ["c", "z", "y", "x"], choice, files)
     size = VoxelSize(z, y, x)
     at_z, at_y, at_x = ((begin + 0.5) * length for begin, length in zip(first, size.zyx, strict=True))
     return Volume(data, size, PRECOMPUTED, (at_z, at_y, at_x))
@@ -79,7 +84,7 @@ def _n5(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
     spec: dict[str, Any] = {"driver": "n5"}
     if _LAYOUT.keys() <= attributes.keys():  # what other programs put beside it is not TensorStore's to judge
         spec |= {"assume_metadata": True, "metadata": {name: attributes[name] for name in _LAYOUT}}
-    data, layout = _stored(place, spec, names, choice)
+    data, layout = _stored(place, spec, names, choice, _Files(place))
     return Volume(data, *stated_by(attributes, layout, reverse=True))
 
 
@@ -122,9 +127,38 @@ def _json(file: Path | Remote) -> dict[str, Any] | None:
         raise InputError(f"{file} is not JSON ({error}). Was it copied completely?") from error
 
 
+@dataclass(frozen=True)
+class _Files:
+    """Where chunks lie: of N5 by their number along each axis, of precomputed by their first and last voxels.
+
+    Attributes:
+        folder: that they lie in.
+        first: voxel along z, y and x that a precomputed image begins with; ``None`` for N5.
+    """
+
+    folder: Path | Remote
+    first: list[int] | None = None
+
+    def path(self, shape: tuple[int, ...], sides: tuple[int, ...], place: Place) -> Path | Remote:
+        if self.first is None:
+            return self.folder / "/".join(str(number) for number in reversed(place))
+        ranges = [
+            f"{first + number * side}-{first + min((number + 1) * side, length)}"
+            for first, number, side, length in zip(self.first, place[1:], sides[1:], shape[1:], strict=True)
+        ]
+        return self.folder / "_".join(reversed(ranges))
+
+    def name(self, shape: tuple[int, ...], sides: tuple[int, ...], place: Place) -> str:
+        return str(self.path(shape, sides, place))
+
+    def exists(self, shape: tuple[int, ...], sides: tuple[int, ...], place: Place) -> bool:
+        return self.path(shape, sides, place).is_file()
+
+
 def _stored(
-    place: Path | Remote, spec: dict[str, Any], names: list[str] | None, choice: Choice
+    place: Path | Remote, spec: dict[str, Any], names: list[str] | None, choice: Choice, files: _Files | None
 ) -> tuple[StoredArray, Layout]:
+    """``files`` are those of chunks, unless several lie in one."""
     at = kvstore_spec(str(place)) if isinstance(place, Remote) else {"driver": "file", "path": f"{place.absolute()}/"}
     described = json.dumps({**spec, "kvstore": at})
     array = _array(described, str(place))
@@ -132,10 +166,32 @@ def _stored(
     dtype = array.dtype.numpy_dtype
     check_dtype(dtype, str(place))
     chunks = array.chunk_layout.read_chunk.shape
-    return layout.stored(dtype, chunks, partial(_read, described, str(place))), layout
+    voxels = partial(_voxels, described, str(place))
+    grid = None
+    if files is not None:
+        shape, sides = tuple(array.shape), tuple(chunks)
+        file, exists = partial(files.name, shape, sides), partial(files.exists, shape, sides)
+        grid = Grid(str(place), shape, sides, 0, file, exists, voxels, choice.nodata)
+        if isinstance(place, Path):
+            z, y, x = (slice(0, length, 1) for length in layout.shape_zyx)
+            check_all(grid, _as_slices(layout.index((z, y, x))))
+    return layout.stored(dtype, chunks, partial(_read, voxels, grid)), layout
 
 
-def _read(described: str, name: str, index: tuple[slice | int, ...]) -> np.ndarray:
+def _as_slices(index: tuple[slice | int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(part, part + 1, 1) if isinstance(part, int) else part for part in index)
+
+
+def _read(
+    voxels: Callable[[tuple[slice | int, ...]], np.ndarray], grid: Grid | None, index: tuple[slice | int, ...]
+) -> np.ndarray:
+    data, box = voxels(index), _as_slices(index)
+    if grid is not None:
+        check_box(grid, box, data.reshape([len(range(part.start, part.stop, part.step or 1)) for part in box]))
+    return data
+
+
+def _voxels(described: str, name: str, index: tuple[slice | int, ...]) -> np.ndarray:
     array = _array(described, name)
     chosen = tuple(
         first + part if isinstance(part, int) else slice(first + part.start, first + part.stop, part.step)

@@ -18,10 +18,11 @@ import tifffile
 
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes import tiff
+from emformer_hub.volumes import dm, tiff
 from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import check_dtype
+from emformer_hub.volumes.decoded import decoded
 from emformer_hub.volumes.grey import GreyValues, one_of_equal
 from emformer_hub.volumes.numbering import in_order
 from emformer_hub.volumes.stored import StoredArray
@@ -31,7 +32,7 @@ from emformer_hub.volumes.volume import Stated, Volume
 
 logger = logging.getLogger(__name__)
 
-_TIFF, _PNG, _OTHER = (".tif", ".tiff"), (".png",), (".jpg", ".jpeg", ".jp2", ".bmp")
+_TIFF, _PNG, _OTHER = (".tif", ".tiff"), (".png",), (".jpg", ".jpeg", ".jp2", ".bmp", *dm.SUFFIXES)
 _KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _NAME = "section_{}.tif"  # of the files that are written
 
@@ -161,7 +162,9 @@ def _properties(path: Path, notes: dict[str, int]) -> tuple[tuple[int, ...], np.
     remarks: list[str] = []
     colours = False
     with _naming(path):
-        if path.suffix.lower() not in _TIFF:
+        if path.suffix.lower() in dm.SUFFIXES:
+            shape, dtype = dm.section(path)
+        elif path.suffix.lower() not in _TIFF:
             found = _imageio(path).improps(path, plugin="pillow")
             shape, dtype = found.shape, found.dtype
         else:
@@ -203,6 +206,8 @@ def _full_page(tif: tifffile.TiffFile, path: Path, remarks: list[str]) -> tifffi
 
 def _load(path: Path) -> np.ndarray:
     """The grey values of a section, (y, x)."""
+    if path.suffix.lower() in dm.SUFFIXES:
+        return dm.load_section(path)
     if path.suffix.lower() not in _TIFF:
         image = _imageio(path).imread(path, plugin="pillow")
     else:
@@ -216,6 +221,8 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _metadata(path: Path) -> Stated:
+    if path.suffix.lower() in dm.SUFFIXES:
+        return dm.stated_by_section(path)
     if path.suffix.lower() not in _TIFF:
         return Stated()
     with _naming(path), tifffile.TiffFile(path) as tif:
@@ -229,7 +236,7 @@ def _read(paths: list[Path], dtype: np.dtype, box: tuple[slice | int, ...]) -> n
     data = np.empty((len(chosen), *sides), dtype)
     for section, path in zip(data, chosen, strict=True):
         with _naming(path):
-            section[...] = _load(path)[rows, columns]
+            section[...] = decoded((str(path), path.stat().st_mtime_ns), partial(_load, path))[rows, columns]
     return data if isinstance(planes, slice) else data[0]
 
 

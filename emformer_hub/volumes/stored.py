@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import EllipsisType
 from typing import Any
 
@@ -94,6 +95,23 @@ class StoredArray:
         place = gaps[0] if gaps else len(items)
         whole = [slice(None)] * (3 - len(items) + len(gaps))
         return (*items[:place], *whole, *items[place + 1 :])
+
+
+def cropped(volume: Any, box: Box) -> Any:
+    """A box of a volume ``(z, y, x)``: a view of an array, or voxels that stay on disk."""
+    if isinstance(volume, np.ndarray):
+        return volume[box]
+    z, y, x = (part.stop - part.start for part in box)
+    return StoredArray((z, y, x), volume.dtype, volume.chunks, partial(_read_cropped, volume, box))
+
+
+def _read_cropped(volume: StoredArray, whole: Box, box: Box) -> np.ndarray:
+    return volume[
+        tuple(
+            slice(part.start + start, part.stop + start, part.step)
+            for part, start in zip(box, (side.start for side in whole), strict=True)
+        )
+    ]
 
 
 def _part(item: Any, length: int) -> int | slice:

@@ -20,12 +20,13 @@ import tifffile
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, lay_out
+from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, Layout, lay_out
 from emformer_hub.volumes.checks import check_dtype, not_read
 from emformer_hub.volumes.contiguous import ContiguousWriter
 from emformer_hub.volumes.grey import GreyValues, one_of_equal
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.tiff_metadata import read_metadata
+from emformer_hub.volumes.tiff_pages import Pages, pages_of
 from emformer_hub.volumes.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ def is_tiff(path: Path) -> bool:
 
 
 def open_volume(path: Path, choice: Choice = NOTHING_CHOSEN) -> Volume[np.ndarray | StoredArray]:
-    """Open a TIFF stack. If it is uncompressed and contiguous it stays on disk, as a read-only memory map if it is in
-    native byte order too (ImageJ's 16-bit stacks are not); else it is loaded.
+    """Open a TIFF stack. It stays on disk, as a read-only memory map if it is uncompressed, contiguous and in native
+    byte order (ImageJ's 16-bit stacks are not). Compressed pages are decoded as they are read; colours are loaded.
 
     Axes are those that the file states. Voxels are the grey values that it shows: of MinIsWhite turned, of a grey
     palette looked up, of equal red, green and blue one of them, each with a note.
@@ -173,8 +174,25 @@ def _read_stack(tif: tifffile.TiffFile, path: Path, choice: Choice) -> np.ndarra
     if len(found) == 1:
         return _load(tif, found[0], path, choice)
     grey = _grey_of(found[0], path)
-    sections = np.stack([grey(series.asarray()).reshape(series.shape[-2:]) for series in found])
-    return lay_out(sections.shape, None, str(path), choice).take(sections)
+    shape = (len(found), *found[0].shape[-2:])
+    layout = lay_out(shape, None, str(path), choice)
+    pages = pages_of(tif, found, shape)
+    if pages is not None:
+        return _decoded(pages, layout, path, grey)
+    return layout.take(np.stack([grey(series.asarray()).reshape(series.shape[-2:]) for series in found]))
+
+
+def _decoded(pages: Pages, layout: Layout, path: Path, grey: GreyValues) -> StoredArray:
+    """Voxels that stay compressed until they are needed."""
+    check_dtype(pages.dtype, str(path))
+    return layout.stored(grey.dtype or pages.dtype, pages.chunks, partial(_read_decoded, pages, path, grey))
+
+
+def _read_decoded(pages: Pages, path: Path, grey: GreyValues, index: tuple[slice | int, ...]) -> np.ndarray:
+    try:
+        return grey(pages.read(index))
+    except READ_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
 def _grey_of(series: tifffile.TiffPageSeries, path: Path) -> GreyValues:
@@ -229,6 +247,9 @@ def _load(
     stored = np.dtype(tif.byteorder + np.dtype(series.dtype).char)
     native = stored.newbyteorder("=")
     check_dtype(native, str(path))
+    pages = pages_of(tif, [series], tuple(shape)) if series.dataoffset is None else None
+    if pages is not None:
+        return _decoded(pages, layout, path, grey)
     if series.dataoffset is None:
         voxels = layout.take(series.asarray().astype(native, copy=False).reshape(shape))
         return voxels if grey.is_plain else grey(voxels)

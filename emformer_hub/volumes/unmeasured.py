@@ -1,22 +1,33 @@
-"""Voxels that were not measured: marks of no data that programs write, and constant padding at the sides."""
+"""Voxels that were not measured: marks of no data, masks, and constant margins such as an alignment leaves.
+
+Whoever measures, trains or reconstructs asks here, box by box, so that no mask of a whole stack is ever held.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import product
+from typing import Any
 
 import numpy as np
 
-from emformer_hub.volumes.boxes import Box
+from emformer_hub.errors import InputError
+from emformer_hub.volumes.boxes import Box, evenly_spaced, middle
 from emformer_hub.volumes.stored import StoredArray
 
 HUGE = 1e30
 """Floating-point grey values are smaller; programs write this or the largest float where there are no data."""
 _MARKS = {"i": (-32768,), "f": (-32768.0, -9999.0)}
 """Values that stand for no data where they lie far from all others, by kind of dtype."""
-MIN_PADDING = 4  # voxels; fewer are an edge of the camera
-SHORTEST_TISSUE = 16  # voxels
+MIN_PADDING = 4
+"""Voxels: nothing was measured where a square of so many a side holds one and the same value, that of the margins."""
+_LOOKED_AT = 16  # sections whose corners are looked at
+_CORNER = 256  # voxels along a side of these
+_STEP, _STRAY = 0.5, 0.1
+"""Beyond a margin, voxels are as unlike its value as others are, times this at least, and fewer than such a share has
+it; beyond what is merely black or white to the last grey level, tissue fades in, with noise."""
 
 
 def not_measured(voxels: np.ndarray, hidden: np.ndarray | None = None) -> tuple[np.ndarray, float] | None:
@@ -49,96 +60,275 @@ def not_measured(voxels: np.ndarray, hidden: np.ndarray | None = None) -> tuple[
     return None
 
 
-def padding_value(section: np.ndarray) -> Any:
-    """The grey value that most of the corners of a section ``(y, x)`` have."""
-    corners = [section[y, x].item() for y in (0, -1) for x in (0, -1)]
-    return max(corners, key=corners.count)
-
-
-class Padding(NamedTuple):
-    """Constant voxels at the sides of a stack, the same in each section.
-
-    Attributes:
-        rows, columns: that hold tissue in some section.
-        value: of all voxels outside of these.
-    """
-
-    rows: slice
-    columns: slice
-    value: float
-
-    def crop(self, volume: Any) -> Any:
-        """The tissue of a volume ``(z, y, x)``: a view of an array, or voxels on disk."""
-        if isinstance(volume, np.ndarray):
-            return volume[:, self.rows, self.columns]
-        depth = volume.shape[0]
-        shape = (depth, self.rows.stop - self.rows.start, self.columns.stop - self.columns.start)
-        return StoredArray(shape, volume.dtype, volume.chunks, partial(_read_inside, volume, self.rows, self.columns))
-
-
-def framed(inside: Any, shape_yx: Sequence[int], padding: Padding, value: float) -> StoredArray:
-    """A volume ``(z, rows, columns)`` of tissue within constant voxels of a value, as one of these rows and columns."""
-    shape = (int(inside.shape[0]), int(shape_yx[0]), int(shape_yx[1]))
-    chunks = getattr(inside, "chunks", (1, *shape[1:]))
-    return StoredArray(shape, inside.dtype, chunks, partial(_read_framed, inside, padding, value))
-
-
-def _read_inside(volume: StoredArray, rows: slice, columns: slice, box: Box) -> np.ndarray:
-    z, *yx = box
-    y, x = (
-        slice(part.start + inside.start, part.stop + inside.start, part.step)
-        for part, inside in zip(yx, (rows, columns), strict=True)
-    )
-    return volume[z, y, x]
-
-
-def _read_framed(inside: Any, padding: Padding, value: float, box: Box) -> np.ndarray:
-    whole = np.full([part.stop - part.start for part in box], value, inside.dtype)
-    starts = (0, padding.rows.start, padding.columns.start)
-    source, target = [], []
-    for part, start, length in zip(box, starts, inside.shape, strict=True):
-        first, stop = max(part.start, start), max(part.start, start, min(part.stop, start + length))
-        source.append(slice(first - start, stop - start))
-        target.append(slice(first - part.start, stop - part.start))
-    whole[tuple(target)] = inside[tuple(source)]
-    return whole[tuple(slice(None, None, part.step) for part in box)]
-
-
-def tissue(volume: Any) -> Padding | None:
-    """Where a stack is more than constant padding.
-
-    The section in the middle says whether there may be padding; then all sections are looked at.
+def hidden_voxels(data: Any, name: str, nodata: float | None = None, measured: Any = None) -> StoredArray | None:
+    """Mask of the voxels that hold a mark of no data or lie outside of a mask, bool ``(z, y, x)``, True for these.
 
     Args:
-        volume: ``(z, y, x)``, an array or on disk.
+        data: ``(z, y, x)``, an array or on disk; a masked array hides what its mask does.
+        name: what messages call it.
+        nodata: the mark, which may be NaN. Of a number as huge as programs write it, any that is as huge counts.
+        measured: ``(z, y, x)``, or ``(1, y, x)`` for all sections: nonzero where there is something to look at.
+
+    Raises:
+        InputError: the dtype has no such value, or the mask has another shape.
+    """
+    of_array = mask_of(data)
+    if nodata is None and measured is None and of_array is None:
+        return None
+    dtype = np.dtype(data.dtype)
+    if nodata is not None and dtype.kind in "iu" and not _fits(nodata, dtype):
+        raise InputError(f"{name} holds {dtype} voxels, none of which can be {nodata:g}. Is --nodata right?")
+    if measured is not None and tuple(measured.shape) not in (tuple(data.shape), (1, *data.shape[1:])):
+        raise InputError(
+            f"the mask of {name} has shape {tuple(measured.shape)}; expected {tuple(data.shape)}, as the stack has, or "
+            f"one section of it for all."
+        )
+    chunks = getattr(data, "chunks", (1, *data.shape[1:]))
+    read = partial(_read_hidden, data, nodata, measured, of_array)
+    return StoredArray(tuple(data.shape), np.dtype(bool), chunks, read)
+
+
+def mask_of(data: Any) -> np.ndarray | None:
+    """The mask of a masked array; ``None`` for one that hides nothing, and for anything else."""
+    return None if np.ma.getmask(data) is np.ma.nomask else np.ma.getmaskarray(data)
+
+
+def _fits(value: float, dtype: np.dtype) -> bool:
+    limits = np.iinfo(dtype)
+    return math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+
+
+def _read_hidden(data: Any, nodata: float | None, measured: Any, of_array: np.ndarray | None, box: Box) -> np.ndarray:
+    hidden = np.zeros([len(range(part.start, part.stop, part.step or 1)) for part in box], bool)
+    if of_array is not None:
+        hidden |= of_array[box]
+    if measured is not None:
+        part = np.asarray(measured[box if len(measured) == len(data) else (slice(0, 1), *box[1:])])
+        hidden |= (part == 0) | (part != part)
+    if nodata is not None:
+        for section, z in zip(hidden, range(box[0].start, box[0].stop, box[0].step or 1), strict=True):
+            section |= _marked(np.ma.getdata(np.asanyarray(data[z, box[1], box[2]])), nodata)
+    return hidden
+
+
+def _marked(voxels: np.ndarray, mark: float) -> np.ndarray:
+    if math.isnan(mark):
+        return np.isnan(voxels)
+    if abs(mark) >= HUGE and voxels.dtype != np.float16:
+        return voxels >= HUGE if mark > 0 else voxels <= -HUGE
+    return voxels == np.asarray(mark).astype(voxels.dtype)
+
+
+def margin_value(data: Any) -> float | None:
+    """The value of the constant margins of a stack, whose sections may be shifted or turned; ``None`` if it has none.
+
+    The corners of some sections are looked at. Where one is constant, and the tissue beyond is not nearly of the same
+    value, as it is beyond what is merely saturated, nothing was measured.
+
+    Args:
+        data: ``(z, y, x)``, an array or on disk.
+    """
+    if min(data.shape[1:]) < 2 * MIN_PADDING:
+        return None
+    chunks = getattr(data, "chunks", data.shape)
+    corners: list[tuple[np.ndarray, float]] = []
+    middles, looked_at = [], evenly_spaced(data.shape[0], _LOOKED_AT)
+    for z in looked_at:
+        # a chunk that is a whole section is decoded once
+        section = data if tuple(chunks[1:]) != tuple(data.shape[1:]) else np.asanyarray(data[z])[None]
+        at = z if section is data else 0
+        middles.append(np.ma.getdata(np.asanyarray(section[at, *middle(data.shape[1:], (_CORNER, _CORNER))])))
+        for y, x in product(*map(_ends, data.shape[1:])):
+            corner = np.ma.getdata(np.asanyarray(section[at, y, x]))
+            outermost = corner[tuple(slice(-MIN_PADDING, None) if end.start else slice(MIN_PADDING) for end in (y, x))]
+            if (outermost == outermost.flat[0]).all() and np.isfinite(outermost.flat[0]):
+                corners.append((corner, float(outermost.flat[0])))
+    if not corners:
+        return None
+    (value, count), *_ = Counter(value for _, value in corners).most_common(1)
+    beyond, others = [], []
+    for voxels, found in (*corners, *((one, value) for one in middles)):
+        if found == value:
+            margin = in_margin(voxels, value)
+            near, away = (
+                _grown(margin, 3),
+                np.abs(np.where(np.isfinite(voxels), voxels, value).astype(np.float64) - value),
+            )
+            beyond.append(away[near & ~margin])
+            others.append(away[~near])
+    unlike, usual = np.concatenate(beyond), np.concatenate(others)
+    if not usual.size:
+        return None  # one grey value everywhere: no margin, but no image
+    if not unlike.size:  # no margin ends there: a blank section, or each has a wide one
+        return value if count >= len(looked_at) else None
+    fades_in = np.median(unlike) < _STEP * np.median(usual) or (unlike == 0).mean() > _STRAY
+    return None if fades_in else value
+
+
+def _ends(length: int) -> list[slice]:
+    """Both ends of an axis, the second one with a start that is not 0."""
+    side = min(_CORNER, length // 2)
+    return [slice(0, side), slice(length - side, length)]
+
+
+def in_margin(section: np.ndarray, value: float) -> np.ndarray:
+    """Where a section ``(y, x)`` lies in a square of ``MIN_PADDING`` voxels of a value; beyond its sides, all is so."""
+    rim = MIN_PADDING - 1
+    within = np.pad(section == value, rim, constant_values=True)
+    for axis in (0, 1):
+        within = _all_of_run(within, axis)
+    for axis in (0, 1):
+        within = ~_all_of_run(~within, axis)
+    return within
+
+
+def _all_of_run(mask: np.ndarray, axis: int) -> np.ndarray:
+    """Where ``MIN_PADDING`` in succession, from here on, are True; shorter by that less one."""
+    length = mask.shape[axis] - MIN_PADDING + 1
+    runs = [mask[(slice(None),) * axis + (slice(k, k + length),)] for k in range(MIN_PADDING)]
+    return np.logical_and.reduce(runs)
+
+
+def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
+    for axis in (0, 1):
+        padded = np.pad(mask, [(steps, steps) if axis == a else (0, 0) for a in (0, 1)])
+        length = mask.shape[axis]
+        mask = np.logical_or.reduce([padded.take(range(k, k + length), axis) for k in range(2 * steps + 1)])
+    return mask
+
+
+def margins(data: Any, value: float) -> StoredArray:
+    """Mask of the constant margins of a value in a stack, bool ``(z, y, x)``, made section by section."""
+    chunks = getattr(data, "chunks", (1, *data.shape[1:]))
+    return StoredArray(tuple(data.shape), np.dtype(bool), chunks, partial(_read_margins, data, value))
+
+
+def _read_margins(data: Any, value: float, box: Box) -> np.ndarray:
+    rim = MIN_PADDING - 1
+    z, *yx = box
+    wide = [
+        slice(max(0, part.start - rim), min(length, part.stop + rim))
+        for part, length in zip(yx, data.shape[1:], strict=True)
+    ]
+    inside = tuple(
+        slice(part.start - around.start, part.stop - around.start, part.step)
+        for part, around in zip(yx, wide, strict=True)
+    )
+    sections = (np.ma.getdata(np.asanyarray(data[number, wide[0], wide[1]])) for number in range(*_range(z)))
+    found = [in_margin(section, value)[inside] for section in sections]
+    sides = [len(range(part.start, part.stop, part.step or 1)) for part in yx]
+    return np.stack(found) if found else np.zeros((0, *sides), bool)
+
+
+def _range(part: slice) -> tuple[int, int, int]:
+    return part.start, part.stop, part.step or 1
+
+
+def unmeasured_in(data: Any, hidden: StoredArray | None = None) -> StoredArray | None:
+    """Mask of all voxels of a stack that were not measured, bool ``(z, y, x)``: hidden ones, and constant margins.
+
+    Args:
+        data: ``(z, y, x)``, an array or on disk.
+        hidden: as :func:`hidden_voxels` returns it.
 
     Returns:
-        ``None`` if there is no padding, or hardly anything else.
+        ``None`` if all may have been measured.
     """
-    middle = np.asarray(volume[len(volume) // 2])
-    value = padding_value(middle)
-    rows, columns = _inside(middle != value)
-    height, width = middle.shape
-    if max(rows.start, height - rows.stop, columns.start, width - columns.stop) < MIN_PADDING:
-        return None
-    top, bottom, left, right = rows.start, rows.stop, columns.start, columns.stop
-    for z in range(len(volume)):
-        section = np.asarray(volume[z]) != value
-        if not section.any():
+    hidden = hidden_voxels(data, "the stack") if hidden is None else hidden
+    value = margin_value(data)
+    if value is None or hidden is None:
+        return hidden if value is None else margins(data, value)
+    return StoredArray(hidden.shape, hidden.dtype, hidden.chunks, partial(_read_either, hidden, margins(data, value)))
+
+
+def _read_either(one: StoredArray, other: StoredArray, box: Box) -> np.ndarray:
+    return one[box] | other[box]
+
+
+def filled(data: Any, unmeasured: StoredArray) -> StoredArray:
+    """A stack in which voxels that were not measured look like their neighbours, to be judged as a whole.
+
+    They hold what the nearest section, up to 3 away, has there, or else the median of their own section. A section of
+    which nothing was measured stays as it is.
+    """
+    return StoredArray(
+        tuple(data.shape), np.dtype(data.dtype), unmeasured.chunks, partial(_read_filled, data, unmeasured)
+    )
+
+
+def _read_filled(data: Any, unmeasured: StoredArray, box: Box) -> np.ndarray:
+    z, *yx = box
+    voxels = np.array(np.ma.getdata(np.asanyarray(data[z, yx[0], yx[1]])))
+    for section, number in zip(voxels, range(*_range(z)), strict=True):
+        left = unmeasured[number, yx[0], yx[1]]
+        if left.all() or not left.any():
             continue
-        rows, columns = _inside(section)
-        top, bottom = min(top, rows.start), max(bottom, rows.stop)
-        left, right = min(left, columns.start), max(right, columns.stop)
-        if max(top, height - bottom, left, width - right) < MIN_PADDING:
-            return None
-    if min(bottom - top, right - left) < SHORTEST_TISSUE:
-        return None
-    return Padding(slice(top, bottom), slice(left, right), value)
+        median = np.median(section[~left])
+        for away in (-1, 1, -2, 2, -3, 3):
+            if left.any() and 0 <= number + away < data.shape[0]:
+                known = left & ~unmeasured[number + away, yx[0], yx[1]]
+                section[known] = np.ma.getdata(np.asanyarray(data[number + away, yx[0], yx[1]]))[known]
+                left = left & ~known
+        section[left] = median
+    return voxels
 
 
-def _inside(different: np.ndarray) -> tuple[slice, slice]:
-    """The smallest box that holds all that is True; all of it if nothing is."""
-    if not different.any():
-        return slice(0, different.shape[0]), slice(0, different.shape[1])
-    (rows,), (columns,) = np.nonzero(different.any(axis=1)), np.nonzero(different.any(axis=0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+def measured_box(unmeasured: StoredArray, box: Box) -> Box:
+    """A large box within another in which every voxel was measured; an empty one if there is none.
+
+    It is the largest of those that come of leaving out the sections of which the least was measured.
+
+    Args:
+        unmeasured: mask of voxels that were not, bool ``(z, y, x)``.
+        box: where to look. Sides of more than 64 voxels are looked at in 64 steps.
+    """
+    steps = [max(1, -(-(part.stop - part.start) // 64)) for part in box]
+    lengths = [part.stop - part.start for part in box]
+    blocked = np.zeros([-(-length // step) for length, step in zip(lengths, steps, strict=True)], bool)
+    for number in range(lengths[0]):
+        section = np.asarray(unmeasured[box[0].start + number, box[1], box[2]])
+        for axis in (0, 1):
+            section = np.logical_or.reduceat(section, np.arange(0, section.shape[axis], steps[axis + 1]), axis)
+        blocked[number // steps[0]] |= section
+    cells = _largest(blocked, 0, len(blocked), (slice(0, 0),) * 3)
+    z, y, x = (
+        slice(part.start + cell.start * step, min(part.stop, part.start + cell.stop * step))
+        for part, cell, step in zip(box, cells, steps, strict=True)
+    )
+    return (z, y, x)
+
+
+def _cells(box: Box) -> int:
+    return math.prod(part.stop - part.start for part in box)
+
+
+def _largest(blocked: np.ndarray, first: int, stop: int, best: Box) -> Box:
+    """A large box without a blocked cell within layers ``first`` to ``stop``, or ``best`` if that is larger."""
+    if (stop - first) * blocked[0].size <= _cells(best):
+        return best
+    rows, columns = _rectangle(np.logical_or.reduce(blocked[first:stop]))
+    found = (slice(first, stop), rows, columns)
+    best = found if _cells(found) > _cells(best) else best
+    worst = first + int(blocked[first:stop].sum(axis=(1, 2)).argmax())
+    if blocked[worst].any():
+        best = _largest(blocked, first, worst, best)
+        best = _largest(blocked, worst + 1, stop, best)
+    return best
+
+
+def _rectangle(blocked: np.ndarray) -> tuple[slice, slice]:
+    """The largest rectangle without a blocked cell; of equal ones the first."""
+    best, place = 0, (slice(0, 0), slice(0, 0))
+    height = np.zeros(blocked.shape[1] + 1, int)  # free cells above, and a column of none as a sentinel
+    for row, cells in enumerate(blocked):
+        height[:-1] = (height[:-1] + 1) * ~cells
+        open_: list[tuple[int, int]] = []  # first column and height of rectangles that go on
+        for column, high in enumerate(height.tolist()):
+            begin = column
+            while open_ and open_[-1][1] >= high:
+                begin, tall = open_.pop()
+                if tall * (column - begin) > best:
+                    best = tall * (column - begin)
+                    place = (slice(row - tall + 1, row + 1), slice(begin, column))
+            open_.append((begin, high))
+    return place

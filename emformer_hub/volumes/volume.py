@@ -49,6 +49,8 @@ class Volume(Generic[Voxels_co]):
         translation_nm: ``(z, y, x)`` position of the first voxel's centre in nm; ``None`` if the file has none.
         lateral_nm: ``(y, x)`` size of a pixel in nm, where a microscope or camera states no more than that.
         hint: what else the file says of lengths, such as numbers without a unit; "" if nothing.
+        hidden: mask of the voxels that were not measured, by a mark of no data or a mask, bool ``(z, y, x)``; ``None``
+            if neither was given.
     """
 
     data: Voxels_co
@@ -57,6 +59,7 @@ class Volume(Generic[Voxels_co]):
     translation_nm: tuple[float, float, float] | None = None
     lateral_nm: tuple[float, float] | None = None
     hint: str = ""
+    hidden: StoredArray | None = None
 
     def ask(self, name: str) -> str:
         """The message for a volume ``name`` that states no voxel size, and so needs one."""
@@ -86,11 +89,12 @@ def check_plausible(size: VoxelSize, name: str) -> None:
         if length < SMALLEST_NM or length > LARGEST_NM:
             finer = length < SMALLEST_NM
             unit, factor = ("micrometres", 1e3) if finer else ("picometres or ångström", 0.1)
-            meant = VoxelSize(*(float(f"{one * factor:.12g}") for one in size.zyx))
+            meant, said = (",".join(f"{float(f'{one * by:.12g}'):.12g}" for one in size.zyx) for by in (factor, 1.0))
             raise InputError(
                 f"the voxel size of {name} is {size}, of which {axis} is {'finer' if finer else 'coarser'} than "
                 f"electron micrographs of cells have it ({SMALLEST_NM:g} nm to {LARGEST_NM / 1000:g} µm); were {unit} "
-                f"meant? That would be --voxel-size {meant.z:g},{meant.y:g},{meant.x:g}."
+                f"meant? That would be --voxel-size {meant}. If it is right, state the unit: --voxel-size "
+                f"{said}nm."
             )
 
 

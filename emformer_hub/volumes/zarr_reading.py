@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.volumes.attributes import is_segmentation, stated_by
 from emformer_hub.volumes.axes import NOTHING_CHOSEN, Choice, Layout, lay_out
 from emformer_hub.volumes.checks import check_dtype, not_read, segmentation
+from emformer_hub.volumes.holes import Grid, Place, check_all, check_box, listed
 from emformer_hub.volumes.ome_zarr import ALL_STORED, files_of
 from emformer_hub.volumes.remote import Remote
 from emformer_hub.volumes.stored import StoredArray
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MOST_COUNTED = 2**16
-"""Chunks of a plain array that are looked for when it is opened; of more, each is when it is read."""
-_MOST_COMPARED = 64  # missing chunks whose neighbours are looked at
+_PAGE = 4096  # bytes that file systems write together
 # what zarr and its codecs raise on damaged or unsupported data
 _READ_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, OSError, EOFError, zlib.error)
 
@@ -67,7 +65,7 @@ def _open_array(array: zarr.Array[Any], path: Path | Remote, choice: Choice) -> 
     if is_segmentation(attributes):
         raise segmentation(str(path))
     layout = lay_out(array.shape, _names(array), str(path), choice)
-    return Volume(_stored(array, layout, path, False), *stated_by(attributes, layout))
+    return Volume(_stored(array, layout, path, False, choice), *stated_by(attributes, layout))
 
 
 def _names(array: zarr.Array[Any]) -> list[str | None] | None:
@@ -95,7 +93,7 @@ def _open_group(group: zarr.Group, path: Path | Remote, choice: Choice) -> Volum
     images = [name for name in inside if name.isdigit()] if layout is not None else []
     wanted = choice.series or (images[0] if len(images) == 1 else None)
     if wanted is not None and wanted in group:
-        return open_volume(path / wanted, Choice(choice.axes, choice.channel, choice.time))
+        return open_volume(path / wanted, replace(choice, series=None))
     if len(images) > 1:
         raise InputError(
             f"{path} holds {len(images)} images: {', '.join(images[:12])}. Choose one, as in --series {images[0]}."
@@ -135,7 +133,7 @@ def _open_image(
         raise InputError(f"{path} is not OME-Zarr 0.4 or 0.5: its multiscales do not describe the axes of level 0.")
     layout = lay_out(array.shape, [axis["name"] for axis in axes], str(path), choice)
     all_stored = (multiscale.get("metadata") or {}).get(ALL_STORED) is True
-    data = _stored(array, layout, path, all_stored)
+    data = _stored(array, layout, path, all_stored, choice)
     return Volume(data, *_stated_by_ome(level, multiscale, layout, [axis.get("unit") for axis in axes]))
 
 
@@ -162,26 +160,33 @@ def _stated_by_ome(
     return Stated(size, "multiscales", zyx_nanometres(translation.tolist(), of_axes))
 
 
-def _stored(array: zarr.Array[Any], layout: Layout, path: Path | Remote, all_stored: bool) -> StoredArray:
+def _stored(
+    array: zarr.Array[Any], layout: Layout, path: Path | Remote, all_stored: bool, choice: Choice
+) -> StoredArray:
     check_dtype(array.dtype, str(path))
     dtype = array.dtype.newbyteorder("=")
-    if isinstance(path, Path) and not all_stored:
-        _check_holes(array, layout, path)
-    return layout.stored(dtype, array.chunks, partial(_read, array, path, all_stored))
+    grid = None if all_stored else _grid(array, path, choice)
+    if grid is not None and isinstance(path, Path):
+        z, y, x = layout.shape_zyx
+        check_all(grid, _as_slices(layout.index((slice(0, z, 1), slice(0, y, 1), slice(0, x, 1)))))
+    return layout.stored(dtype, array.chunks, partial(_read, array, path, grid))
 
 
-def _read(array: zarr.Array[Any], path: Path | Remote, all_stored: bool, index: tuple[slice | int, ...]) -> np.ndarray:
+def _read(array: zarr.Array[Any], path: Path | Remote, grid: Grid | None, index: tuple[slice | int, ...]) -> np.ndarray:
+    """Without a grid, every chunk is there by the word of who wrote them."""
     box = _as_slices(index)
-    for file, held in files_of(array, box) if all_stored else ():
+    for file, held in files_of(array, box) if grid is None else ():
         if not (path / file).exists():
-            raise InputError(f"{path / file} is missing; it held voxels {_listed(held)}. Copy {path} again.")
-    if isinstance(path, Path) and _is_blosc(array):
+            raise InputError(f"{path / file} is missing; it held voxels {listed(held)}. Copy {path} again.")
+    if isinstance(path, Path):
         _check_whole(array, path, box)
     sides = [len(range(part.start, part.stop, part.step)) for part in index if isinstance(part, slice)]
     try:
         data = np.asarray(array[index]).reshape(sides)
     except _READ_ERRORS as error:
         raise _damaged(array, path, box) or _unreadable(path, error) from error
+    if grid is not None:
+        check_box(grid, box, data.reshape([len(range(part.start, part.stop, part.step or 1)) for part in box]))
     return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 
@@ -195,84 +200,63 @@ def _is_blosc(array: zarr.Array[Any]) -> bool:
 
 
 def _check_whole(array: zarr.Array[Any], path: Path, box: tuple[slice, ...]) -> None:
-    """Compare the length in the header of each Blosc chunk with that of its file (bytes 12 to 15, little endian)."""
+    """Look for files that were cut short or left with nothing in places, which decoders do not notice.
+
+    The header of a Blosc chunk states its length (bytes 12 to 15, little endian). What is compressed without a checksum
+    holds no long runs of zeros: a page of them was allocated, and never written. A shard is never empty.
+    """
+    blosc, silent = _is_blosc(array), array.shards is None and bool(array.compressors) and not _has_checksum(array)
+    if not (silent or array.shards):
+        return
     for name, held in files_of(array, box):
         file = path / name
         if not file.is_file():
             continue
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            header = opened.read(16)
-        stated = struct.unpack("<I", header[12:])[0] if len(header) == 16 else 16
-        if size != stated:
+        content = file.read_bytes() if silent else b""
+        size = len(content) if silent else file.stat().st_size
+        stated = struct.unpack("<I", content[12:16])[0] if blosc and size >= 16 else max(size, 16 * blosc, 1)
+        if size != stated or bytes(_PAGE) in content:
+            found = f"it has {size} bytes, and states {stated}" if size != stated else "a part of it was never written"
             raise InputError(
-                f"{file} cannot be read as Zarr (it has {size} bytes, and states {stated}); it holds voxels "
-                f"{_listed(held)}. Copy it again, or leave this part out."
+                f"{file} cannot be read as Zarr ({found}); it holds voxels {listed(held)}. Copy it again, or leave "
+                f"this part out."
             )
 
 
-def _check_holes(array: zarr.Array[Any], layout: Layout, path: Path) -> None:
-    """Say which chunks are missing, and refuse those beside which there is tissue: zarr reads its fill value there.
+def _has_checksum(array: zarr.Array[Any]) -> bool:
+    """Whether damage is noticed where voxels are decoded."""
+    last = array.compressors[-1]
+    name = type(last).__name__.lower()
+    return "gzip" in name or "zlib" in name or "crc" in name or bool(getattr(last, "checksum", False))
 
-    Chunks that hold nothing else than it may be left out, as at the margin of a volume that was registered. The margin
-    begins within a chunk that is there, so that its last voxels hold the fill value too; those beside a chunk that was
-    lost do not.
-    """
-    z, y, x = (slice(0, length, 1) for length in layout.shape_zyx)
-    whole = _as_slices(layout.index((z, y, x)))
-    sides = array.shards or array.chunks
-    counts = [-(-part.stop // side) - part.start // side for part, side in zip(whole, sides, strict=True)]
-    if math.prod(counts) > _MOST_COUNTED:
-        return
-    listed = list(files_of(array, whole))
-    there = np.array([(path / name).is_file() for name, _ in listed]).reshape(counts)
-    if there.all():
-        return
-    places = np.argwhere(~there)
-    if not there.any():
-        raise InputError(
-            f"{path} holds no chunk of its array, the first of which would be {listed[0][0]}. Copy it again."
-        )
-    for place in places[:_MOST_COMPARED]:
-        if _borders_on_tissue(
-            array, [part.start // side for part, side in zip(whole, sides, strict=True)], place, there
-        ):
-            name, held = listed[int(np.ravel_multi_index(tuple(place), counts))]
-            raise InputError(
-                f"{path / name} is missing beside chunks that hold tissue; it held voxels {_listed(held)}. Copy {path} "
-                f"again. If nothing was ever written there, crop the array: zarr reads {array.fill_value} otherwise."
-            )
-    name, held = listed[int(np.ravel_multi_index(tuple(places[0]), counts))]
-    logger.warning(
-        "%s lacks %d of %d chunks, the first %s with voxels %s; they are read as %s.",
-        path,
-        len(places),
-        there.size,
-        name,
-        _listed(held),
+
+def _grid(array: zarr.Array[Any], path: Path | Remote, choice: Choice) -> Grid:
+    return Grid(
+        str(path),
+        array.shape,
+        array.shards or array.chunks,
         array.fill_value,
+        partial(_file, array, path),
+        partial(_exists, array, path),
+        partial(_voxels, array),
+        choice.nodata,
     )
 
 
-def _borders_on_tissue(array: zarr.Array[Any], first: list[int], place: np.ndarray, there: np.ndarray) -> bool:
-    """Whether most voxels that touch a missing chunk from one beside it hold something else than the fill value."""
-    sides = array.shards or array.chunks
-    for axis, step in itertools.product(range(there.ndim), (-1, 1)):
-        beside = place.copy()
-        beside[axis] += step
-        if not 0 <= beside[axis] < there.shape[axis] or not there[tuple(beside)]:
-            continue
-        starts = [(begin + int(at)) * side for begin, at, side in zip(first, beside, sides, strict=True)]
-        face = [slice(start, min(start + side, n)) for start, side, n in zip(starts, sides, array.shape, strict=True)]
-        edge = face[axis].stop - 1 if step < 0 else face[axis].start
-        face[axis] = slice(edge, edge + 1)
-        try:
-            voxels = np.asarray(array[tuple(face)])
-        except _READ_ERRORS:
-            continue  # named where it is read
-        if (voxels != array.fill_value).mean() > 0.5:
-            return True
-    return False
+def _name(array: zarr.Array[Any], place: Place) -> str:
+    return "/".join(filter(None, (array.path, array.metadata.encode_chunk_key(place))))
+
+
+def _file(array: zarr.Array[Any], path: Path | Remote, place: Place) -> str:
+    return str(path / _name(array, place))
+
+
+def _exists(array: zarr.Array[Any], path: Path | Remote, place: Place) -> bool:
+    return (path / _name(array, place)).is_file()
+
+
+def _voxels(array: zarr.Array[Any], box: tuple[slice, ...]) -> np.ndarray:
+    return np.asarray(array[box])
 
 
 def _damaged(array: zarr.Array[Any], path: Path | Remote, box: tuple[slice, ...]) -> InputError | None:
@@ -285,17 +269,9 @@ def _damaged(array: zarr.Array[Any], path: Path | Remote, box: tuple[slice, ...]
                 path / file,
                 error,
                 f"{path / file} cannot be read as Zarr ({type(error).__name__}: {error}); it holds voxels "
-                f"{_listed(held)}. Copy it again, or leave this part out.",
+                f"{listed(held)}. Copy it again, or leave this part out.",
             )
     return None
-
-
-def _listed(box: Sequence[slice]) -> str:
-    """``z 0:64, y 128:256, x 0:128``, or the ranges alone for another number of axes."""
-    ranges = [f"{part.start}:{part.stop}" for part in box]
-    if len(box) < 3:
-        return ", ".join(ranges)
-    return ", ".join(f"{axis} {part}" for axis, part in zip("zyx", ranges[-3:], strict=True))
 
 
 def _unreadable(path: Path | Remote, error: Exception) -> InputError:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emformer_hub.errors import InputError
-from emformer_hub.volumes import open_volume
+from emformer_hub.volumes import holes, open_volume, read_volume
 
 from .conftest import make_volume
 
@@ -64,3 +64,34 @@ def test_a_chunk_of_precomputed_that_was_cut_short_is_refused(tmp_path: Path, en
         return
     with pytest.raises(InputError, match="cannot be read"):
         opened[:]
+
+
+@pytest.mark.parametrize("kind", ["n5", "precomputed"])
+@pytest.mark.parametrize("counted", [True, False], ids=["when opened", "when read"])
+def test_a_chunk_that_is_missing_beside_tissue_is_named(
+    tmp_path: Path, kind: str, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = n5(tmp_path, "gzip") if kind == "n5" else precomputed(tmp_path, "raw")
+    lost = next(file for file in files if str(file).endswith("1/0/1" if kind == "n5" else "8-16_0-8_4-8"))
+    np.testing.assert_array_equal(open_volume(tmp_path).data[:], STACK)
+    lost.unlink()
+    if not counted:
+        monkeypatch.setattr(holes, "_MOST_COUNTED", 0)
+        np.testing.assert_array_equal(open_volume(tmp_path).data[:4], STACK[:4])
+    with pytest.raises(InputError, match=rf"{lost.name} is missing .*z 4:8, y 0:8, x 8:16.*--nodata 0"):
+        open_volume(tmp_path).data[2:7, 3:6]
+    read = read_volume(tmp_path, nodata=0)
+    assert (read.data[4:8, :8, 8:] == 0).all() and read.hidden is not None and read.hidden[4:8, :8, 8:].all()
+
+
+def test_a_precomputed_that_begins_elsewhere_has_its_chunks_there(tmp_path: Path) -> None:
+    spec: dict[str, Any] = {"driver": "neuroglancer_precomputed", "kvstore": f"file://{tmp_path}/", "create": True}
+    spec["multiscale_metadata"] = {"type": "image", "data_type": "uint8", "num_channels": 1}
+    spec["scale_metadata"] = {"size": [16, 16, 12], "resolution": [4, 4, 40], "encoding": "raw"}
+    spec["scale_metadata"] |= {"chunk_size": [8, 8, 5], "voxel_offset": [100, 20, 7]}
+    tensorstore.open(spec).result()[..., 0].T[...] = STACK
+    np.testing.assert_array_equal(open_volume(tmp_path).data[:], STACK)
+    lost = next(tmp_path.rglob("108-116_28-36_17-19"))
+    lost.unlink()
+    with pytest.raises(InputError, match="108-116_28-36_17-19 is missing"):
+        open_volume(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,14 @@ def test_compressed_chunks_are_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("raw", data=data, chunks=(4, 8, 8), compression="gzip", shuffle=True)
     np.testing.assert_array_equal(read_volume(tmp_path / "a.h5").data, data)
+
+
+@pytest.mark.parametrize("name", ["Blosc", "LZ4", "Zstd", "Bitshuffle"])
+def test_filters_of_hdf5plugin_are_known_where_it_is_installed(tmp_path: Path, name: str) -> None:
+    plugin = pytest.importorskip("hdf5plugin")
+    data = make_volume("uint16")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", data=data, chunks=(2, 8, 8), compression=getattr(plugin, name)())
+    code = f"from emformer_hub.volumes import read_volume; print(read_volume({str(tmp_path / 'a.h5')!r}).data.sum())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == int(data.sum(dtype=np.int64))

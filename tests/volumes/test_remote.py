@@ -245,3 +245,14 @@ def test_a_plain_zarr_array_in_a_bucket(bucket: str, tmp_path: Path) -> None:
     volume = open_volume("s3://volumes/plain.zarr")
     np.testing.assert_array_equal(volume.data[:], voxels("uint16"))
     assert volume.voxel_size is None
+
+
+def test_a_chunk_that_is_missing_beside_tissue_is_named_elsewhere_too(server: str, folder: Path) -> None:
+    data = np.random.default_rng(0).integers(1, 255, (8, 24, 24), np.uint8)
+    for name, version in (("holes2.zarr", 2), ("holes3.zarr", 3)):
+        array = zarr.create_array(folder / name, data=data, chunks=(4, 6, 6), zarr_format=version, overwrite=True)
+        (folder / name / array.metadata.encode_chunk_key((1, 2, 3))).unlink()
+        opened = open_volume(f"{server}/{name}").data
+        np.testing.assert_array_equal(opened[:4, 3:9], data[:4, 3:9])
+        with pytest.raises(InputError, match=rf"{name}/.*1.2.3 is missing beside chunks that hold tissue"):
+            opened[5, 10:14, 20:23]

@@ -12,13 +12,14 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
 from emformer_hub.errors import InputError
-from emformer_hub.volumes import read_volume
+from emformer_hub.volumes import holes, open_volume, read_volume
 
 h5py = pytest.importorskip("h5py")
 zarr = pytest.importorskip("zarr")
@@ -251,3 +252,45 @@ def test_an_array_without_any_chunk_is_named(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "a.zarr", shape=(8, 12, 10), dtype="uint8", chunks=(4, 4, 4))
     with pytest.raises(InputError, match="holds no chunk of its array"):
         read_volume(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_of_a_large_array_are_looked_for_when_they_are_read(
+    tmp_path: Path, version: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holes, "_MOST_COUNTED", 0)
+    data = np.random.default_rng(0).integers(1, 255, (8, 24, 24), np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=data, chunks=(4, 6, 6), zarr_format=version)
+    (tmp_path / ("a.zarr/c/1/2/3" if version == 3 else "a.zarr/1.2.3")).unlink()
+    opened = open_volume(tmp_path / "a.zarr").data
+    np.testing.assert_array_equal(opened[:4], data[:4])
+    for box in ((5, 13, 20), (slice(3, 6), slice(0, 24), slice(10, 20))):
+        with pytest.raises(InputError, match=r"1.2.3 is missing beside .*z 4:8, y 12:18, x 18:24.*--nodata 0"):
+            opened[box]
+    assert (read_volume(tmp_path / "a.zarr", nodata=0).data[4:, 12:18, 18:] == 0).all()
+
+
+@pytest.mark.parametrize("codec", ["Zstd", "Blosc", "LZ4", "GZip", "shards"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_chunk_of_which_a_part_was_never_written_is_refused(tmp_path: Path, codec: str, version: Any) -> None:
+    numcodecs = pytest.importorskip("numcodecs")
+    data = np.random.default_rng(0).integers(0, 255, (8, 64, 64), np.uint8)
+    if codec == "shards":
+        zarr.create_array(tmp_path / "a.zarr", data=data, chunks=(4, 64, 64), shards=(8, 64, 64))
+    elif version == 2:
+        packed = getattr(numcodecs, codec)()
+        zarr.create_array(tmp_path / "a.zarr", data=data, chunks=(8, 64, 64), zarr_format=2, compressors=packed)
+    elif codec == "LZ4":
+        pytest.skip("Zarr 3 has no LZ4 of its own")
+    else:
+        packed = getattr(zarr.codecs, f"{codec.capitalize()}Codec")()
+        zarr.create_array(tmp_path / "a.zarr", data=data, chunks=(8, 64, 64), compressors=packed)
+    chunk = tmp_path / ("a.zarr/0.0.0" if version == 2 and codec != "shards" else "a.zarr/c/0/0/0")
+    content = chunk.read_bytes()
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.zarr").data, data)
+    for spoiled in (bytes(len(content)), content[:9000] + bytes(8192) + content[17192:], b""):
+        chunk.write_bytes(spoiled)
+        if codec == "shards" and spoiled[:9] == content[:9]:
+            continue  # within a shard, only what decoders notice is noticed
+        with pytest.raises(InputError, match=r"cannot be read as Zarr"):
+            read_volume(tmp_path / "a.zarr")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from emformer_hub.errors import InputError
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD, check_mask
 from emformer_hub.volumes.stored import StoredArray
+
+if TYPE_CHECKING:
+    from emformer_hub.inspection import Inspection
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +152,11 @@ def choose_repair(stack: Any, chosen: str | Sequence[int] | Repair, name: str) -
     inspection = inspect_stack(stack)
     for remark in inspection.stack.remarks:
         log.warning("%s: %s", name, remark)
+    return repair_of(inspection)
+
+
+def repair_of(inspection: Inspection) -> Repair:
+    """The voxels that an inspection asks to replace: whole sections, or in places where they are damaged."""
     reasons, damage = {}, {}
     for quality in inspection.sections:
         z, why = quality.section, ", ".join(quality.flags)

@@ -94,7 +94,7 @@ class Panel(QWidget):
         self.column.addWidget(self.message)
 
         self.work = Work(self)
-        self.work.told.connect(self.show_progress)
+        self.work.progressed.connect(self.show_progress)
         self.work.done.connect(self._finish)
         self.work.refused.connect(self.refuse)
         self.work.stopped.connect(self._say_stopped)

@@ -23,15 +23,16 @@ class Stopped(Exception):
 class Work(QObject):
     """Calls one function at a time in another thread.
 
-    Its signals arrive in the thread of the viewer: ``told`` with the function's progress; then one of ``done`` with its
-    result, ``refused`` with a message, and ``stopped``. An error of the program is refused too, and napari shows it.
+    Its signals arrive in the thread of the viewer: ``progressed`` with the function's progress; then one of ``done``
+    with its result, ``refused`` with a message, and ``stopped``. An error of the program is refused too, and napari
+    shows it.
     Closing the viewer stops the work, through the workers of napari.
 
     Args:
         parent: when it is destroyed, the work is stopped.
     """
 
-    told = Signal(object)
+    progressed = Signal(object)
     done = Signal(object)
     refused = Signal(str)
     stopped = Signal()
@@ -55,7 +56,7 @@ class Work(QObject):
 
         def tell(progress: Any) -> None:
             with suppress(RuntimeError):  # the panel is gone
-                self.told.emit(progress)
+                self.progressed.emit(progress)
             if worker.abort_requested:
                 raise Stopped
 

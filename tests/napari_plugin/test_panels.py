@@ -38,18 +38,18 @@ def long_layer(viewer: Any, sections: np.ndarray) -> Any:
 
 def stop_after(panel: Any, qtbot: Any, fraction: float) -> None:
     """Start a panel, stop it once so much is done, and wait for its end."""
-    told: list[float] = []
+    shares: list[float] = []
 
     def hear(progress: Any) -> None:
         share = progress["done"] if isinstance(progress, dict) else progress[0]
-        told.append(share or 0.0)
-        if told[-1] >= fraction:
+        shares.append(share or 0.0)
+        if shares[-1] >= fraction:
             panel.stop()
 
-    panel.work.told.connect(hear)
+    panel.work.progressed.connect(hear)
     panel.start()
     finished(panel, qtbot)
-    panel.work.told.disconnect(hear)
+    panel.work.progressed.disconnect(hear)
 
 
 def left_in(folder: Path) -> list[str]:

@@ -2,13 +2,14 @@
 PYTHON ?= python3
 
 VENV := .venv
+NAPARI := .venv-napari
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
 FORGET := $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || echo forget)
 
-.PHONY: demo test test-random test-slow conformance lint types clean forget
+.PHONY: demo test test-random test-slow test-napari conformance lint types clean forget
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/python examples/demo.py
@@ -29,6 +30,10 @@ conformance: $(STAMP) ## the tests that transformers has for every model, of the
 	$(VENV)/bin/python tests/conformance/fetch.py
 	PYTHONPATH=tests/conformance OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -c /dev/null --rootdir tests/conformance tests/conformance/transformers_models.py
 
+# Without a screen, xvfb-run (Debian's package xvfb) gives the viewer one.
+test-napari: $(NAPARI)/.installed ## the tests of the napari plugin, in an environment of its own, which has Qt
+	env OMP_NUM_THREADS=1 $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a) $(NAPARI)/bin/python -m pytest -q tests/napari_plugin $(PYTEST_OPTIONS)
+
 lint: $(STAMP)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
@@ -37,7 +42,7 @@ types: $(STAMP)
 	$(VENV)/bin/python -m mypy
 
 clean: ## remove what make made: the environment, the demo's output, caches; never runs/
-	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NAPARI) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 forget:
 	@rm -f $(STAMP)
@@ -52,4 +57,11 @@ $(STAMP): pyproject.toml constraints.txt $(FORGET)
 	$(PIP) install -c constraints.txt torch==2.13.0
 	@echo "==> Installing the package and its tested dependencies, a minute or more without output"
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(NAPARI)/.installed: pyproject.toml constraints.txt
+	@test -e $(NAPARI)/bin/python || { echo "==> Making $(NAPARI)"; $(PYTHON) -m venv --clear $(NAPARI); }
+	@rm -f $@
+	$(NAPARI)/bin/python -m pip --disable-pip-version-check install -c constraints.txt torch==2.13.0
+	$(NAPARI)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[napari]' pytest pytest-qt hypothesis
 	@touch $@

@@ -43,6 +43,11 @@ def check_overwrite(path: Path, overwrite: bool) -> None:
         raise InputError(f"output {path} already exists. Choose another name, or give --overwrite to replace it.")
 
 
+def record_path(output: Path) -> Path:
+    """Path of the record of a run: ``out.ome.zarr`` -> ``out.ome.zarr.json``."""
+    return output.with_name(f"{output.name}.json")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path with the same suffix, which is renamed to ``path`` if the block succeeds.

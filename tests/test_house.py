@@ -32,12 +32,14 @@ LAYERS = [
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},
     {"training", "audit"},
     {"cli", "app", "doctor", "__main__"},
+    {"napari_plugin"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # The facade re-exports every layer, so it has none; the modules inside import from where a name is defined.
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 HEAVY = {"torch", "transformers", "huggingface_hub", "accelerate", "peft", "zarr", "h5py", "skimage", "matplotlib"}
+HEAVY |= {"napari", "qtpy", "PySide6", "magicgui"}
 TEXT_SUFFIXES = {".cff", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
 TEXT_FOLDERS = ["emformer_hub", "docs", "finetune", "model_cards", "benchmarks", "examples"]
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home)/")
@@ -186,8 +188,10 @@ def test_no_text_names_a_path_of_some_machine() -> None:
 
 
 def test_every_dependency_has_a_lower_bound_only() -> None:
+    """Beside the bound, a release that is broken may be left out."""
     for requirement in requirements(*PROJECT["optional-dependencies"]):
-        assert [clause.operator for clause in requirement.specifier] == [">="], str(requirement)
+        operators = [clause.operator for clause in requirement.specifier if clause.operator != "!="]
+        assert operators == [">="], str(requirement)
 
 
 def test_every_dependency_is_accounted_for() -> None:
@@ -199,5 +203,5 @@ def test_tested_versions_satisfy_the_bounds() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     assert list(pins) == sorted(pins)
-    for requirement in requirements("evaluate", "images", "hdf5", "dev"):
+    for requirement in requirements("evaluate", "images", "hdf5", "napari", "dev"):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), str(requirement)

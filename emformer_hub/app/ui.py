@@ -16,28 +16,24 @@ import gradio as gr
 import numpy as np
 
 from emformer_hub.app.views import ACROSS, Plane, Views
+from emformer_hub.app.words import FACE, KEPT, THROUGH, thickness_of
 from emformer_hub.audit.held_back import left_out_gain
 from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.loading import load_model
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.modes import Mode
 from emformer_hub.pretrained import registry
-from emformer_hub.processing_emformer import EMformerProcessor, to_dtype
+from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
 from emformer_hub.volumes.boxes import evenly_spaced, middle
-from emformer_hub.volumes.phantom import neuropil
+from emformer_hub.volumes.phantom import sample_stack
 
-KEPT: dict[str, Mode] = {"left out": "clean", "kept, as it was measured": "faithful"}
-"""What becomes of the noise of sections."""
-THROUGH, FACE = "seen through (ssTEM, array tomography)", "block faces (SBF-SEM, FIB-SEM)"
 HIDDEN_SECTIONS, HIDDEN_SIDE = 6, 128
 """Number and side of the sections that are left out in turn to see whether the model helps."""
 WORTH_IT = 0.1
 """dB over the mean of both neighbours from which on the page says that the model helps."""
-SAMPLE_FACTOR = 5
 NOTHING_YET = "A TIFF, OME-TIFF or HDF5 file, or one image for each section."
 TELLING = 0.02
 """Finished fraction from which on the time left is told, and held against the limit."""
@@ -109,11 +105,10 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def make_sample(folder: Path) -> Path:
-    """Write a synthetic stack of 24 sections of 160 x 160 voxels of 40 x 8 x 8 nm; return its path."""
+    """Write a synthetic stack of 20 sections of 128 x 128 voxels of 40 x 8 x 8 nm; return its path."""
     path = folder / "sample.ome.tif"
-    truth = neuropil((24 * SAMPLE_FACTOR, 160, 160), seed=7)
-    stack = to_dtype(SectionModel(SAMPLE_FACTOR).degrade(truth), truth.dtype)
-    write_volume(path, stack, VoxelSize(8 * SAMPLE_FACTOR, 8, 8), overwrite=True)
+    stack, size = sample_stack()
+    write_volume(path, stack, size, overwrite=True)
     return path
 
 
@@ -156,7 +151,7 @@ def run(
         raise InputError("the voxel size is missing; give Z,Y,X in nm, section spacing first, as in 40,4,4.")
     size = VoxelSize.parse(voxel_size)
     factor = size.factor_to()
-    geometry = SectionModel(factor, 1.0 if thickness == THROUGH else 1 / factor)
+    geometry = SectionModel(factor, thickness_of(thickness, factor))
     command = (
         f"emformer-hub reconstruct {Path(paths[0]).name} isotropic.ome.zarr --voxel-size {voxel_size.strip()} "
         f"--thickness {geometry.thickness:.4g} --model {model} --mode {KEPT[noise]}"

@@ -20,7 +20,7 @@ from typing import Unpack
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.files import put_in_place, write_text
+from emformer_hub.files import put_in_place, record_path, write_text
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction.forecast import needs
 from emformer_hub.reconstruction.job import (
@@ -30,7 +30,6 @@ from emformer_hub.reconstruction.job import (
     is_zarr_path,
     make_job,
     partial_output,
-    record_path,
 )
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
 from emformer_hub.reconstruction.repair import Repair, choose_repair

@@ -19,7 +19,7 @@ import numpy as np
 
 from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
-from emformer_hub.files import check_file, write_text
+from emformer_hub.files import check_file, record_path, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
 from emformer_hub.reconstruction.gaps import Gaps
@@ -47,7 +47,7 @@ class Job:
     """Everything that fixes a result, and the paths that it is written to.
 
     Attributes:
-        input: path or address of the stack.
+        input: path or address of the stack, or the name of one that is only in memory.
         input_shape, input_dtype, input_modified: shape, dtype and time of change of the input, to notice that it was
             replaced.
         reading: what is chosen of the input, as keyword arguments of ``open_volume``; numbers as text, as JSON and
@@ -155,11 +155,6 @@ def state_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.run")
 
 
-def record_path(output: Path) -> Path:
-    """Path of the record of a run: ``out.ome.zarr`` -> ``out.ome.zarr.json``."""
-    return output.with_name(f"{output.name}.json")
-
-
 def check_record(output: Path, *, overwrite: bool, resume: bool) -> None:
     """Raise ``InputError`` if the record of a run would replace a file, except that of this run where it is resumed."""
     record = record_path(output)
@@ -262,10 +257,12 @@ def make_job(
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)
     return Job(
-        input=absolute(path),
+        input=absolute(path) if stack.stored else path,
         input_shape=data.shape,
         input_dtype=str(data.dtype),
-        input_modified=None if is_url(path) else _modified(split_address(Path(plain_address(path)))[0]),
+        input_modified=None
+        if is_url(path) or not stack.stored
+        else _modified(split_address(Path(plain_address(path)))[0]),
         reading=tuple(sorted((name, _plain(name, value)) for name, value in stack.reading.items())),
         region=((z.start, z.stop), (y.start, y.stop), (x.start, x.stop)),
         model=str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name,

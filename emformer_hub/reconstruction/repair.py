@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from emformer_hub.errors import InputError
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD, check_mask
 from emformer_hub.volumes.volume import Volume
+
+if TYPE_CHECKING:
+    from emformer_hub.inspection import Inspection
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +151,11 @@ def choose_repair(stack: Volume[Any], chosen: str | Sequence[int] | Repair, name
     inspection = inspect_stack(stack.data, hidden=stack.hidden)
     for remark in inspection.stack.remarks:
         log.warning("%s: %s", name, remark)
+    return repair_of(inspection)
+
+
+def repair_of(inspection: Inspection) -> Repair:
+    """The voxels that an inspection asks to replace: whole sections, or in places where they are damaged."""
     reasons, damage = {}, {}
     for quality in inspection.sections:
         z, why = quality.section, ", ".join(quality.flags)

@@ -31,11 +31,13 @@ class OpenStack:
         path: path or address of the stack.
         volume: the stack as ``open_volume`` returns it.
         reading: keyword arguments of ``open_volume`` that it was opened with, by which others open the same stack.
+        stored: whether the stack is found at ``path``; else it is only here, and ``path`` is what it is called.
     """
 
     path: str
     volume: Volume[np.ndarray | StoredArray]
     reading: Mapping[str, Any] = field(default_factory=dict)
+    stored: bool = True
 
     @classmethod
     def of(cls, stack: str | os.PathLike[str] | OpenStack, reading: Mapping[str, Any] | None = None) -> OpenStack:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from emformer_hub.volumes.stored import cropped
 from emformer_hub.volumes.unmeasured import measured_box, unmeasured_in
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, Any]], None]
 
 CLIPS = ("sections", "section_mask", "target", "independent")
 """Entries of a batch that are stacked clip by clip."""
@@ -204,7 +206,14 @@ class Gradients:
         return sums
 
 
-def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: bool = False) -> str | None:
+def train(
+    recipe: Recipe,
+    output: Path,
+    *,
+    data_root: Path = Path(),
+    resume: bool = False,
+    progress: Progress = lambda record: None,
+) -> str | None:
     """Train by self-supervision and save the averaged weights, or the adapter, and the processor to ``output``.
 
     Args:
@@ -212,6 +221,8 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
         output: folder of the run: weights, ``checkpoint/``, ``recipe.yaml`` and ``log.jsonl``.
         data_root: folder that volume paths are relative to.
         resume: continue from the folder's checkpoint. With ``steps``, losses equal those of an uninterrupted run.
+        progress: called after each step with its record of ``log.jsonl``, and ``done``, the finished fraction of the
+            run. What it raises ends the run, which can be resumed from there.
 
     Returns:
         Whether it helped, as a table and a sentence, if the recipe has a base and this is the first process. The same
@@ -241,7 +252,7 @@ def train(recipe: Recipe, output: Path, *, data_root: Path = Path(), resume: boo
     if not resume:
         run.checkpoint()  # whatever stops the run from here on, it can be resumed
     gradients = Gradients(accelerator, network, pieces_of(recipe, trainee.model.config))
-    _take_steps(run, iter(loader), gradients, optimizer, volumes)
+    _take_steps(run, iter(loader), gradients, optimizer, volumes, progress)
     run.checkpoint()
     run.validate(volumes)
     report = run.by_the_first(lambda: _save_result(run, processor, volumes))
@@ -281,6 +292,7 @@ def _take_steps(
     gradients: Gradients,
     optimizer: AcceleratedOptimizer,
     volumes: list[TrainingVolume],
+    progress: Progress,
 ) -> None:
     """Train until the steps or minutes of the recipe are over, with checkpoints and validation on the way.
 
@@ -305,18 +317,24 @@ def _take_steps(
         state["step"] += 1
         state["voxels"] += batch["target"].numel() * accelerator.num_processes
         run.average.update(run.model, state["step"])
-        run.progress()
-        run.log(
+        so_far = run.progress()
+        record = {
             **{name: value.item() for name, value in losses.items()},
-            factor=batch["factor"],
-            gradient_norm=float(norm),
-            seconds=round(state["seconds"], 2),
-            voxels=state["voxels"],
-        )
+            "factor": batch["factor"],
+            "gradient_norm": float(norm),
+            "seconds": round(state["seconds"], 2),
+            "voxels": state["voxels"],
+        }
+        run.log(**record)
         bar.update(int(1000 * done) - bar.n)
         run.checkpoint_if_due()
         if state["step"] % recipe.validate_every == 0:
             run.validate(volumes)
+        try:
+            progress({"step": state["step"], **record, "done": so_far})
+        except BaseException:
+            run.checkpoint()
+            raise
     bar.close()
 
 

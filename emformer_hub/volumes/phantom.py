@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolation_matrix
 
 PROFILES_PER_AREA = 1 / 1000
@@ -31,6 +32,7 @@ CYTOPLASM, MEMBRANE, MITOCHONDRION, CRISTA, LUMEN = 172.0, 76.0, 114.0, 80.0, 19
 MEMBRANE_HALF_WIDTH = 1.5
 NOISE = 8.0
 FAR = 1e3
+SAMPLE_FACTOR = 5
 
 
 def neuropil(shape_zyx: tuple[int, int, int] = (160, 160, 160), seed: int = 0) -> np.ndarray:
@@ -73,6 +75,13 @@ def neuropil(shape_zyx: tuple[int, int, int] = (160, 160, 160), seed: int = 0) -
 
     grey = _blur(grey) + NOISE * rng.standard_normal(shape_zyx, np.float32)
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+
+
+def sample_stack() -> tuple[np.ndarray, VoxelSize]:
+    """A stack to try things with: 20 sections of 128 x 128 voxels, uint8 ``(z, y, x)``, of 40 x 8 x 8 nm."""
+    truth = neuropil((20 * SAMPLE_FACTOR, 128, 128), seed=7)
+    sections = SectionModel(SAMPLE_FACTOR).degrade(truth)
+    return np.clip(np.rint(sections), 0, 255).astype(np.uint8), VoxelSize(8 * SAMPLE_FACTOR, 8, 8)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import tifffile
 
 pytest.importorskip("gradio", reason="the page needs the extra [app]")
 
-from emformer_hub.app.ui import FACE, THROUGH, Limits, Stopped, make_sample, read_upload, run
+from emformer_hub.app.ui import Limits, Stopped, make_sample, read_upload, run
+from emformer_hub.app.words import FACE, THROUGH
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction import reconstruct

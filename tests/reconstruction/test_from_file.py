@@ -26,7 +26,8 @@ from emformer_hub.reconstruction.blocks import Block
 from emformer_hub.reconstruction.forecast import forecast
 from emformer_hub.reconstruction.job import Job, make_job, state_folder
 from emformer_hub.reconstruction.restorer import Restorer
-from emformer_hub.volumes import ome_zarr, read_volume, write_volume
+from emformer_hub.reconstruction.settings import OpenStack
+from emformer_hub.volumes import ome_zarr, open_volume, read_volume, write_volume
 from emformer_hub.volumes.boxes import parse_region
 from emformer_hub.volumes.phantom import neuropil
 
@@ -69,6 +70,16 @@ def test_the_pyramid_is_made_in_parts_and_goes_on_where_it_stopped(
     assert set(seconds) == {"reading", "network", "writing", "pyramid"} and all(s > 0 for s in seconds.values())
 
 
+def test_a_stack_that_is_only_in_memory_is_reconstructed_as_its_file_is(
+    stack: Path, expected: Reconstruction, tmp_path: Path
+) -> None:
+    volume = open_volume(stack)
+    record = run(OpenStack("a layer", volume, stored=False), tmp_path / "out.zarr")
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected.volume)
+    facts = json.loads(record.read_text())
+    assert facts["input"] == "a layer" and facts["input_modified"] is None
+
+
 def test_a_forecast_writes_nothing_and_comes_near(stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, restore = [0.0], Restorer.restore
 
@@ -104,7 +115,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_VOXELS", 1)
 
 
-def run(stack: Path, output: Path, **changed: Any) -> Path:
+def run(stack: Path | OpenStack, output: Path, **changed: Any) -> Path:
     return reconstruct_file(stack, output, **{"voxel_size": SIZE, "tile_zyx": TILE} | SETTINGS | changed)
 
 

@@ -390,6 +390,27 @@ def test_no_warning_where_none_is_due(tmp_path: Path, data_root: Path, caplog: p
 # --- interrupted and resumed -------------------------------------------------------------------------------------
 
 
+def test_a_run_that_its_progress_stops_loses_no_step(data_root: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop_at_three(record: dict[str, Any]) -> None:
+        shares.append(record["done"])
+        if record["step"] == 3:
+            raise Stopped
+
+    shares: list[float] = []
+    chosen, stopped = Recipe.load(recipe(tmp_path, steps=6)), tmp_path / "stopped"
+    with pytest.raises(Stopped):
+        train(chosen, stopped, data_root=data_root, progress=stop_at_three)
+    assert shares == [1 / 6, 2 / 6, 3 / 6]
+    train(chosen, stopped, data_root=data_root, resume=True, progress=lambda record: shares.append(record["done"]))
+    assert shares == [step / 6 for step in range(1, 7)]
+    whole = train_here(tmp_path / "whole", data_root, steps=6)
+    assert losses(stopped) == losses(whole)  # each step once, and the same
+    assert_same_weights(stopped / "model.safetensors", whole / "model.safetensors")
+
+
 def test_a_killed_run_resumes_as_if_nothing_had_happened(
     tmp_path: Path, data_root: Path, finished: Path, killed_after: Callable[[int], list[str]]
 ) -> None:

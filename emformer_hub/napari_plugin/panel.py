@@ -1,0 +1,320 @@
+"""What all panels have: a stack to choose, start and stop, progress, and messages."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magicgui.widgets import ComboBox, Container, LineEdit, PushButton, Widget
+from napari.layers import Image, Shapes
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QHBoxLayout,
+    QInputDialog,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from emformer_hub.app.words import FACE, THROUGH, thickness_of
+from emformer_hub.errors import InputError
+from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.napari_plugin.layers import LayerData, region_of, stack_of, state_voxel_size, voxel_size_of
+from emformer_hub.napari_plugin.readers import layers_of
+from emformer_hub.napari_plugin.session import session
+from emformer_hub.napari_plugin.work import Tell, Work
+from emformer_hub.volumes.boxes import Box
+from emformer_hub.volumes.volume import check_plausible
+
+if TYPE_CHECKING:
+    from napari import Viewer
+
+    from emformer_hub.reconstruction.settings import OpenStack
+
+LIBRARY = ("dask.array", "zarr", "tifffile", "emformer_hub.reconstruction", "emformer_hub.loading")
+"""What a panel loads when it is opened: what is loaded while the viewer is in use keeps it waiting."""
+DEFAULT_MODEL = "emformer-small"
+FIELDS = {
+    "--voxel-size Z,Y,X": "the voxel size Z,Y,X",
+    "--voxel-size": "the voxel size",
+    "--overwrite": "'Replace what exists'",
+    "--roi": "'Trial in'",
+    "--repair": "the panel 'Check stack'",
+    "--factor": "'Factor'",
+    "--target-nm": "'Factor'",
+    "--resume": "the same settings",
+}
+"""Options of the command line that messages name, and what they are called here."""
+BUSY = 0, 0
+"""Range of a progress bar that only shows that something goes on."""
+
+
+def in_words_of_the_panel(message: str) -> str:
+    """A message of the library with the options of the command line called as they are here."""
+    for option, field in FIELDS.items():
+        message = re.sub(rf"{re.escape(option)}(?![\w-])", field, message)
+    return message
+
+
+class Panel(QWidget):
+    """A panel: fields, a button that starts long work, one that stops it, its progress, and what it says.
+
+    Args:
+        viewer: the viewer that it belongs to.
+        verb: title of the button that starts.
+    """
+
+    def __init__(self, viewer: Viewer, verb: str):
+        super().__init__()
+        self.viewer = getattr(viewer, "__wrapped__", viewer)  # of a proxy, each layer is another object at each access
+        self.layer = ComboBox(label="Stack", choices=self._images, nullable=False)
+        self.voxel_size = LineEdit(label="Voxel size, nm", tooltip="Z,Y,X in nanometres, section spacing first")
+        self.layer.changed.connect(self._show_voxel_size)
+        self.form = Container(widgets=[self.layer, self.voxel_size], labels=True)
+        self.form.margins = (0, 0, 0, 0)
+
+        self.start_button, self.stop_button = QPushButton(verb), QPushButton("Stop")
+        self.start_button.clicked.connect(self.start)
+        self.stop_button.clicked.connect(self.stop)
+        self.bar, self.message = QProgressBar(), QLabel()
+        self.message.setWordWrap(True)
+        self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+
+        self.column = QVBoxLayout(self)
+        self.column.addLayout(row(button("Open file…", self._choose_file), button("Open folder…", self._choose_folder)))
+        self.column.addWidget(self.form.native)
+        self.column.addLayout(row(self.start_button, self.stop_button))
+        self.column.addWidget(self.bar)
+        self.column.addWidget(self.message)
+
+        self.work = Work(self)
+        self.work.progressed.connect(self.show_progress)
+        self.work.done.connect(self._finish)
+        self.work.refused.connect(self.refuse)
+        self.work.stopped.connect(self._say_stopped)
+        self._show_voxel_size()
+        self._begin(self._load, lambda nothing: "", "Loading PyTorch")
+
+    library: Sequence[str] = ()
+    """What this panel needs beyond :data:`LIBRARY`."""
+
+    def prepare(self) -> Callable[[Tell], Any]:
+        """Read the fields; return the work to do in another thread. Raises ``InputError`` where a field is wrong."""
+        raise NotImplementedError
+
+    def finish(self, result: Any) -> str:
+        """Show the result of the work, in the thread of the viewer; return what to say."""
+        raise NotImplementedError
+
+    def stopped(self) -> str:
+        """What to say after the work was stopped."""
+        return "Stopped."
+
+    def start(self) -> None:
+        """Read the fields and start the work."""
+        if self.work.running:
+            return
+        try:
+            function = self.prepare()
+        except InputError as error:
+            self.refuse(str(error))
+        else:
+            self._begin(function, self.finish, "Starting")
+
+    def stop(self) -> None:
+        """Stop the work where it tells its progress next."""
+        self.work.stop()
+        if self.work.running:
+            self._say("Stopping")
+
+    def open(self, path: str | Path) -> None:
+        """Open a file or folder as layers, whose voxels stay on disk, and choose it as the stack."""
+        if not self.work.running:
+            self._begin(lambda tell: layers_of(path), self._add_opened, f"Opening {path}")
+
+    def show_progress(self, progress: tuple[float | None, str]) -> None:
+        """Show the fraction done, ``None`` if it is not known, and what is being done."""
+        share, doing = progress
+        self.bar.setRange(*(BUSY if share is None else (0, 1000)))
+        self.bar.setValue(round(1000 * (share or 0)))
+        self._say(doing)
+
+    def refuse(self, message: str) -> None:
+        """Say what is wrong and what to do."""
+        self._end("")
+        self._say(in_words_of_the_panel(message), wrong=True)
+
+    @property
+    def chosen(self) -> Image:
+        """The layer that was chosen; raises ``InputError`` if there is none."""
+        if self.layer.value is None:
+            raise InputError("there is no stack yet; open a file, or take File > Open Sample > EMformer.")
+        return self.layer.value
+
+    def stated_size(self) -> VoxelSize:
+        """Voxel size in the field, which the layer takes over.
+
+        Raises:
+            InputError: it is missing or impossible.
+        """
+        text = self.voxel_size.value.strip()
+        if not text:
+            raise InputError(
+                f"layer {self.chosen.name!r} states no voxel size; give Z,Y,X in nm, section spacing first, as in "
+                f"40,4,4."
+            )
+        size = VoxelSize.parse(text)
+        check_plausible(size, self.chosen.name)
+        stated = voxel_size_of(self.chosen)
+        if stated is not None and text == _as_text(stated):
+            return stated
+        state_voxel_size(self.chosen, size)
+        return size
+
+    def stack(self) -> OpenStack:
+        """The stack of the layer, with the voxel size in the field; raises ``InputError`` if it is unusable."""
+        return stack_of(self.chosen, self.stated_size())
+
+    def region(self, shapes: Shapes | None) -> Box | None:
+        """Part of the stack within shapes; ``None`` without shapes."""
+        return None if shapes is None else region_of(shapes, self.chosen)
+
+    def reset_choices(self, event: Any = None) -> None:
+        """Offer the layers that there are now."""
+        self.form.reset_choices()
+
+    def _images(self, widget: Widget) -> list[Image]:
+        return [layer for layer in self.viewer.layers if isinstance(layer, Image)]
+
+    def shapes(self, widget: Widget) -> list[Shapes]:
+        """Layers that a region can be drawn on."""
+        return [layer for layer in self.viewer.layers if isinstance(layer, Shapes)]
+
+    def _show_voxel_size(self) -> None:
+        size = None if self.layer.value is None else voxel_size_of(self.layer.value)
+        self.voxel_size.value = "" if size is None else _as_text(size)
+        self.voxel_size.native.setPlaceholderText("40,4,4")
+
+    def _load(self, tell: Tell) -> None:
+        for module in (*LIBRARY, *self.library):
+            importlib.import_module(module)
+        importlib.import_module("dask.array").zeros(1).compute()  # the first result imports as much again,
+        importlib.import_module("emformer_hub.loading").load_model(DEFAULT_MODEL)  # and so does the first model
+
+    def _begin(self, function: Callable[[Tell], Any], then: Callable[[Any], str], doing: str) -> None:
+        self._then = then
+        self.start_button.setEnabled(False)
+        self.stop_button.setEnabled(True)
+        self.bar.setVisible(True)
+        self.show_progress((None, doing))
+        self.work.start(function)
+
+    def _end(self, said: str) -> None:
+        self.start_button.setEnabled(True)
+        self.stop_button.setEnabled(False)
+        self.bar.setVisible(False)
+        self._say(said)
+
+    def _say(self, words: str, *, wrong: bool = False) -> None:
+        self.message.setText(words)
+        self.message.setStyleSheet("color: #ff7043" if wrong else "")
+
+    def _finish(self, result: Any) -> None:
+        self._end(self._then(result))
+
+    def _say_stopped(self) -> None:
+        self._end(self.stopped())
+
+    def _add_opened(self, layers: Sequence[LayerData]) -> str:
+        self.layer.value = self.add(layers)[0]
+        return ""
+
+    def add(self, layers: Sequence[LayerData]) -> list[Image]:
+        """Add image layers to the viewer."""
+        return [self.viewer.add_image(data, **keywords) for data, keywords, _ in layers]
+
+    def _choose_file(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self, "Open a stack")
+        if path:
+            self.open(path)
+
+    def _choose_folder(self) -> None:
+        path = QFileDialog.getExistingDirectory(self, "Open an OME-Zarr, or a folder of sections")
+        if path:
+            self.open(path)
+
+
+class Geometry:
+    """Fields that say how sections sample tissue."""
+
+    def __init__(self) -> None:
+        self.imaged = ComboBox(label="Sections are", choices=[THROUGH, FACE], value=THROUGH)
+        self.factor = LineEdit(label="Factor", tooltip="Section spacing over that of the planes; empty: equal sides")
+        self.factor.native.setPlaceholderText("as the voxel size asks for")
+        self.widgets: list[Widget] = [self.imaged, self.factor]
+
+    def of(self, size: VoxelSize) -> SectionModel:
+        """Geometry of sections of this voxel size; raises ``InputError`` if a field is wrong."""
+        text = self.factor.value.strip()
+        try:
+            factor = float(text) if text else size.factor_to()
+        except ValueError:
+            raise InputError(f"factor {text!r} is not a number; expected 1 to 16, or nothing.") from None
+        return SectionModel(factor, thickness_of(self.imaged.value, factor))
+
+
+class ModelField:
+    """A field to choose a model: bundled, fine-tuned or named in this session.
+
+    Args:
+        panel: the panel that asks.
+        label: of the field.
+    """
+
+    def __init__(self, panel: Panel, label: str = "Model"):
+        self.panel = panel
+        self.field = ComboBox(label=label, choices=lambda widget: session.models, value=DEFAULT_MODEL)
+        self.other = PushButton(text="Other model…")
+        self.other.changed.connect(self._ask)
+        self.widgets: list[Widget] = [self.field, self.other]
+        session.changed.connect(panel.reset_choices)
+
+    @property
+    def name(self) -> str:
+        """Name of the chosen model."""
+        return str(self.field.value)
+
+    def choose(self, name: str) -> None:
+        """Choose a model by name, folder or Hub id."""
+        session.add_model(name)
+        self.field.value = name
+
+    def _ask(self) -> None:
+        name, given = QInputDialog.getText(self.panel, "Model", "A folder, or a Hub id such as organisation/model:")
+        if given and name.strip():
+            self.choose(name.strip())
+
+
+def row(*widgets: QWidget) -> QHBoxLayout:
+    """Widgets side by side."""
+    layout = QHBoxLayout()
+    for widget in widgets:
+        layout.addWidget(widget)
+    return layout
+
+
+def button(title: str, action: Callable[[], Any]) -> QPushButton:
+    """A button."""
+    made = QPushButton(title)
+    made.clicked.connect(action)
+    return made
+
+
+def _as_text(size: VoxelSize) -> str:
+    return ",".join(f"{length:.12g}" for length in size.zyx)

@@ -92,9 +92,14 @@ def peak_memory(device: torch.device) -> int:
     """Bytes that this process held at its peak: on a GPU in its memory, else in main memory, libraries included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
     import sys
 
+    try:
+        import resource
+    except ImportError:  # on Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

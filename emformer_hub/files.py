@@ -75,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a small file, whole or not at all; errors of the operating system pass through."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -17,4 +17,12 @@ def load_model(name: str | Path) -> tuple[EMformerModel, EMformerProcessor]:
     Raises:
         InputError: the name is not known, or its files are missing, damaged, or do not belong together.
     """
-    return EMformerModel.from_pretrained(name), EMformerProcessor.from_pretrained(name)
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it takes no time worth a bar
+    try:
+        return EMformerModel.from_pretrained(name), EMformerProcessor.from_pretrained(name)
+    finally:
+        if shown:
+            logging.enable_progress_bar()

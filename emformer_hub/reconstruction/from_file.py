@@ -7,7 +7,9 @@ once it is on the disk.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import logging
 import math
 import os
 import shutil
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -37,6 +39,11 @@ from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenSt
 from emformer_hub.volumes import StoredArray, check_output, open_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 from emformer_hub.volumes.padding import Padding, framed
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[float, int], None]
 """A function that is called with the number of finished blocks and the number of all blocks."""
@@ -118,7 +125,7 @@ def reconstruct_file(
             },
         }
         write_text(record, json.dumps(facts, indent=2) + "\n")
-        shutil.rmtree(job.folder)
+        shutil.rmtree(job.folder, ignore_errors=True)
     return record
 
 
@@ -277,12 +284,11 @@ def _write_done(job: Job, done: dict[int, Made]) -> None:
 @contextmanager
 def _alone(job: Job) -> Iterator[None]:
     """Keep other processes from making this output at the same time."""
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     job.folder.mkdir(exist_ok=True)
-    lock = FileLock(job.folder / "lock", timeout=0)
     try:
-        lock.acquire()
+        lock = _locked(job.folder / "lock")
     except Timeout as error:
         raise InputError(
             f"{job.output} is being made by another run; wait for it, or choose another output."
@@ -298,4 +304,26 @@ def _alone(job: Job) -> Iterator[None]:
         if not _done(job):  # or all is done, and in its place
             for path in (*map(partial_output, job.outputs), job.folder):
                 shutil.rmtree(path, ignore_errors=True)
+            left = job.folder.exists()  # on Windows, which removes no file that is open
+            lock.release()
+            if left:
+                shutil.rmtree(job.folder, ignore_errors=True)
         lock.release()
+
+
+def _locked(file: Path) -> BaseFileLock:
+    """A lock that is held; where the file system knows none, a file that says so, which a killed run leaves behind."""
+    from filelock import FileLock, SoftFileLock
+
+    lock: BaseFileLock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError) as error:
+        unknown = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+        if not isinstance(error, NotImplementedError) and error.errno not in unknown:
+            raise
+        file = file.with_name("in-use")
+        log.warning("%s: this file system has no locks; if no other run is at work, delete %s.", file.parent, file)
+        lock = SoftFileLock(file, timeout=0)
+        lock.acquire()
+    return lock

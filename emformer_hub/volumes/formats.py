@@ -72,17 +72,17 @@ DAMAGE = (
     ("a file that was cut short", "named, in every format; in chunked ones with the voxels that it held", ""),
     (
         "a chunk of Zarr, N5 or precomputed that is missing, here or elsewhere",
-        "named where most voxels beside it are other than the fill value; up to 65,536 chunks when the array is opened, "
-        "of more and at addresses when they are read",
-        "one beside which there is nothing but the fill value: it may be a margin. Chunks in shards of precomputed. Files "
-        "of .wkw: WEBKNOSSOS leaves out what is empty",
+        "named where most voxels beside it are other than the fill value; up to 65,536 chunks when the array is "
+        "opened, of more and at addresses when they are read",
+        "one beside which there is nothing but the fill value: it may be a margin. Chunks in shards of precomputed. "
+        "Files of .wkw: WEBKNOSSOS leaves out what is empty",
     ),
     (
         "bytes that changed, or were never written, in a file of the right length",
-        "named where the format keeps a checksum (gzip, sharded Zarr 3, Zstandard with one, HDF5 with fletcher32), and "
+        "named where the format keeps a checksum (gzip, deflated TIFF, sharded Zarr 3, HDF5 with fletcher32), and "
         "4,096 zeros in succession within a compressed chunk of Zarr",
-        "others in what has no checksum: uncompressed voxels of any format, Blosc, LZ4, Zstandard as most programs write "
-        "it, deflated TIFF but for its Adler-32. Compare checksums after copying",
+        "others in what has no checksum: uncompressed voxels of any format, Blosc, LZ4, LZW, and Zstandard as most "
+        "programs write it. Compare checksums after copying",
     ),
 )
 """Kinds of damage, what is done about them, and what is not noticed."""

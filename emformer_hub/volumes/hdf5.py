@@ -49,7 +49,7 @@ def split_address(path: Path) -> tuple[Path, str | None]:
     """``stack.h5:/volumes/raw`` as the file and the dataset in it; a path that exists is a file without one."""
     file, colon, dataset = str(path).rpartition(":")
     if colon and not path.exists() and Path(file).is_file():
-        return Path(file), dataset
+        return Path(file), dataset.replace("\\", "/")  # as Windows writes paths
     return path, None
 
 
@@ -90,7 +90,7 @@ def open_volume(path: Path, dataset: str | None = None, choice: Choice = NOTHING
     h5py = import_extra("h5py", "hdf5", f"{path} is HDF5")
     dataset = choice.series if dataset is None else dataset
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking="best-effort") as file:
             if dataset is None and _IMARIS in file:
                 dataset, choice = _imaris_image(file, path, choice), Choice(choice.axes)
             found = _only_volume(file, path) if dataset is None else file.get(dataset)
@@ -275,7 +275,7 @@ def _read(path: Path, name: str, dtype: np.dtype, index: tuple[slice | int, ...]
     with suppress(ImportError):
         import hdf5plugin  # noqa: F401  registers Blosc, LZ4, Zstandard and others
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking="best-effort") as file:
             data = file[name][index]
     except _READ_ERRORS as error:
         raise _unreadable(path, error) from error

@@ -140,8 +140,8 @@ def check_all(grid: Grid, whole: Sequence[slice]) -> None:
 def _lost(grid: Grid, place: Place) -> InputError:
     return InputError(
         f"{grid.file(place)} is missing beside chunks that hold tissue; it held voxels {listed(grid.box(place))}. Copy "
-        f"{grid.name} again. If nothing was ever written there, crop the array, or say by --nodata {grid.fill} that what "
-        f"reads so was not measured."
+        f"{grid.name} again. If nothing was ever written there, crop the array, or say by --nodata {grid.fill} that "
+        f"what reads so was not measured."
     )
 
 

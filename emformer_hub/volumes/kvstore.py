@@ -45,7 +45,7 @@ def kvstore_spec(url: str) -> dict[str, Any]:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         known = any(name in os.environ for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN"))
-        known = known or Path("~/.aws/credentials").expanduser().exists()
+        known = known or Path(os.path.expanduser("~/.aws/credentials")).exists()
         spec: dict[str, Any] = {"driver": "s3", "bucket": first, "path": folder}
         spec["aws_credentials"] = {"type": "default" if known else "anonymous"}
         if endpoint:

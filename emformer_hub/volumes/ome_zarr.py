@@ -244,7 +244,7 @@ def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
 def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:
     array[box] = voxels
     for file, _ in files_of(array, box):
-        with (root / file).open("rb") as written:
+        with (root / file).open("r+b") as written:  # Windows brings to the disk only what may be written
             os.fsync(written.fileno())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import numbers
 import re
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -23,6 +24,18 @@ class ModelNotFoundError(InputError, OSError):
 
     It is an ``OSError`` as well, which is what programs on transformers catch to try another name.
     """
+
+
+def check_number(name: str, value: object, *, whole: bool = False) -> None:
+    """Raise ``InputError`` unless a value is a real number, or a whole one; text that reads as one is not."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+        what = "a whole number" if whole else "a number"
+        raise InputError(f"{name} is {value!r}, {_with_article(type(value).__name__)}; expected {what}, as in 4.")
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def check_keywords(given: Iterable[str], known: Iterable[str], function: Callable[..., Any]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, check_number
 
 FACTOR_MIN, FACTOR_MAX = 1.0, 16.0
 _UNITS = {"nm": 1.0, "um": 1e3, "\u00b5m": 1e3, "\u03bcm": 1e3, "A": 0.1, "\u00c5": 0.1}
@@ -35,6 +35,7 @@ class VoxelSize:
 
     def __post_init__(self) -> None:
         for axis, length in zip("zyx", self.zyx, strict=True):
+            check_number(f"voxel size along {axis}", length)
             if not (math.isfinite(length) and length > 0):
                 raise InputError(
                     f"voxel size along {axis} is {length} nm; expected a positive number, as in 40,4,4 (z,y,x)."
@@ -107,6 +108,7 @@ def recut_origin(
 
 def check_factor(factor: float) -> float:
     """Return ``factor`` if it is a real number from 1 to 16, else raise ``InputError``."""
+    check_number("anisotropy factor", factor)
     if not (math.isfinite(factor) and FACTOR_MIN <= factor <= FACTOR_MAX):
         raise InputError(
             f"anisotropy factor is {factor:g}; expected {FACTOR_MIN:g} to {FACTOR_MAX:g}. "
@@ -137,6 +139,9 @@ class SectionModel:
 
     def __post_init__(self) -> None:
         check_factor(self.factor)
+        check_number("section thickness", self.thickness)
+        if self.offset is not None:
+            check_number("section offset", self.offset)
         if not 0 < self.thickness <= 1:
             raise InputError(
                 f"section thickness is {self.thickness:g}; expected a fraction of the section spacing in (0, 1]: "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from emformer_hub.errors import InputError
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 
@@ -19,6 +21,10 @@ def load_model(name: str | Path) -> tuple[EMformerModel, EMformerProcessor]:
     """
     from transformers.utils import logging
 
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(
+            f"model is {name!r}; expected a name, a folder or a Hub id, such as 'emformer-small', or an EMformerModel."
+        )
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # it takes no time worth a bar
     try:

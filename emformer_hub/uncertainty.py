@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, check_number
 from .geometry import SectionModel
 
 PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -59,6 +59,7 @@ class ErrorQuantiles:
         Raises:
             InputError: a probability outside that range.
         """
+        check_number("probability", probability)
         if not 0 <= probability <= PROBABILITIES[-1]:
             raise InputError(
                 f"probability is {probability:g}; expected a fraction from 0 to {PROBABILITIES[-1]}, as in 0.95."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from emformer_hub.cli.inputs import check_different
-from emformer_hub.cli.options import FACTOR_REQUIRED, LICENCE, LIST_ONLY, MODE, PATH, PRIVATE, THICKNESS
+from emformer_hub.cli.options import FACTOR_REQUIRED, LICENCE, LIST_ONLY, MODE, PATH, PRIVATE, THICKNESS, TILE
 from emformer_hub.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,10 +140,17 @@ def download_command(names: tuple[str, ...], everything: bool, folder: Path, rev
 @FACTOR_REQUIRED
 @THICKNESS
 @click.option(
-    "--tile", metavar="Z,Y,X", default="16,64,64", show_default=True, help="Sections, rows, columns of a tile."
+    "--tile",
+    metavar="Z,Y,X",
+    type=TILE,
+    default="16,64,64",
+    show_default=True,
+    help="Sections, rows, columns of a tile.",
 )
 @MODE
-def export_command(model: str, output: Path, factor: float, thickness: float, tile: str, mode: Mode) -> None:
+def export_command(
+    model: str, output: Path, factor: float, thickness: float, tile: tuple[int, int, int], mode: Mode
+) -> None:
     """Write a model for other programs, with a fixed factor and tile size.
 
     OUT ends in .onnx, .pt2 (a torch.export program) or .zip (a bioimage.io package).
@@ -153,14 +160,10 @@ def export_command(model: str, output: Path, factor: float, thickness: float, ti
     from emformer_hub.hub.export import export
 
     disable_progress_bar()
-    try:
-        z, y, x = map(int, tile.split(","))
-    except ValueError:
-        raise InputError(
-            f"tile {tile!r} is not three sizes; expected Z,Y,X in sections and pixels: 16,64,64."
-        ) from None
-    export(model, output, factor=factor, thickness=thickness, tile_zyx=(z, y, x), mode=mode)
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, factor {factor:g}, tiles of {z} x {y} x {x}")
+    export(model, output, factor=factor, thickness=thickness, tile_zyx=tile, mode=mode)
+    click.echo(
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB, factor {factor:g}, tiles of {' x '.join(map(str, tile))}"
+    )
 
 
 def _published(name: str) -> PretrainedWeights:

@@ -45,7 +45,25 @@ class Region(click.ParamType):
         return parse_region(value) if isinstance(value, str) else value
 
 
+class Tile(click.ParamType):
+    """Sides of a tile, ``Z,Y,X``, in sections, rows and columns."""
+
+    name = "tile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        if not isinstance(value, str):
+            return value
+        try:
+            z, y, x = map(int, value.split(","))
+        except ValueError:
+            self.fail(
+                f"tile {value!r} is not three sizes; expected Z,Y,X in sections and pixels: 16,64,64.", param, ctx
+            )
+        return (z, y, x)
+
+
 INPUT = Input()
+TILE = Tile()
 VOXEL_SIZE = click.option(
     "--voxel-size",
     metavar="Z,Y,X",
@@ -76,6 +94,26 @@ MODE = click.option(
     show_default=True,
     help="What becomes of the noise of sections: clean leaves it out; faithful keeps it, so that the planes average to "
     "the measured sections.",
+)
+OFFSET = click.option(
+    "--offset",
+    type=float,
+    metavar="P",
+    help="Where the imaged part begins within the slab of a section, in output planes.  [default: centred]",
+)
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of matrix products: bfloat16 where the device is faster in it, or the same float32 on every machine.",
+)
+TILE_ZYX = click.option(
+    "--tile",
+    "tile_zyx",
+    metavar="Z,Y,X",
+    type=TILE,
+    help="The most that the network sees at once: sections, rows, columns.  [default: what --memory has room for]",
 )
 DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 OME_ZARR = click.option(

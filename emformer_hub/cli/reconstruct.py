@@ -20,11 +20,14 @@ from emformer_hub.cli.options import (
     INPUT,
     MODE,
     MODEL,
+    OFFSET,
     OME_ZARR,
     OVERWRITE,
     PATH,
+    PRECISION,
     TARGET_NM,
     THICKNESS,
+    TILE_ZYX,
     VOXEL_SIZE,
     check_one_target,
     geometry_of,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 @FACTOR
 @MODEL
 @THICKNESS
+@OFFSET
 @click.option("--ensemble", type=int, default=2, show_default=True, help="Passes to average: 1, 2, 4, 8 or 16.")
 @click.option("--uncertainty", type=PATH, help="Also write the standard deviation of each voxel's error, float32.")
 @click.option(
@@ -68,6 +72,8 @@ if TYPE_CHECKING:
 )
 @MODE
 @DEVICE
+@PRECISION
+@TILE_ZYX
 @click.option(
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
@@ -113,12 +119,15 @@ def reconstruct_command(
     factor: float | None,
     model: str,
     thickness: float,
+    offset: float | None,
     ensemble: int,
     uncertainty: Path | None,
     confidence_mask: float | None,
     repair: str,
     mode: Mode,
     device: str,
+    precision: str,
+    tile_zyx: tuple[int, int, int] | None,
     roi: Box | None,
     scheduler: str,
     workers: int | None,
@@ -174,8 +183,11 @@ def reconstruct_command(
         "voxel_size": size,
         "factor": geometry.factor,
         "thickness": thickness,
+        "offset": offset,
         "model": ModelOnce(model),
         "device": device,
+        "precision": precision,
+        "tile_zyx": tile_zyx,
         "memory": memory,
         "workers": 1 if scheduler == "local" else workers or os.cpu_count() or 1,
         "ensemble": ensemble,
@@ -255,6 +267,7 @@ def _follow(folder: Path, output: Path, idle_s: float, settings: FileSettings) -
         voxel_size=settings["voxel_size"],
         factor=settings["factor"],
         thickness=settings["thickness"],
+        offset=settings["offset"],
         model=settings["model"],
         device=settings["device"],
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 
@@ -179,8 +180,9 @@ def make_plan(shape_zyx: Sizes, geometry: SectionModel, config: EMformerConfig, 
     Raises:
         InputError: ``tile_zyx`` is not three whole numbers, or has no room for a halo.
     """
-    if len(tile_zyx) != 3 or not all(isinstance(side, int) for side in tile_zyx):
-        raise InputError(f"tile_zyx is {tile_zyx}; expected three whole numbers, (sections, y, x).")
+    sides = tile_zyx if isinstance(tile_zyx, Sequence) else ()
+    if len(sides) != 3 or not all(isinstance(side, Integral) for side in sides):
+        raise InputError(f"tile_zyx is {tile_zyx!r}; expected three whole numbers, (sections, y, x).")
     return Plan(shape_zyx, geometry, tile_zyx, window_grid(config))
 
 

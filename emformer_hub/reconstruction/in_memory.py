@@ -13,16 +13,16 @@ import torch
 from tqdm import tqdm
 
 from emformer_hub.devices import choose_device
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, check_number
 from emformer_hub.geometry import SectionModel
 from emformer_hub.loading import load_model
 from emformer_hub.modeling_emformer import EMformerModel
-from emformer_hub.modes import DEFAULT_MODE, Mode
+from emformer_hub.modes import DEFAULT_MODE, Mode, check_mode
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.gaps import Seen, hidden_and_kept, put_back, sections_of_planes
 from emformer_hub.reconstruction.memory import choose_tile
-from emformer_hub.reconstruction.restorer import ENSEMBLES, Restorer
+from emformer_hub.reconstruction.restorer import Restorer, check_ensemble
 from emformer_hub.uncertainty import half_width
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
 from emformer_hub.volumes.padding import Padding, framed, tissue
@@ -89,6 +89,7 @@ class Reconstruction:
         Raises:
             InputError: a probability outside that range, or a tolerance that is not a positive number.
         """
+        check_number("tolerance", tolerance)
         if not (math.isfinite(tolerance) and tolerance > 0):
             raise InputError(f"tolerance is {tolerance:g} grey levels; expected a positive number, as in 10.")
         return self.half_width(probability) <= tolerance
@@ -169,8 +170,10 @@ def reconstruct(
     volume = np.ma.getdata(volume)
     check_volume(volume, "the volume", hidden)
     geometry = SectionModel(factor, thickness, offset)
-    if ensemble not in ENSEMBLES:
-        raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
+    check_ensemble(ensemble)
+    check_mode(mode)
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise InputError(f"progress is {progress!r}; expected True, False, or a function of finished and all blocks.")
     network, processor = _loaded(model)
     z, y, x = volume.shape
     on = choose_device(device)

@@ -25,7 +25,7 @@ from emformer_hub.modes import Mode, check_mode
 from emformer_hub.reconstruction.gaps import Gaps
 from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.repair import choose_repair
-from emformer_hub.reconstruction.restorer import ENSEMBLES
+from emformer_hub.reconstruction.restorer import check_ensemble
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
 from emformer_hub.volumes import check_volume
 from emformer_hub.volumes.boxes import check_region
@@ -197,8 +197,7 @@ def make_job(
     """
     chosen = with_defaults(settings)
     geometry, size, confidence = geometry_of(chosen), chosen["voxel_size"], chosen["confidence"]
-    if chosen["ensemble"] not in ENSEMBLES:
-        raise InputError(f"ensemble is {chosen['ensemble']}; expected one of {', '.join(map(str, ENSEMBLES))}.")
+    check_ensemble(chosen["ensemble"])
     check_mode(chosen["mode"])
     stack, model = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"])
     path, data = stack.path, stack.volume.data

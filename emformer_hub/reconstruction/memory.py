@@ -7,7 +7,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from emformer_hub.devices import free_memory
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, check_number
 from emformer_hub.layers_emformer import CACHED_TOKENS, STREAMED_TOKENS
 from emformer_hub.reconstruction.blocks import Plan, Sizes, least_tile, make_plan
 
@@ -45,6 +45,7 @@ def choose_memory(memory: float | None, device: torch.device, workers: int = 1) 
         InputError: the memory asked for is not a positive number.
     """
     if memory is not None:
+        check_number("memory", memory)
         if not (math.isfinite(memory) and memory > 0):
             raise InputError(f"memory is {memory:g} GB; expected a positive number, as in 4.")
         return memory * 1e9

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from emformer_hub.devices import choose_precision, is_out_of_memory
-from emformer_hub.errors import InputError
+from emformer_hub.errors import InputError, check_number
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import DEFAULT_MODE, Mode
@@ -26,11 +26,19 @@ from emformer_hub.volumes.boxes import within
 log = logging.getLogger(__name__)
 
 ENSEMBLES = (1, 2, 4, 8, 16)
+
 PLANES_AT_ONCE, ROWS_AT_ONCE = 32, 16
 """Planes of a block that become intensities, and rows that are projected, at a time."""
 PROJECTED_BEYOND = 3
 """Sections beyond a block that its planes are projected onto, where sections share planes. The influence of a section
 falls at least five-fold from one to the next from factor 1.5 on."""
+
+
+def check_ensemble(ensemble: int) -> None:
+    """Raise ``InputError`` for a number of passes that cannot be averaged."""
+    check_number("ensemble", ensemble, whole=True)
+    if ensemble not in ENSEMBLES:
+        raise InputError(f"ensemble is {ensemble}; expected one of {', '.join(map(str, ENSEMBLES))}.")
 
 
 @dataclass

@@ -6,15 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner
 
 from emformer_hub.cli import main
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction import reconstruct_file, settings
+from emformer_hub.reconstruction import reconstruct, reconstruct_file, settings
 from emformer_hub.reconstruction.follow import follow
 from emformer_hub.volumes import slices
 from emformer_hub.volumes.phantom import neuropil
@@ -87,3 +89,66 @@ def test_settings_that_are_unknown_or_missing_are_named(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_type_and_all_but_two_have_a_default() -> None:
     assert settings.DEFAULTS.keys() == settings.FileSettings.__annotations__.keys() - {"voxel_size", "factor"}
+
+
+def test_the_command_has_the_words_of_python(tmp_path: Path) -> None:
+    stack = neuropil((48, 40, 64))[::4]
+    tifffile.imwrite(tmp_path / "stack.tif", stack)
+    words = ["reconstruct", str(tmp_path / "stack.tif"), str(tmp_path / "out.tif"), "--voxel-size", "40,10,10"]
+    words += ["--model", "emformer-tiny", "--thickness", "0.5", "--ensemble", "1", "--device", "cpu"]
+    result = CliRunner().invoke(main, [*words, "--offset", "0.5", "--precision", "float32", "--tile", "12,40,48"])
+    assert result.exit_code == 0, result.output
+    expected = reconstruct(
+        stack,
+        factor=4,
+        model="emformer-tiny",
+        thickness=0.5,
+        offset=0.5,
+        ensemble=1,
+        device="cpu",
+        precision="float32",
+        tile_zyx=(12, 40, 48),
+        progress=False,
+    )
+    assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), expected.volume)
+    centred = reconstruct(stack, factor=4, model="emformer-tiny", thickness=0.5, ensemble=1, progress=False)
+    assert not np.array_equal(centred.volume, expected.volume)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"factor": "4"}, r"anisotropy factor is '4', a str; expected a number, as in 4"),
+        ({"factor": None}, r"anisotropy factor is None, a NoneType; expected a number"),
+        ({"factor": True}, r"anisotropy factor is True, a bool"),
+        ({"thickness": "1"}, r"section thickness is '1', a str; expected a number"),
+        ({"offset": [0]}, r"section offset is \[0\], a list; expected a number"),
+        ({"ensemble": 2.0}, r"ensemble is 2.0, a float; expected a whole number"),
+        ({"ensemble": 3}, r"ensemble is 3; expected one of 1, 2, 4, 8, 16"),
+        ({"model": 5}, r"model is 5; expected a name, a folder or a Hub id, such as 'emformer-small'"),
+        ({"device": 3.5}, r"device 3.5 is unknown; expected auto, cpu or cuda"),
+        ({"precision": 16}, r"precision is 16; expected auto, float32 or bfloat16"),
+        ({"tile_zyx": 64}, r"tile_zyx is 64; expected three whole numbers"),
+        ({"tile_zyx": (16.0, 64, 64)}, r"tile_zyx is \(16.0, 64, 64\); expected three whole numbers"),
+        ({"memory": "4"}, r"memory is '4', a str; expected a number"),
+        ({"mask": [3]}, r"the mask is int64 of shape \(1,\); expected bool"),
+        ({"mode": 1}, r"mode is 1; expected one of clean, faithful"),
+        ({"progress": "yes"}, r"progress is 'yes'; expected True, False, or a function"),
+    ],
+    ids=str,
+)
+def test_a_wrong_type_is_said_with_what_was_expected(wrong: dict[str, Any], told: str, tmp_path: Path) -> None:
+    stack = neuropil((24, 40, 44))[::4]
+    with pytest.raises(InputError, match=told):
+        reconstruct(stack, **{"factor": 4, "model": "emformer-tiny", **wrong})
+    if wrong.keys() & {"mask", "progress"}:
+        return
+    tifffile.imwrite(tmp_path / "stack.tif", stack)
+    given = {"voxel_size": VoxelSize(40, 10, 10), "factor": 4, "model": "emformer-tiny", **wrong}
+    with pytest.raises(InputError, match=told):
+        reconstruct_file(tmp_path / "stack.tif", tmp_path / "out.tif", **given)
+
+
+def test_a_voxel_size_of_text_is_said() -> None:
+    with pytest.raises(InputError, match="voxel size along z is '40', a str; expected a number"):
+        VoxelSize("40", 4, 4)  # type: ignore[arg-type]

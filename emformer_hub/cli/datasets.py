@@ -84,7 +84,7 @@ def build_command(table: Path, folder: Path) -> None:
 @click.option("--revision", metavar="TAG", help="Tag the commit.")
 @PRIVATE
 def push_command(folder: Path, repo_id: str, revision: str | None, private: bool) -> None:
-    """Publish a data set in one commit; `accelerate launch finetune --volume hf://datasets/ORG/NAME` trains on it."""
+    """Publish a data set in one commit; `emformer-hub finetune hf://datasets/ORG/NAME` trains on it."""
     from emformer_hub.datasets.build import push
 
     click.echo(push(folder, repo_id, revision=revision, private=private))

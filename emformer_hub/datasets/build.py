@@ -106,7 +106,7 @@ def _page(name: str, rows: list[dict[str, str]]) -> str:
         f"---\n{front.to_yaml()}\n---\n\n# {name}\n\n"
         f"Volumes of electron microscopy, axes z, y, x; voxel sizes in nm, section spacing first. Each has its "
         f"own licence.\n\n{body}\n\n## Use\n\n"
-        f"    accelerate launch finetune --volume hf://datasets/ORG/{name} --output-dir runs/mine\n\n"
+        f"    emformer-hub finetune hf://datasets/ORG/{name} --output-dir runs/mine\n\n"
         f"trains on the rows whose split is `train`.\n"
     )
 

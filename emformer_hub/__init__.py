@@ -86,9 +86,9 @@ def __dir__() -> list[str]:
 @wrapt.when_imported("transformers.models.auto.processing_auto")
 def _register(auto: ModuleType) -> None:
     """Import the module that registers with this part of the Auto classes (a no-op while it is being imported)."""
-    whole = sys.modules.get("transformers.models.auto.processing_auto")
-    if whole is not None and not hasattr(whole, "AutoProcessor"):
-        return  # it imports the others, and is not done yet
     part = auto.__name__.rpartition(".")[2].removesuffix("_auto")
     home = {"configuration": "configuration", "modeling": "modeling"}.get(part, "processing")
+    whole = sys.modules.get("transformers.models.auto.processing_auto")
+    if home == "processing" and whole is not None and not hasattr(whole, "AutoProcessor"):
+        return  # it imports the others of its kind, and is not done yet
     import_module(f"emformer_hub.{home}_emformer")

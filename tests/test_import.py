@@ -41,9 +41,11 @@ def test_a_name_that_is_not_there() -> None:
         "import emformer_hub\nfrom transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor",
         "from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor\nimport emformer_hub",
         "import emformer_hub\nfrom transformers import AutoProcessor, AutoFeatureExtractor, AutoConfig",
-        "import emformer_hub\nfrom transformers import pipeline, AutoProcessor, AutoFeatureExtractor, AutoConfig",
+        "import emformer_hub\nfrom transformers import AutoImageProcessor, AutoModel, AutoFeatureExtractor\n"
+        "from transformers import AutoConfig, AutoProcessor\n"
+        "assert emformer_hub.EMformerConfig in AutoModel._model_mapping",
     ],
-    ids=["emformer_hub first", "transformers first", "the whole first", "a pipeline first"],
+    ids=["emformer_hub first", "transformers first", "the whole first", "pictures first"],
 )
 def test_auto_classes_know_the_config_and_the_processor(tmp_path: Path, imports: str) -> None:
     EMformerConfig().save_pretrained(tmp_path)

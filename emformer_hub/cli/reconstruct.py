@@ -173,11 +173,8 @@ def reconstruct_command(
     _check_isotropy(str(input_path), size, geometry, asked_for=factor is not None)
     page = output.with_name(f"{output.name}.audit.html") if report else None
     if page is not None:
-        from emformer_hub.audit import check_auditable, check_report
-
-        check_report(page, overwrite)
         shape = tuple(side.stop - side.start for side in roi) if roi else volume.data.shape
-        check_auditable(shape, geometry, str(input_path))
+        _check_page(page, overwrite, shape, geometry, str(input_path))
     disable_progress_bar()  # of loading weights; the reconstruction has its own
     settings: FileSettings = {
         "voxel_size": size,
@@ -213,6 +210,14 @@ def reconstruct_command(
         _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
     if page is not None:
         audit(stack, page, size, geometry, settings["model"], mode, roi, device)
+
+
+def _check_page(page: Path, overwrite: bool, shape: tuple[int, ...], geometry: SectionModel, name: str) -> None:
+    """Raise, before the run, what would keep its audit from being made or written."""
+    from emformer_hub.audit import check_auditable, check_report
+
+    check_report(page, overwrite)
+    check_auditable(shape, geometry, name)
 
 
 def _open(

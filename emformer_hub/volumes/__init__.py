@@ -3,7 +3,8 @@
 
 In: TIFF stacks (multi-page, ImageJ, OME, BigTIFF), folders of TIFF or PNG sections, OME-Zarr 0.4 and 0.5, Zarr arrays,
 HDF5 datasets, MRC, N5, Neuroglancer precomputed; of these, folders also at an address (``s3://``, ``https://``,
-``gs://``, ``hf://``). Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5, HDF5, MRC. Axes are z, y, x;
+``gs://``, ``hf://``). Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5, HDF5, MRC, N5, Neuroglancer
+precomputed. Axes are z, y, x;
 lengths are nm. Voxel sizes are read, never guessed.
 """
 
@@ -31,6 +32,7 @@ from emformer_hub.volumes import (
     mrc,
     n5_precomputed,
     slices,
+    tensorstore_writing,
     tiff,
     webknossos,
     zarr_reading,
@@ -42,6 +44,8 @@ from emformer_hub.volumes.ome_zarr import OMEZarrWriter, is_zarr
 from emformer_hub.volumes.output import (
     HDF5_SUFFIXES,
     MRC_SUFFIXES,
+    N5_SUFFIXES,
+    PRECOMPUTED_SUFFIXES,
     SLICES_SUFFIXES,
     TIFF_SUFFIXES,
     ZARR_SUFFIXES,
@@ -78,6 +82,8 @@ _CREATE: dict[str, Callable[..., VolumeWriter]] = {
         (MRC_SUFFIXES, mrc.create),
         (SLICES_SUFFIXES, slices.create),
         (ZARR_SUFFIXES, OMEZarrWriter.create),
+        (N5_SUFFIXES, tensorstore_writing.create_n5),
+        (PRECOMPUTED_SUFFIXES, tensorstore_writing.create_precomputed),
     )
     for suffix in suffixes
 }
@@ -231,9 +237,11 @@ def create_volume(
     Args:
         path: its suffix chooses the format. ``.ome.zarr`` or ``.zarr``: OME-Zarr with a pyramid of levels.
             ``.ome.tif``, ``.ome.tiff``, ``.tif`` or ``.tiff``: OME-TIFF that ImageJ reads without plugins too (up to
-            4 GB). ``.h5`` or ``.hdf5``: HDF5. ``.mrc``: MRC. None: a folder with one TIFF for each section.
+            4 GB). ``.h5`` or ``.hdf5``: HDF5. ``.mrc``: MRC. ``.n5`` or ``.precomputed``: N5 or
+            Neuroglancer precomputed, with a pyramid. None: a folder with one TIFF for each section.
         shape_zyx: of the volume.
-        dtype: uint8, uint16, int16, float16 (float32 in TIFF), float32 or float64 (not in MRC).
+        dtype: uint8, uint16, int16, float16 (float32 in TIFF; not in N5 and precomputed), float32 or float64 (not in
+            MRC and precomputed).
         voxel_size: nm.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
         overwrite: replace an existing output, once the new one is complete.

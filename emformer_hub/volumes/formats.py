@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 from emformer_hub.volumes.foreign import FOREIGN
-from emformer_hub.volumes.output import HDF5_SUFFIXES, MRC_SUFFIXES, TIFF_SUFFIXES, ZARR_SUFFIXES
+from emformer_hub.volumes.output import (
+    HDF5_SUFFIXES,
+    MRC_SUFFIXES,
+    N5_SUFFIXES,
+    PRECOMPUTED_SUFFIXES,
+    TIFF_SUFFIXES,
+    ZARR_SUFFIXES,
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,20 @@ FORMATS = (
         "yes",
     ),
     Format("MRC", "mrcfile (`mrc`)", _written(MRC_SUFFIXES), "header", "yes"),
-    Format("N5", "tensorstore (`remote`)", "", "`transform`, `pixelResolution`, `resolution`", "yes, and elsewhere"),
-    Format("Neuroglancer precomputed", "tensorstore (`remote`)", "", "`info`", "yes, and elsewhere"),
+    Format(
+        "N5",
+        "tensorstore (`remote`)",
+        _written(N5_SUFFIXES),
+        "`transform`, `pixelResolution`, `resolution`",
+        "yes, and elsewhere",
+    ),
+    Format(
+        "Neuroglancer precomputed",
+        "tensorstore (`remote`)",
+        _written(PRECOMPUTED_SUFFIXES),
+        "`info`",
+        "yes, and elsewhere",
+    ),
     Format("BigDataViewer XML", "h5py (`hdf5`), tensorstore (`remote`)", "", "`voxelSize`, with unit", "yes"),
     Format("Digital Micrograph DM3, DM4", "ncempy (`dm`)", "", "calibration, with units", "yes"),
     Format("WEBKNOSSOS data set", "wkw (`wkw`)", "", "`datasource-properties.json`", "yes"),

@@ -1,4 +1,4 @@
-"""N5 and Neuroglancer precomputed, on this machine and elsewhere, through TensorStore (extra ``remote``). Read only."""
+"""N5 and Neuroglancer precomputed, on this machine and elsewhere, as they are read, through TensorStore (extra ``remote``)."""
 
 from __future__ import annotations
 

@@ -163,8 +163,7 @@ class OMEZarrWriter:
                 slice((side.start + inside.start) * n, (side.start + inside.stop) * n)
                 for side, inside, n in zip(part, box, steps, strict=True)
             )
-            means = _means(np.asarray(finer[source]), steps)
-            voxels[box] = np.rint(means) if voxels.dtype.kind in "iu" else means
+            voxels[box] = means(np.asarray(finer[source]), steps)
         _write(self.path, coarser, part, voxels)
 
     def finish(self) -> None:
@@ -225,8 +224,9 @@ def _triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
     return (z, y, x)
 
 
-def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-    """Means over boxes of ``steps`` voxels; at the end of an axis a box may be half."""
+def means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """Means over boxes of ``steps`` voxels, in their data type; at the end of an axis a box may be half."""
+    dtype = voxels.dtype
     for axis, step in enumerate(steps):
         if step == 2:
             if voxels.shape[axis] % 2:
@@ -234,11 +234,8 @@ def _means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
                 voxels = np.concatenate([voxels, last], axis)
             first, second = (voxels[(slice(None),) * axis + (slice(k, None, 2),)] for k in (0, 1))
             voxels = np.add(first, second, dtype=np.float64 if voxels.dtype == np.float64 else np.float32)
-    return (
-        voxels / voxels.dtype.type(math.prod(steps))
-        if voxels.dtype.kind == "f"
-        else voxels / np.float32(math.prod(steps))
-    )
+    mean = voxels / (voxels.dtype.type if voxels.dtype.kind == "f" else np.float32)(math.prod(steps))
+    return (np.rint(mean) if dtype.kind in "iu" else mean).astype(dtype, copy=False)
 
 
 def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:

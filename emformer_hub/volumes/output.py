@@ -10,23 +10,29 @@ import numpy as np
 from emformer_hub.errors import InputError, import_extra
 from emformer_hub.files import check_folder, check_overwrite
 from emformer_hub.volumes.mrc import MODES
+from emformer_hub.volumes.n5_precomputed import is_n5_or_precomputed
 from emformer_hub.volumes.ome_zarr import is_zarr
 from emformer_hub.volumes.remote import is_url
 from emformer_hub.volumes.slices import is_ours
+from emformer_hub.volumes.tensorstore_writing import N5_DTYPES, PRECOMPUTED_DTYPES
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ZARR_SUFFIXES = (".zarr",)
 HDF5_SUFFIXES = (".h5", ".hdf5")
 MRC_SUFFIXES = (".mrc",)
 SLICES_SUFFIXES = ("",)
+PRECOMPUTED_SUFFIXES = (".precomputed",)
+N5_SUFFIXES = (".n5",)
 
 
 def check_writable(path: str | os.PathLike[str], dtype: np.dtype) -> None:
     """Raise ``InputError`` if the format that the suffix of ``path`` chooses has no such voxels."""
     path = Path(path)
-    if path.suffix.lower() in MRC_SUFFIXES and dtype.name not in MODES:
+    held = {".mrc": ("MRC", MODES), ".precomputed": ("precomputed", PRECOMPUTED_DTYPES), ".n5": ("N5", N5_DTYPES)}
+    name, dtypes = held.get(path.suffix.lower(), ("", (dtype.name,)))
+    if dtype.name not in dtypes:
         raise InputError(
-            f"output {path} cannot hold {dtype} voxels: MRC has only {', '.join(MODES)}. Choose another format, as "
+            f"output {path} cannot hold {dtype} voxels: {name} has only {', '.join(dtypes)}. Choose another format, as "
             f".ome.zarr, or convert the input first."
         )
 
@@ -43,20 +49,24 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise InputError(f"output {path} is an address; expected a path on this machine. Copy the result there then.")
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES, *MRC_SUFFIXES, *SLICES_SUFFIXES):
+    ours = (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES, *MRC_SUFFIXES, *SLICES_SUFFIXES)
+    if suffix not in (*ours, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES):
         raise InputError(
             f"output {path} has the suffix {path.suffix!r}; "
             f"expected .ome.zarr or .zarr (OME-Zarr), .ome.tif, .ome.tiff, .tif or .tiff (OME-TIFF), .h5 or .hdf5 "
-            f"(HDF5), .mrc, or none (a folder of TIFF sections)."
+            f"(HDF5), .mrc, .n5, .precomputed, or none (a folder of TIFF sections)."
         )
     if suffix in HDF5_SUFFIXES:
         import_extra("h5py", "hdf5", f"{path} is HDF5")
     if suffix in MRC_SUFFIXES:
         import_extra("mrcfile", "mrc", f"{path} is MRC")
+    if suffix in (*PRECOMPUTED_SUFFIXES, *N5_SUFFIXES):
+        import_extra("tensorstore", "remote", f"{path} is written by TensorStore")
     check_folder(path)
     if not path.exists():
         return
-    replaceable = {".zarr": is_zarr, "": is_ours}.get(suffix, Path.is_file)
+    folders = {"": is_ours, ".zarr": is_zarr, ".n5": is_n5_or_precomputed, ".precomputed": is_n5_or_precomputed}
+    replaceable = folders.get(suffix, Path.is_file)
     if not replaceable(path):
         found = "folder" if path.is_dir() else "file"
         raise InputError(

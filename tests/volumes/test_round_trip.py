@@ -30,7 +30,7 @@ def test_data_and_voxel_size_return_unchanged(tmp_path: Path, suffix: str, dtype
     assert volume.source == ("multiscales" if suffix.endswith("zarr") else "OME-XML")
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr", ".h5", ".mrc", ""])
+@pytest.mark.parametrize("suffix", [".tif", ".ome.zarr", ".h5", ".mrc", ".n5", ".precomputed", ""])
 def test_views_and_foreign_byte_order_are_written_as_their_values(
     tmp_path: Path, volume: np.ndarray, suffix: str
 ) -> None:
@@ -45,7 +45,7 @@ lengths = st.floats(0.01, 1e5)
 
 
 @settings(max_examples=20, deadline=None)
-@given(z=lengths, y=lengths, x=lengths, suffix=st.sampled_from([".tif", ".zarr", ".h5", ""]))
+@given(z=lengths, y=lengths, x=lengths, suffix=st.sampled_from([".tif", ".zarr", ".h5", ".n5", ".precomputed", ""]))
 def test_any_voxel_size_survives(
     tmp_path_factory: pytest.TempPathFactory, z: float, y: float, x: float, suffix: str
 ) -> None:

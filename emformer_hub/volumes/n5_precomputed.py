@@ -1,4 +1,4 @@
-"""N5 and Neuroglancer precomputed, on this machine and elsewhere, as they are read, through TensorStore (extra ``remote``)."""
+"""Reading N5 and Neuroglancer precomputed, on this machine and elsewhere, by TensorStore (extra ``remote``)."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def planning(blocks: int) -> dict[str, Any]:
 
     begin = time.perf_counter()
     columns = 96 * blocks // 200  # 20 blocks along z, 10 along y
-    plan = make_plan((640, 960, columns), SectionModel(FACTOR), EMformerConfig())
+    plan = make_plan((640, 960, columns), SectionModel(FACTOR), EMformerConfig(), (48, 128, 128))
     divided = boxes(plan.output_zyx, part_sides(plan))
     count = sum(map(plan.num_blocks, divided))
     planned = time.perf_counter() - begin

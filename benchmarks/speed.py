@@ -206,6 +206,8 @@ class Case:
                 batch = next(stream)
                 drawing_s += time.perf_counter() - begin
                 target = batch.pop("target").to(network.device)
+                for name in ("independent", "volume"):  # which only the loss and the log look at
+                    batch.pop(name, None)
                 for name in ("sections", "section_mask"):
                     batch[name] = batch[name].to(network.device)
                 with self._autocast():

@@ -317,8 +317,10 @@ def test_speed_measures_passes_in_every_way_and_marks_the_default(speed: Outcome
     default = (reference["attention"], reference["precision"])
     assert [way for way, row in zip(ways, passes, strict=True) if row["default"]] == [default]
     assert [row["default"] for row in rows_of(speed, "reconstruct")] == [True, True, True, False]
-    # However it is run, the arithmetic is the same: fused attention and inference mode are counted too.
-    assert {row["flop_per_voxel"] for row in passes} == {reference["flop_per_voxel"]}
+    # However it is run, the arithmetic is the same: fused attention and inference mode are counted too. A stream does
+    # not decode what pads a clip to whole windows.
+    (flop,) = {row["flop_per_voxel"] for row in passes}
+    assert 0.99 * flop < reference["flop_per_voxel"] <= flop
 
 
 def test_speed_measures_training(speed: Outcome) -> None:

@@ -470,7 +470,7 @@ def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, tin
     process = subprocess.Popen([*COMMAND, *arguments], stderr=stderr, stdout=subprocess.PIPE)
     os.close(stderr)
     shown = b""
-    while not re.search(rb"reconstruct:.* [1-9]\d*/\d+ \[", shown):
+    while not re.search(rb"reconstruct:.* (?!0/)[\d.]+/\d+ blocks \[", shown):
         shown += os.read(terminal, 4096)  # raises at the end of the stream
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=600)
@@ -631,6 +631,7 @@ def test_help_names_every_command() -> None:
         "push-space",
         "view",
         "doctor",
+        "finetune",
     }
     for flag in ("--help", "-h"):
         text = succeed(call(flag)).output

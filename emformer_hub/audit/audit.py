@@ -97,15 +97,9 @@ def audit_stack(
     seconds: dict[str, float] = {}
     z, y, x = region or tuple(slice(0, length) for length in stack.shape)
     check_region((z, y, x), stack.shape, name)
-    box, unmeasured = _middle((z, y, x), SIDE), unmeasured_in(stack, hidden)
-    if unmeasured is not None and unmeasured[box].any():
-        box = _middle(measured_box(unmeasured, _middle((z, y, x), 2 * SIDE)), SIDE)
-        check_auditable(
-            tuple(part.stop - part.start for part in box), geometry, f"what was measured of {name} throughout"
-        )
-    wide = np.asarray(stack[box])
-    check_auditable(wide.shape, geometry, name)
-    check_volume(wide, name)
+    unmeasured = unmeasured_in(stack, hidden)
+    box = _measured_middle((z, y, x), unmeasured, geometry, name)
+    wide = _auditable(stack, box, geometry, name)
     core = _middle(box, CORE)
     crop = wide[within(core, box)]
     check_volume(crop, f"the middle of {name}")
@@ -141,12 +135,8 @@ def audit_stack(
     residual = look("agreement", lambda: consistency_residual(volume, crop, geometry))
     figures["consistency"] = {"rms": residual.rms, "relative_rms": residual.rms / grey, "maximum": residual.maximum}
     figures["seams"] = look("seams", lambda: seams(restorer, crop))
-    pictures |= {
-        "input": crop,
-        "interpolation": interpolate(crop, geometry, "cubic"),
-        "reconstruction": volume,
-        "uncertainty": uncertainty,
-    }
+    pictures |= {"input": crop, "interpolation": interpolate(crop, geometry, "cubic")}
+    pictures |= {"reconstruction": volume, "uncertainty": uncertainty}
     facts = {
         "stack": name,
         "shape_zyx": list(stack.shape),
@@ -167,6 +157,25 @@ def audit_stack(
         "seconds": seconds | {"all": round(time.time() - begin, 2)},
     }
     return Audit(facts, figures, judge(figures, crop), pictures)
+
+
+def _measured_middle(region: Box, unmeasured: StoredArray | None, geometry: SectionModel, name: str) -> Box:
+    """The middle of a region, or of what was measured of it throughout."""
+    box = _middle(region, SIDE)
+    if unmeasured is None or not unmeasured[box].any():
+        return box
+    box = _middle(measured_box(unmeasured, _middle(region, 2 * SIDE)), SIDE)
+    shape = tuple(part.stop - part.start for part in box)
+    check_auditable(shape, geometry, f"what was measured of {name} throughout")
+    return box
+
+
+def _auditable(stack: np.ndarray | StoredArray, box: Box, geometry: SectionModel, name: str) -> np.ndarray:
+    """Read a box, and check that it can be audited."""
+    voxels = np.asarray(stack[box])
+    check_auditable(voxels.shape, geometry, name)
+    check_volume(voxels, name)
+    return voxels
 
 
 def _middle(region: Box, side: int) -> Box:

@@ -38,7 +38,7 @@ def with_voxel_size(
         InputError: there is no voxel size or none that a micrograph can have (unless the option states its unit), or
             the volume cannot be read.
     """
-    alone = voxel_size is not None and "," not in voxel_size
+    alone = voxel_size is not None and _is_length(voxel_size)
     stated = None if voxel_size is None or alone else VoxelSize.parse(voxel_size)
     sure = voxel_size is not None and bool(unit_of(voxel_size))
     if stated is not None and not sure:
@@ -66,6 +66,15 @@ def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:
         )
     z = VoxelSize.parse(",".join([spacing.removesuffix(unit_of(spacing))] * 3) + unit_of(spacing)).z
     return VoxelSize(z, *lateral)
+
+
+def _is_length(text: str) -> bool:
+    """Test whether a text is one number, with or without a unit."""
+    try:
+        float(text.strip().removesuffix(unit_of(text)))
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

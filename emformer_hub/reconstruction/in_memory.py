@@ -181,16 +181,8 @@ def reconstruct(
         (z, y, x), geometry, network.config, on, memory=memory, voxel_bytes=volume.dtype.itemsize
     )
     plan = make_plan((z, y, x), geometry, network.config, tile_zyx)
-    restorer = Restorer(
-        network,
-        processor,
-        geometry,
-        processor.measure(volume, hidden),
-        ensemble,
-        on,
-        precision,
-        mode,
-    )
+    statistics = processor.measure(volume, hidden)
+    restorer = Restorer(network, processor, geometry, statistics, ensemble, on, precision, mode)
     result = _restore_all(restorer, volume, plan, hidden, progress)
     if kept is not None:
         sections = sections_of_planes(geometry, slice(0, len(result[0])), len(volume) - 1)

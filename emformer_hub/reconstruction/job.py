@@ -22,17 +22,18 @@ from emformer_hub.errors import InputError
 from emformer_hub.files import check_file, record_path, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
+from emformer_hub.processing_emformer import IntensityStatistics
 from emformer_hub.reconstruction.gaps import Gaps
 from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.repair import choose_repair
 from emformer_hub.reconstruction.restorer import check_ensemble
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
-from emformer_hub.volumes import check_volume
+from emformer_hub.volumes import StoredArray, check_volume
 from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES, check_writable
-from emformer_hub.volumes.padding import tissue
+from emformer_hub.volumes.padding import Padding, tissue
 from emformer_hub.volumes.remote import absolute, is_url, plain_address
 from emformer_hub.volumes.unmeasured import margin_value
 
@@ -205,21 +206,10 @@ def make_job(
     region = chosen["region"] or (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
     check_region(region, data.shape, path)
     padding = tissue(data) if chosen["region"] is None else None
-    if padding is not None:
-        region = (region[0], padding.rows, padding.columns)
-        log.warning(
-            "%s: beyond rows %d:%d and columns %d:%d every voxel is %g; this padding stays as it is.",
-            path,
-            padding.rows.start,
-            padding.rows.stop,
-            padding.columns.start,
-            padding.columns.stop,
-            padding.value,
-        )
+    region = region if padding is None else (region[0], padding.rows, padding.columns)
     inside = data if padding is None else padding.crop(data)
     margin = margin_value(inside)
-    if margin is not None:
-        log.warning("%s: its sections have margins of %g, which stay as they are.", path, margin)
+    _say_what_stays(path, padding, margin)
     part = path if chosen["region"] is None else f"the region of {path}"
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
     repair = choose_repair(stack.volume, chosen["repair"], path)
@@ -247,11 +237,7 @@ def make_job(
     everything = (slice(0, data.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2]))
     if padding is not None:
         everything = (everything[0], padding.rows, padding.columns)
-    try:
-        statistics = model.processor.measure(inside, gaps.mask(data, everything))
-    except InputError:
-        check_volume(inside, path, gaps.mask(data, everything))  # says where it is that nothing was measured
-        raise
+    statistics = _measure(model, inside, gaps.mask(data, everything), path)
     first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
     at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)
@@ -293,6 +279,33 @@ def make_job(
 def _plain(name: str, value: Any) -> Any:
     """A keyword argument of ``open_volume`` as JSON knows it, good in any folder."""
     return absolute(value) if name == "mask" else str(float(value)) if name == "nodata" else value
+
+
+def _say_what_stays(path: str, padding: Padding | None, margin: float | None) -> None:
+    """Log which voxels around the tissue were found to be constant."""
+    if padding is not None:
+        log.warning(
+            "%s: beyond rows %d:%d and columns %d:%d every voxel is %g; this padding stays as it is.",
+            path,
+            padding.rows.start,
+            padding.rows.stop,
+            padding.columns.start,
+            padding.columns.stop,
+            padding.value,
+        )
+    if margin is not None:
+        log.warning("%s: its sections have margins of %g, which stay as they are.", path, margin)
+
+
+def _measure(
+    model: ModelOnce, stack: np.ndarray | StoredArray, mask: StoredArray | None, path: str
+) -> IntensityStatistics:
+    """Intensities of a stack, without masked voxels; where nothing was measured is said by the check of the stack."""
+    try:
+        return model.processor.measure(stack, mask)
+    except InputError:
+        check_volume(stack, path, mask)
+        raise
 
 
 @overload

@@ -246,7 +246,7 @@ def test_a_run_ends_when_its_minutes_are_over(tmp_path: Path, data_root: Path, m
     monkeypatch.setattr("emformer_hub.training.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
     output = train_here(tmp_path / "run", data_root, steps=None, minutes=0.02)
     seconds = [record["seconds"] for record in records(output) if "seconds" in record]
-    assert len(seconds) == 5 and seconds[-1] >= 1.2 - 0.125 and max(seconds[:-1]) < 1.2
+    assert len(seconds) == 3 and seconds[-1] >= 1.2 > max(seconds[:-1])  # it is looked at three times a step
     assert EMformerModel.from_pretrained(output).config.hidden_size == 16
 
 

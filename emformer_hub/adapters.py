@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,7 @@ def add_adapter(model: EMformerModel, *, base: str, rank: int, alpha: int, dora:
     """
     from peft import LoraConfig, get_peft_model
 
-    with warnings.catch_warnings():  # peft asks transformers by a name that is going out of use
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, use_dora=dora))
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, use_dora=dora))
     published = registry().get(base)
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = published.repo_id if published else base

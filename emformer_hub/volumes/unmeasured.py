@@ -25,6 +25,7 @@ MIN_PADDING = 4
 """Voxels: nothing was measured where a square of so many a side holds one and the same value, that of the margins."""
 _LOOKED_AT = 16  # sections whose corners are looked at
 _CORNER = 256  # voxels along a side of these
+_CELLS = 48  # along each side of a box, in which the largest one that was measured is looked for
 _STEP, _STRAY = 0.5, 0.1
 """Beyond a margin, voxels are as unlike its value as others are, times this at least, and fewer than such a share has
 it; beyond what is merely black or white to the last grey level, tissue fades in, with noise."""
@@ -274,15 +275,13 @@ def _read_filled(data: Any, unmeasured: StoredArray, box: Box) -> np.ndarray:
 
 
 def measured_box(unmeasured: StoredArray, box: Box) -> Box:
-    """A large box within another in which every voxel was measured; an empty one if there is none.
-
-    It is the largest of those that come of leaving out the sections of which the least was measured.
+    """The largest box within another in which every voxel was measured; an empty one if there is none.
 
     Args:
         unmeasured: mask of voxels that were not, bool ``(z, y, x)``.
-        box: where to look. Sides of more than 64 voxels are looked at in 64 steps.
+        box: where to look. Sides of more than 48 voxels are looked at in 48 steps.
     """
-    steps = [max(1, -(-(part.stop - part.start) // 64)) for part in box]
+    steps = [max(1, -(-(part.stop - part.start) // _CELLS)) for part in box]
     lengths = [part.stop - part.start for part in box]
     blocked = np.zeros([-(-length // step) for length, step in zip(lengths, steps, strict=True)], bool)
     for number in range(lengths[0]):
@@ -290,34 +289,29 @@ def measured_box(unmeasured: StoredArray, box: Box) -> Box:
         for axis in (0, 1):
             section = np.logical_or.reduceat(section, np.arange(0, section.shape[axis], steps[axis + 1]), axis)
         blocked[number // steps[0]] |= section
-    cells = _largest(blocked, 0, len(blocked), (slice(0, 0),) * 3)
     z, y, x = (
         slice(part.start + cell.start * step, min(part.stop, part.start + cell.stop * step))
-        for part, cell, step in zip(box, cells, steps, strict=True)
+        for part, cell, step in zip(box, _largest(blocked), steps, strict=True)
     )
     return (z, y, x)
 
 
-def _cells(box: Box) -> int:
-    return math.prod(part.stop - part.start for part in box)
+def _largest(blocked: np.ndarray) -> Box:
+    """The largest box without a blocked cell."""
+    best, place = 0, (slice(0, 0), slice(0, 0), slice(0, 0))
+    areas = [_rectangle(layer)[0] for layer in blocked]  # no more layers have a larger one in common
+    for depth in range(len(blocked), 0, -1):
+        for first in range(len(blocked) - depth + 1):
+            layers = slice(first, first + depth)
+            if depth * min(areas[layers]) > best:
+                area, rows, columns = _rectangle(np.logical_or.reduce(blocked[layers]))
+                if depth * area > best:
+                    best, place = depth * area, (layers, rows, columns)
+    return place
 
 
-def _largest(blocked: np.ndarray, first: int, stop: int, best: Box) -> Box:
-    """A large box without a blocked cell within layers ``first`` to ``stop``, or ``best`` if that is larger."""
-    if (stop - first) * blocked[0].size <= _cells(best):
-        return best
-    rows, columns = _rectangle(np.logical_or.reduce(blocked[first:stop]))
-    found = (slice(first, stop), rows, columns)
-    best = found if _cells(found) > _cells(best) else best
-    worst = first + int(blocked[first:stop].sum(axis=(1, 2)).argmax())
-    if blocked[worst].any():
-        best = _largest(blocked, first, worst, best)
-        best = _largest(blocked, worst + 1, stop, best)
-    return best
-
-
-def _rectangle(blocked: np.ndarray) -> tuple[slice, slice]:
-    """The largest rectangle without a blocked cell; of equal ones the first."""
+def _rectangle(blocked: np.ndarray) -> tuple[int, slice, slice]:
+    """Area, rows and columns of the largest rectangle without a blocked cell; of equal ones the first."""
     best, place = 0, (slice(0, 0), slice(0, 0))
     height = np.zeros(blocked.shape[1] + 1, int)  # free cells above, and a column of none as a sentinel
     for row, cells in enumerate(blocked):
@@ -331,4 +325,4 @@ def _rectangle(blocked: np.ndarray) -> tuple[slice, slice]:
                     best = tall * (column - begin)
                     place = (slice(row - tall + 1, row + 1), slice(begin, column))
             open_.append((begin, high))
-    return place
+    return best, *place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,8 @@ def open_volume(path: Path, kind: str, choice: Choice = NOTHING_CHOSEN) -> Volum
 
 def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
     names = {"npy": "a NumPy array (.npy)", "nrrd": "NRRD", "nifti": "NIfTI", "metaimage": "MetaImage"}
-    said = str(error).strip().rpartition("\n")[2]
+    told = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Reason: Success")]
+    said = re.sub(r"^ITK ERROR: \w+\(\w+\): ", "", told[-1]) if told else type(error).__name__
     return not_read(
         path,
         error,

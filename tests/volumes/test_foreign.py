@@ -43,15 +43,25 @@ def test_what_is_not_read_is_named_by_its_content(tmp_path: Path, one: Any) -> N
     assert one.name in str(told.value) and one.way_out in str(told.value)
 
 
-@pytest.mark.parametrize("name", ["a.nrrd", "a.nii", "a.nii.gz", "a.npy", "a.mrc", "a.h5", "a.mrc.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.nrrd", "a.nii", "a.nii.gz", "a.npy", "a.mrc", "a.h5", "a.mrc.gz", "a.mha", "a.dm4"]
+)
 @pytest.mark.parametrize("content", [b"\0" * 64, b"", b"\0" * 5000], ids=["short", "empty", "long"])
 def test_a_broken_file_is_named_by_its_format(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    kind = {"nrrd": "NRRD", "nii": "NIfTI", "npy": "NumPy", "mrc": "MRC", "h5": "known here"}[name.split(".")[1]]
+    kind = {
+        "nrrd": "NRRD",
+        "nii": "NIfTI",
+        "npy": "NumPy",
+        "mrc": "MRC",
+        "h5": "known here",
+        "mha": "MetaImage",
+        "dm4": "Digital",
+    }[name.split(".")[1]]
     kind = "gzip" if name == "a.mrc.gz" else kind
     with pytest.raises(InputError, match=kind) as told:
         read_volume(tmp_path / name)
-    assert "cannot be read as TIFF" not in str(told.value)
+    assert "cannot be read as TIFF" not in str(told.value) and "Success" not in str(told.value)
 
 
 def test_anything_else_says_how_it_begins_and_what_is_expected(tmp_path: Path) -> None:

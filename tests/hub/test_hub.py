@@ -1118,7 +1118,8 @@ def test_finetuning_pushes_what_it_made(
 ) -> None:
     client(push, tiny[0], f"{repo_id}-base")
     tifffile.imwrite(tmp_path / "stack.tif", neuropil((32, 64, 128))[::2])
-    words = ["--volume", str(tmp_path / "stack.tif"), "--voxel-size", "40,4,4", "--factor", "4", "--steps", "2"]
+    words = ["--volume", str(tmp_path / "stack.tif"), "--voxel-size", "40,4,4", "--licence", "CC BY-NC 4.0"]
+    words += ["--factor", "4", "--steps", "2"]
     words += ["--base", f"{repo_id}-base", "--method", method, "--output-dir", str(tmp_path / "run")]
 
     def finetune(*more: str) -> subprocess.CompletedProcess[str]:
@@ -1144,4 +1145,5 @@ def test_finetuning_pushes_what_it_made(
     assert client(quantiles, repo_id) == quantiles(tmp_path / "run")
     for page in ("README.md", "recipe.yaml", "report.json"):
         assert str(tmp_path) not in server.read(repo_id, page).decode()
-    assert f"base_model: {repo_id}-base" in server.read(repo_id, "README.md").decode()
+    front = yaml.safe_load(server.read(repo_id, "README.md").decode().split("---")[1])
+    assert (front["base_model"], front["license"]) == (f"{repo_id}-base", "cc-by-nc-4.0")

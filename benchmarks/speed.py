@@ -140,16 +140,20 @@ class Case:
             sampling = Recipe.load(RECIPE).sampling
             return sampling.rows, sampling.frames, sampling.columns
         chosen = self.given_tile_zyx or choose_tile(
-            self.volume_zyx, SectionModel(self.factor), self.load().config, torch.device(self.device), voxel_bytes=1
+            self.volume_zyx, SectionModel(self.factor), self.config, torch.device(self.device), voxel_bytes=1
         )
         z, y, x = map(min, self.volume_zyx, chosen)
         return z, y, x
+
+    @property
+    def config(self) -> EMformerConfig:
+        return parse_config(self.model) if self.random else EMformerConfig.from_pretrained(self.model)
 
     def load(self) -> EMformerModel:
         if not self.random:
             return EMformerModel.from_pretrained(self.model)
         torch.manual_seed(0)
-        return EMformerModel(parse_config(self.model)).eval()
+        return EMformerModel(self.config).eval()
 
     def prepare(self) -> Callable[[], Work]:
         """Load the model, make the input, and return what is to be measured."""

@@ -138,9 +138,6 @@ def audit_command(
     check_report(output, overwrite)
     volume, size = with_voxel_size(stack, voxel_size, partial(open_volume, **reading))
     geometry = geometry_of(size, target_nm, factor, thickness)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     audit(OpenStack(str(stack), volume, reading), output, size, geometry, model, mode, roi, device)
 
 

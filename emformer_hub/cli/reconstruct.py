@@ -146,8 +146,6 @@ def reconstruct_command(
     .h5, .mrc, .n5 or .precomputed; without a suffix it becomes a folder of TIFF slices. It is made part by part: it
     need not fit into memory, and an interrupted run continues with --resume.
     """
-    from transformers.utils.logging import disable_progress_bar
-
     from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.follow import preview_path
     from emformer_hub.reconstruction.job import check_record, confident_path
@@ -175,7 +173,6 @@ def reconstruct_command(
     if page is not None:
         shape = tuple(side.stop - side.start for side in roi) if roi else volume.data.shape
         _check_page(page, overwrite, shape, geometry, str(input_path))
-    disable_progress_bar()  # of loading weights; the reconstruction has its own
     settings: FileSettings = {
         "voxel_size": size,
         "factor": geometry.factor,

@@ -10,11 +10,11 @@ import numpy as np
 from magicgui.widgets import CheckBox, ComboBox, FileEdit
 from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
-from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
+from qtpy.QtWidgets import QTableWidgetItem
 
 from emformer_hub.app.words import KEPT
 from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.napari_plugin.panel import Geometry, ModelField, Panel
+from emformer_hub.napari_plugin.panel import Geometry, ModelField, Panel, table
 from emformer_hub.napari_plugin.work import Tell
 from emformer_hub.volumes import StoredArray
 
@@ -47,11 +47,7 @@ class AuditPanel(Panel):
         self.form.extend(
             [*self.geometry.widgets, *self.model.widgets, self.noise, self.part, self.report, self.overwrite]
         )
-        self.table = QTableWidget(0, len(HEADER))
-        self.table.setHorizontalHeaderLabels(HEADER)
-        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.table.verticalHeader().setVisible(False)
-        self.table.horizontalHeader().setStretchLastSection(True)
+        self.table = table(HEADER)
         self.column.addWidget(self.table)
 
     def prepare(self) -> Callable[[Tell], tuple[Audit, Path]]:

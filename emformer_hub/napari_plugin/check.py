@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from napari.layers import Image
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
+from qtpy.QtWidgets import QAbstractItemView, QTableWidgetItem
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.napari_plugin.layers import finest, stack_of
-from emformer_hub.napari_plugin.panel import Panel, button
+from emformer_hub.napari_plugin.panel import Panel, button, table
 from emformer_hub.napari_plugin.session import session
 from emformer_hub.napari_plugin.work import Tell
 
@@ -48,12 +48,8 @@ class CheckPanel(Panel):
 
     def __init__(self, napari_viewer: Viewer):
         super().__init__(napari_viewer, "Check")
-        self.table = QTableWidget(0, len(HEADER))
-        self.table.setHorizontalHeaderLabels(HEADER)
+        self.table = table(HEADER)
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.table.verticalHeader().setVisible(False)
-        self.table.horizontalHeader().setStretchLastSection(True)
         self.table.cellClicked.connect(lambda place, column: self.show_section(self._section(place)))
         self.table.itemChanged.connect(self._choose)
         self.add_button = button("Repair the section that is shown", self.add_shown)

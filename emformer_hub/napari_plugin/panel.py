@@ -12,12 +12,14 @@ from magicgui.widgets import ComboBox, Container, LineEdit, PushButton, Widget
 from napari.layers import Image, Shapes
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
+    QAbstractItemView,
     QFileDialog,
     QHBoxLayout,
     QInputDialog,
     QLabel,
     QProgressBar,
     QPushButton,
+    QTableWidget,
     QVBoxLayout,
     QWidget,
 )
@@ -313,6 +315,16 @@ def button(title: str, action: Callable[[], Any]) -> QPushButton:
     """A button."""
     made = QPushButton(title)
     made.clicked.connect(action)
+    return made
+
+
+def table(header: Sequence[str]) -> QTableWidget:
+    """A table of texts that are read, not written, a row each."""
+    made = QTableWidget(0, len(header))
+    made.setHorizontalHeaderLabels(header)
+    made.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    made.verticalHeader().setVisible(False)
+    made.horizontalHeader().setStretchLastSection(True)
     return made
 
 

@@ -89,11 +89,11 @@ def forecast(parts: Parts) -> Forecast:
         InputError: the stack cannot be read.
     """
     number = len(parts.boxes) // 2
-    whole, sections = parts.plan.input_box(parts.boxes[number]), parts.read(number)
+    whole, seen = parts.plan.input_box(parts.boxes[number]), parts.read(number)
     blocks = list(parts.plan.blocks(parts.boxes[number]))
     block = blocks[len(blocks) // 2]
     seconds = min(
-        timed(parts.restorer.restore, sections.voxels[within(block.input, whole)], block)[1] for _ in range(2)
+        timed(parts.restorer.restore, seen.voxels[within(block.input, whole)], block)[1] for _ in range(2)
     )  # the first one warms up
     voxels = math.prod(parts.plan.output_zyx)
     fraction = math.prod(side.stop - side.start for side in block.output) / voxels

@@ -10,7 +10,7 @@ import numpy as np
 
 from emformer_hub.geometry import SectionModel
 from emformer_hub.reconstruction.repair import Repair
-from emformer_hub.volumes.boxes import Box
+from emformer_hub.volumes.boxes import Box, numbers, shape_of
 from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.unmeasured import margins
@@ -58,10 +58,9 @@ class Gaps:
         return StoredArray((z, y, x), np.dtype(bool), (1, y, x), partial(self._read_mask, stack, region))
 
     def _read_mask(self, stack: Any, region: Box, box: Box) -> np.ndarray:
-        mask = np.zeros([len(range(part.start, part.stop, part.step or 1)) for part in box], bool)
-        steps = (slice(None, None, part.step) for part in box[1:])
-        inside = tuple(steps)
-        for section, number in zip(mask, range(box[0].start, box[0].stop, box[0].step or 1), strict=True):
+        mask = np.zeros(shape_of(box), bool)
+        inside = tuple(slice(None, None, part.step) for part in box[1:])
+        for section, number in zip(mask, numbers(box[0]), strict=True):
             z, y, x = (
                 slice(part.start + whole.start, part.stop + whole.start)
                 for part, whole in zip((slice(number, number + 1), *box[1:]), region, strict=True)

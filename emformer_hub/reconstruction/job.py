@@ -214,12 +214,12 @@ def make_job(
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
     repair = choose_repair(stack.volume, chosen["repair"], path)
     repair.check(region)
-    z, y, x = region
+    (z, y, x), device = region, choose_device(chosen["device"])
     tile = chosen["tile_zyx"] or choose_tile(
         (z.stop - z.start, y.stop - y.start, x.stop - x.start),
         geometry,
         model.network.config,
-        choose_device(chosen["device"]),
+        device,
         memory=chosen["memory"],
         workers=chosen["workers"],
         voxel_bytes=data.dtype.itemsize,
@@ -267,7 +267,7 @@ def make_job(
         repair=repair.listed,
         damage=repair.digest,
         mode=chosen["mode"],
-        precision=dtype_name(choose_precision(chosen["precision"], choose_device(chosen["device"]))),
+        precision=dtype_name(choose_precision(chosen["precision"], device)),
         tile_zyx=tile,
         padding=None if padding is None else padding.value,
         margin=margin,

@@ -222,7 +222,7 @@ class Parts:
             processor.interval(self.job.confidence, geometry, masked, self.job.mode) for masked in (False, True)
         )
         hidden = None if mask is None else mask[:, block.y.inside, block.x.inside]
-        sections = geometry.sections_of(len(uncertainty), block.z.output.start).clip(max=block.z.input.stop - 1)
+        sections = sections_of_planes(geometry, block.z.output, block.z.input.stop - 1)
         width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.input.start)
         return width <= TOLERANCE * self.job.std
 
@@ -244,7 +244,7 @@ class Parts:
         first, last = (
             round_(end / geometry.factor) for round_, end in ((math.ceil, box[0].start), (math.floor, box[0].stop))
         )
-        whole = self.plan.input_box(box)
+        first_read, inside_yx = self.plan.input_box(box)[0].start, self._rows_and_columns(number)
         squares, compared, furthest = 0.0, 0.0, 0.0
         if last <= first:
             return squares, compared, furthest
@@ -254,7 +254,7 @@ class Parts:
             kind = np.float64 if volume.dtype == np.float64 else np.float32
             planes = volume[begin + used[0] : begin + used[-1] + 1].astype(kind)
             cut = np.tensordot(weights[used[0] : used[-1] + 1].astype(kind), planes, axes=1)
-            place = (section - whole[0].start, *self._rows_and_columns(number))
+            place = (section - first_read, *inside_yx)
             apart = np.abs(cut - seen.voxels[place])
             apart = apart if seen.hidden is None else apart[~seen.hidden[place]]
             squares += float(np.square(apart, dtype=np.float64).sum())
@@ -368,5 +368,8 @@ def chunk_sides(plan: Plan) -> tuple[int, int, int]:
     """Sides of a chunk, (z, y, x); parts consist of whole chunks."""
     planes, *sides = plan.block_zyx
     z = CHUNK_PLANES if planes >= plan.output_zyx[0] else math.gcd(planes, CHUNK_PLANES)
-    y, x = (CHUNK_SIDE if side >= length else side for side, length in zip(sides, plan.output_zyx[1:], strict=True))
+    y, x = (
+        CHUNK_SIDE if side >= length else max(part for part in range(1, CHUNK_SIDE + 1) if side % part == 0)
+        for side, length in zip(sides, plan.output_zyx[1:], strict=True)
+    )
     return (z, y, x)

@@ -41,6 +41,16 @@ def within(box: Box, whole: Box) -> Box:
     return (z, y, x)
 
 
+def numbers(part: slice) -> range:
+    """Numbers of the voxels of a side."""
+    return range(part.start, part.stop, part.step or 1)
+
+
+def shape_of(box: Sequence[slice]) -> list[int]:
+    """Shape of the voxels of a box."""
+    return [len(numbers(part)) for part in box]
+
+
 def middle(shape: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
     """Middle part of an array with any number of axes, at most ``sides`` voxels along each."""
     starts = [max(0, (length - side) // 2) for length, side in zip(shape, sides, strict=True)]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.errors import InputError
+from emformer_hub.volumes.boxes import shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def check_box(grid: Grid, box: Sequence[slice], voxels: np.ndarray) -> None:
     """Raise ``InputError`` if a box that was read has a part that was lost; boxes with steps are not looked at."""
     if any(part.step not in (None, 1) for part in box):
         return
+    voxels = voxels.reshape(shape_of(box))  # with the axes that an index has left out
     for place in itertools.product(*grid.places(box)):
         inside = tuple(
             slice(max(held.start, part.start) - part.start, min(held.stop, part.stop) - part.start)

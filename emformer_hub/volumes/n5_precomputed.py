@@ -187,7 +187,7 @@ def _read(
 ) -> np.ndarray:
     data, box = voxels(index), _as_slices(index)
     if grid is not None:
-        check_box(grid, box, data.reshape([len(range(part.start, part.stop, part.step or 1)) for part in box]))
+        check_box(grid, box, data)
     return data
 
 

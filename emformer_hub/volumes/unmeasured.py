@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.volumes.boxes import Box, evenly_spaced, middle
+from emformer_hub.volumes.boxes import Box, evenly_spaced, middle, numbers, shape_of
 from emformer_hub.volumes.stored import StoredArray
 
 HUGE = 1e30
@@ -100,14 +100,14 @@ def _fits(value: float, dtype: np.dtype) -> bool:
 
 
 def _read_hidden(data: Any, nodata: float | None, measured: Any, of_array: np.ndarray | None, box: Box) -> np.ndarray:
-    hidden = np.zeros([len(range(part.start, part.stop, part.step or 1)) for part in box], bool)
+    hidden = np.zeros(shape_of(box), bool)
     if of_array is not None:
         hidden |= of_array[box]
     if measured is not None:
         part = np.asarray(measured[box if len(measured) == len(data) else (slice(0, 1), *box[1:])])
         hidden |= (part == 0) | (part != part)
     if nodata is not None:
-        for section, z in zip(hidden, range(box[0].start, box[0].stop, box[0].step or 1), strict=True):
+        for section, z in zip(hidden, numbers(box[0]), strict=True):
             section |= _marked(np.ma.getdata(np.asanyarray(data[z, box[1], box[2]])), nodata)
     return hidden
 
@@ -215,14 +215,9 @@ def _read_margins(data: Any, value: float, box: Box) -> np.ndarray:
         slice(part.start - around.start, part.stop - around.start, part.step)
         for part, around in zip(yx, wide, strict=True)
     )
-    sections = (np.ma.getdata(np.asanyarray(data[number, wide[0], wide[1]])) for number in range(*_range(z)))
+    sections = (np.ma.getdata(np.asanyarray(data[number, wide[0], wide[1]])) for number in numbers(z))
     found = [in_margin(section, value)[inside] for section in sections]
-    sides = [len(range(part.start, part.stop, part.step or 1)) for part in yx]
-    return np.stack(found) if found else np.zeros((0, *sides), bool)
-
-
-def _range(part: slice) -> tuple[int, int, int]:
-    return part.start, part.stop, part.step or 1
+    return np.stack(found) if found else np.zeros(shape_of(box), bool)
 
 
 def unmeasured_in(data: Any, hidden: StoredArray | None = None) -> StoredArray | None:
@@ -260,7 +255,7 @@ def filled(data: Any, unmeasured: StoredArray) -> StoredArray:
 def _read_filled(data: Any, unmeasured: StoredArray, box: Box) -> np.ndarray:
     z, *yx = box
     voxels = np.array(np.ma.getdata(np.asanyarray(data[z, yx[0], yx[1]])))
-    for section, number in zip(voxels, range(*_range(z)), strict=True):
+    for section, number in zip(voxels, numbers(z), strict=True):
         left = unmeasured[number, yx[0], yx[1]]
         if left.all() or not left.any():
             continue

@@ -186,7 +186,7 @@ def _read(array: zarr.Array[Any], path: Path | Remote, grid: Grid | None, index:
     except _READ_ERRORS as error:
         raise _damaged(array, path, box) or _unreadable(path, error) from error
     if grid is not None:
-        check_box(grid, box, data.reshape([len(range(part.start, part.stop, part.step or 1)) for part in box]))
+        check_box(grid, box, data)
     return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 

@@ -16,6 +16,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.reconstruction import memory
 from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.memory import block_bytes, choose_memory, choose_tile
+from emformer_hub.reconstruction.parts import chunk_sides
 
 CPU, CONFIG = torch.device("cpu"), EMformerConfig()
 SHAPES = [((125, 1000, 1000), 8), ((1000, 1000, 1000), 1), ((300, 2000, 1500), 4.886), ((62, 1000, 1000), 16)]
@@ -77,3 +78,13 @@ def test_every_dtype_counts() -> None:
     plan = plan_of((125, 1000, 1000), 8, 2)
     needs = [block_bytes(plan, CONFIG, CPU, np.dtype(dtype).itemsize) for dtype in ("uint8", "uint16", "float64")]
     assert needs == sorted(needs) and needs[0] < needs[-1]
+
+
+@pytest.mark.parametrize(("shape", "factor"), SHAPES)
+@pytest.mark.parametrize("gigabytes", [1, 2, 8])
+def test_chunks_of_a_large_block_stay_small_and_are_whole(
+    shape: tuple[int, int, int], factor: float, gigabytes: float
+) -> None:
+    plan = plan_of(shape, factor, gigabytes)
+    for chunk, block, length in zip(chunk_sides(plan), plan.block_zyx, plan.output_zyx, strict=True):
+        assert 32 <= chunk <= 128 and (block % chunk == 0 or block >= length)

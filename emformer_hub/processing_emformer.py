@@ -239,9 +239,7 @@ class EMformerProcessor(FeatureExtractionMixin):
         else:
             sample = _measured(volume, mask, self._step(volume.size)).astype(np.float64)
         if not sample.size:
-            raise InputError(
-                "not one voxel of the volume was measured: all are masked. Is the mask the right way round?"
-            )
+            raise InputError("every voxel of the volume is masked. Is the mask the right way round?")
         if not np.isfinite(sample).all():
             raise InputError("the volume holds NaN or infinite voxels; replace them, or mask the sections they are in.")
         low, high = np.percentile(sample, self.percentiles)

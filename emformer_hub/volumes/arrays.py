@@ -39,8 +39,8 @@ def kind_of(path: Path) -> str | None:
 def open_volume(path: Path, kind: str, choice: Choice = NOTHING_CHOSEN) -> Volume[np.ndarray | StoredArray]:
     """Open an array of one of these kinds; .npy, MetaImage and uncompressed NIfTI stay on disk.
 
-    A .npy states neither axes nor lengths. NRRD and NIfTI list their axes from the fastest on, x first; lengths are
-    read where their unit is stated.
+    A .npy states neither axes nor voxel size. NRRD and NIfTI list their axes from the fastest on, x first; a voxel
+    size is taken from them where its unit is stated.
 
     Raises:
         InputError: unreadable, not one stack, a bad dtype, or the library is not installed.
@@ -106,7 +106,7 @@ def _nrrd(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
 
 
 def _nrrd_axes(header: Any, ndim: int) -> list[str | None]:
-    """Names of the axes from the slowest on: those of labels, else x, y, z for the axes of space, in their order."""
+    """Names of the axes, the slowest first: the labels, or else x, y, z for the spatial axes in their order."""
     labels = [str(label) for label in header.get("labels", [])]
     if len(labels) == ndim and {"x", "y", "z"} <= {label.strip().casefold() for label in labels}:
         return list(reversed(labels))
@@ -153,7 +153,7 @@ def _nifti(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
 
 
 def _metaimage(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
-    """Its spacings have no unit: ITK takes them for millimetres, and microscopists for what they like."""
+    """Its spacings have no unit: ITK takes them for millimetres, microscopists for whatever they use."""
     itk = import_extra("SimpleITK", "itk", f"{path} is MetaImage")
     reader = _metaimage_reader(itk, path)
     shape = tuple(int(side) for side in reader.GetSize()[::-1])

@@ -12,7 +12,7 @@ from emformer_hub.volumes.unmeasured import not_measured
 
 MIN_SECTIONS = 4
 MOST_MASKED, NEIGHBOURHOOD = 3, 7
-"""At most so many of so many neighbouring sections may be masked: gaps as the networks are trained to fill them."""
+"""At most 3 of 7 neighbouring sections may be masked: the widest gaps that the networks are trained to fill."""
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float16", "float32", "float64"))
 
 
@@ -28,18 +28,18 @@ def check_dtype(dtype: np.dtype, name: str) -> None:
 def check_volume(data: np.ndarray | StoredArray, name: str, mask: np.ndarray | StoredArray | None = None) -> None:
     """Raise ``InputError`` unless ``data`` is a grey-value stack that sections can be restored from.
 
-    Sections are looked at one by one, so that what is on disk is never loaded as a whole.
+    Sections are read one at a time, so that a stack on disk is never loaded as a whole.
 
     Args:
         data: expected ``(z, y, x)``, at least 4 sections, finite, not constant, dtype one of ``DTYPES``.
         name: what messages call the volume; the path, usually.
-        mask: as :func:`check_mask` returns it; masked voxels are not looked at.
+        mask: as :func:`check_mask` returns it; masked voxels are ignored.
     """
     check_stack(data.shape, data.dtype, name)
     _check_measured(data, name, mask)
     first = next((section.flat[0] for section in _measured(data, mask) if section.size), None)
     if first is None:
-        raise InputError(f"not one voxel of {name} was measured: all are masked. Is the mask the right way round?")
+        raise InputError(f"every voxel of {name} is masked. Is the mask the right way round?")
     if all((section == first).all() for section in _measured(data, mask)):
         raise InputError(
             f"{name} is constant: every voxel is {first}. Expected an image; was the right file or channel exported?"
@@ -47,13 +47,13 @@ def check_volume(data: np.ndarray | StoredArray, name: str, mask: np.ndarray | S
 
 
 def check_stack(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    """The part of :func:`check_volume` that needs no look at the voxels."""
+    """Check what :func:`check_volume` can without reading voxels: shape and dtype."""
     _check_shape(shape, name)
     check_dtype(dtype, name)
 
 
 def check_mask(mask: np.ndarray, shape_zyx: tuple[int, ...]) -> np.ndarray:
-    """A mask as one of voxels, in no more memory: ``(sections, y, x)``, bool, a view that must not be written to.
+    """Check a mask and return it as one of voxels, bool ``(sections, y, x)``, a read-only view without a copy.
 
     Args:
         mask: bool, ``(sections,)`` for whole sections or ``(sections, y, x)`` for local damage; True where voxels are
@@ -109,7 +109,7 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 
 
 def _check_gaps(mask: np.ndarray) -> None:
-    count = np.zeros(mask.shape[1:], np.uint8)  # of the masked ones among the last few sections, in each column
+    count = np.zeros(mask.shape[1:], np.uint8)  # masked sections among the last few, column by column
     for z in range(len(mask)):
         count += mask[z]
         if z >= NEIGHBOURHOOD:
@@ -148,7 +148,7 @@ def _check_measured(data: np.ndarray | StoredArray, name: str, mask: np.ndarray 
 
 
 def unmeasured(name: str, value: float, place: str, count: int | None = None) -> InputError:
-    """The error for voxels that hold no grey value, the first of them ``value`` at ``place``."""
+    """The error for voxels without a grey value, the first of which holds ``value`` at ``place``."""
     plural = "s" * (count != 1)
     number = "" if count is None else f"{count} "
     found = f"{number}NaN or infinite voxel{plural}"
@@ -161,14 +161,14 @@ def unmeasured(name: str, value: float, place: str, count: int | None = None) ->
 
 
 def not_read(path: object, error: Exception, otherwise: str) -> InputError:
-    """The error for a file that the operating system refuses, or that for another reason could not be read."""
+    """The error for a file that cannot be read: that of a missing permission, or else the message ``otherwise``."""
     if isinstance(error, PermissionError):
         return InputError(f"{path} cannot be read: permission denied. Ask for read permission.")
     return InputError(otherwise)
 
 
 def segmentation(name: str) -> InputError:
-    """The error for voxels that are names of objects: between two names there is no third one to restore."""
+    """The error for a segmentation: between two labels there is no third to restore."""
     return InputError(
         f"{name} is declared to be a segmentation, whose voxels are labels; expected grey values. Give the image that "
         f"it was made from."

@@ -1,4 +1,4 @@
-"""Files of other programs: named by what they are, each with the way to a format that is read."""
+"""Formats that are not read: each is named, with the way to one that is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from emformer_hub.errors import InputError
 
 _FIJI = "open it in Fiji, with Bio-Formats where Fiji asks for it, and save it as OME-TIFF"
-_BEGINNING = 512  # bytes that are looked at
+_BEGINNING = 512  # bytes that are compared
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Foreign:
     Attributes:
         name: of the format.
         suffixes: of its files, lower case.
-        way_out: what makes something of it that is read.
-        magic: with what its files begin, if anything.
+        way_out: how to get a format that is read.
+        magic: the bytes its files may begin with, if there are such.
     """
 
     name: str
@@ -102,7 +102,7 @@ FOREIGN = (
         "give the stack itself",
     ),
 )
-"""Formats that are not read, by what people have met; the first that fits counts."""
+"""Formats that are not read but that people have; the first that fits counts."""
 _FOLDERS = {
     "knossos.conf": ("a KNOSSOS data set", "convert it with `webknossos convert-knossos`, or export it as TIFF"),
     "mag1": ("a KNOSSOS data set", "convert it with `webknossos convert-knossos`, or export it as TIFF"),
@@ -111,10 +111,10 @@ _FOLDERS = {
 
 
 def named(path: Path) -> InputError:
-    """The error for a file that is of no format that is read."""
+    """The error for a file in a format that is not read."""
     with path.open("rb") as file:
         beginning = file.read(_BEGINNING)
-    found = next((one for one in FOREIGN if beginning.startswith(one.magic or (b"\n never",))), None)
+    found = next((one for one in FOREIGN if beginning.startswith(one.magic)), None)
     if beginning[128:132] == b"DICM":
         found = next(one for one in FOREIGN if one.name == "DICOM")
     found = found or next((one for one in FOREIGN if path.name.lower().endswith(one.suffixes)), None)
@@ -122,14 +122,14 @@ def named(path: Path) -> InputError:
         return InputError(f"{path} is {found.name}, which is not read here; {found.way_out}.")
     start = beginning[:8].hex(" ") or "nothing"
     return InputError(
-        f"{path} is of no format that is known here: it begins with {start}. Expected a TIFF stack, HDF5, MRC, NRRD, "
+        f"{path} is in an unknown format: it begins with {start}. Expected a TIFF stack, HDF5, MRC, NRRD, "
         f"NIfTI or .npy, or a folder that is OME-Zarr, Zarr, N5, precomputed or of sections. Was it copied "
         f"completely? Otherwise {_FIJI}."
     )
 
 
 def named_folder(folder: Path) -> InputError | None:
-    """The error for a folder of another format; ``None`` if it is none of those that are known."""
+    """The error for a folder in a format that is not read; ``None`` if it is not one of those known."""
     for mark, (name, way_out) in _FOLDERS.items():
         if (folder / mark).exists():
             return InputError(f"{folder} is {name}, which is not read here; {way_out}.")

@@ -1,6 +1,6 @@
-"""Voxels that were not measured: marks of no data, masks, and constant margins such as an alignment leaves.
+"""Voxels that were not measured: "no data" values, masks, and constant margins such as an alignment leaves.
 
-Whoever measures, trains or reconstructs asks here, box by box, so that no mask of a whole stack is ever held.
+Masks are made for one box at a time, so that the mask of a whole stack is never in memory.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from emformer_hub.volumes.boxes import Box, evenly_spaced, middle, numbers, shap
 from emformer_hub.volumes.stored import StoredArray
 
 HUGE = 1e30
-"""Floating-point grey values are smaller; programs write this or the largest float where there are no data."""
+"""No grey value is as large; programs write this or the largest float where there are no data."""
 _MARKS = {"i": (-32768,), "f": (-32768.0, -9999.0)}
-"""Values that stand for no data where they lie far from all others, by kind of dtype."""
+"""Values that stand for no data where they lie far below all others, by kind of dtype."""
 MIN_PADDING = 4
-"""Voxels: nothing was measured where a square of so many a side holds one and the same value, that of the margins."""
-_LOOKED_AT = 16  # sections whose corners are looked at
-_CORNER = 256  # voxels along a side of these
-_CELLS = 48  # along each side of a box, in which the largest one that was measured is looked for
+"""Side, in voxels, of the smallest square of the margins' value that counts as margin."""
+_LOOKED_AT = 16  # sections whose corners are examined
+_CORNER = 256  # side of a corner in voxels
+_CELLS = 48  # cells along each side of the grid on which the largest measured box is searched for
 _STEP, _STRAY = 0.5, 0.1
-"""Beyond a margin, voxels are as unlike its value as others are, times this at least, and fewer than such a share has
-it; beyond what is merely black or white to the last grey level, tissue fades in, with noise."""
+"""What tells a margin from tissue that is merely saturated, where it ends. Beyond a margin the image begins at once:
+voxels differ from its value by at least ``_STEP`` of what voxels elsewhere do, and at most a share ``_STRAY`` of them
+has it. Beyond saturated tissue, grey values fade in, with noise."""
 
 
 def not_measured(voxels: np.ndarray, hidden: np.ndarray | None = None) -> tuple[np.ndarray, float] | None:
-    """Where voxels hold NaN, infinity, huge numbers or a lone mark of no data, and what the first of them holds.
+    """Find voxels that hold NaN, infinity, a huge number or a "no data" value, and what the first of them holds.
 
     Args:
         voxels: any shape.
-        hidden: bool, of the same shape; voxels that are not looked at.
+        hidden: bool, of the same shape; True for voxels to ignore.
 
     Returns:
         A mask, and the value; ``None`` if all voxels may have been measured.
@@ -62,13 +63,13 @@ def not_measured(voxels: np.ndarray, hidden: np.ndarray | None = None) -> tuple[
 
 
 def hidden_voxels(data: Any, name: str, nodata: float | None = None, measured: Any = None) -> StoredArray | None:
-    """Mask of the voxels that hold a mark of no data or lie outside of a mask, bool ``(z, y, x)``, True for these.
+    """Mask of the voxels that hold the "no data" value or lie outside a mask, bool ``(z, y, x)``, True for these.
 
     Args:
-        data: ``(z, y, x)``, an array or on disk; a masked array hides what its mask does.
+        data: ``(z, y, x)``, an array or on disk; the mask of a masked array counts, too.
         name: what messages call it.
-        nodata: the mark, which may be NaN. Of a number as huge as programs write it, any that is as huge counts.
-        measured: ``(z, y, x)``, or ``(1, y, x)`` for all sections: nonzero where there is something to look at.
+        nodata: the "no data" value, which may be NaN. If it is 1e30 or more, every value from there on counts.
+        measured: ``(z, y, x)``, or ``(1, y, x)`` for all sections: nonzero where voxels were measured.
 
     Raises:
         InputError: the dtype has no such value, or the mask has another shape.
@@ -123,8 +124,8 @@ def _marked(voxels: np.ndarray, mark: float) -> np.ndarray:
 def margin_value(data: Any) -> float | None:
     """The value of the constant margins of a stack, whose sections may be shifted or turned; ``None`` if it has none.
 
-    The corners of some sections are looked at. Where one is constant, and the tissue beyond is not nearly of the same
-    value, as it is beyond what is merely saturated, nothing was measured.
+    The corners of up to 16 sections are examined. A constant corner is a margin if the image beyond it begins at once;
+    beyond tissue that is merely saturated, grey values fade in.
 
     Args:
         data: ``(z, y, x)``, an array or on disk.
@@ -159,21 +160,24 @@ def margin_value(data: Any) -> float | None:
             others.append(away[~near])
     unlike, usual = np.concatenate(beyond), np.concatenate(others)
     if not usual.size:
-        return None  # one grey value everywhere: no margin, but no image
-    if not unlike.size:  # no margin ends there: a blank section, or each has a wide one
+        return None  # one grey value everywhere: there is no image that a margin could surround
+    if not unlike.size:  # no margin ends within a corner: a blank section, or wide margins in each
         return value if count >= len(looked_at) else None
     fades_in = np.median(unlike) < _STEP * np.median(usual) or (unlike == 0).mean() > _STRAY
     return None if fades_in else value
 
 
 def _ends(length: int) -> list[slice]:
-    """Both ends of an axis, the second one with a start that is not 0."""
+    """Both ends of an axis; the second does not start at 0."""
     side = min(_CORNER, length // 2)
     return [slice(0, side), slice(length - side, length)]
 
 
 def in_margin(section: np.ndarray, value: float) -> np.ndarray:
-    """Where a section ``(y, x)`` lies in a square of ``MIN_PADDING`` voxels of a value; beyond its sides, all is so."""
+    """Where a section ``(y, x)`` is margin: in a square of ``MIN_PADDING`` voxels a side that hold the value.
+
+    What lies outside the section counts as margin.
+    """
     rim = MIN_PADDING - 1
     within = np.pad(section == value, rim, constant_values=True)
     for axis in (0, 1):
@@ -184,7 +188,7 @@ def in_margin(section: np.ndarray, value: float) -> np.ndarray:
 
 
 def _all_of_run(mask: np.ndarray, axis: int) -> np.ndarray:
-    """Where ``MIN_PADDING`` in succession, from here on, are True; shorter by that less one."""
+    """Where ``MIN_PADDING`` successive elements, this one first, are True; shorter by ``MIN_PADDING - 1``."""
     length = mask.shape[axis] - MIN_PADDING + 1
     runs = [mask[(slice(None),) * axis + (slice(k, k + length),)] for k in range(MIN_PADDING)]
     return np.logical_and.reduce(runs)
@@ -199,7 +203,7 @@ def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
 
 
 def margins(data: Any, value: float) -> StoredArray:
-    """Mask of the constant margins of a value in a stack, bool ``(z, y, x)``, made section by section."""
+    """Mask of the margins that hold a value, bool ``(z, y, x)``, made one section at a time."""
     chunks = getattr(data, "chunks", (1, *data.shape[1:]))
     return StoredArray(tuple(data.shape), np.dtype(bool), chunks, partial(_read_margins, data, value))
 
@@ -221,14 +225,14 @@ def _read_margins(data: Any, value: float, box: Box) -> np.ndarray:
 
 
 def unmeasured_in(data: Any, hidden: StoredArray | None = None) -> StoredArray | None:
-    """Mask of all voxels of a stack that were not measured, bool ``(z, y, x)``: hidden ones, and constant margins.
+    """Mask of all voxels that were not measured, bool ``(z, y, x)``: hidden ones and constant margins.
 
     Args:
         data: ``(z, y, x)``, an array or on disk.
         hidden: as :func:`hidden_voxels` returns it.
 
     Returns:
-        ``None`` if all may have been measured.
+        ``None`` if every voxel may have been measured.
     """
     hidden = hidden_voxels(data, "the stack") if hidden is None else hidden
     value = margin_value(data)
@@ -242,10 +246,10 @@ def _read_either(one: StoredArray, other: StoredArray, box: Box) -> np.ndarray:
 
 
 def filled(data: Any, unmeasured: StoredArray) -> StoredArray:
-    """A stack in which voxels that were not measured look like their neighbours, to be judged as a whole.
+    """A stack whose unmeasured voxels are replaced by likely ones, so that it can be judged as a whole.
 
-    They hold what the nearest section, up to 3 away, has there, or else the median of their own section. A section of
-    which nothing was measured stays as it is.
+    They take the value that the nearest of 3 sections on either side has there, or else the median of their section. A
+    section of which nothing was measured stays as it is.
     """
     return StoredArray(
         tuple(data.shape), np.dtype(data.dtype), unmeasured.chunks, partial(_read_filled, data, unmeasured)
@@ -273,8 +277,8 @@ def measured_box(unmeasured: StoredArray, box: Box) -> Box:
     """The largest box within another in which every voxel was measured; an empty one if there is none.
 
     Args:
-        unmeasured: mask of voxels that were not, bool ``(z, y, x)``.
-        box: where to look. Sides of more than 48 voxels are looked at in 48 steps.
+        unmeasured: mask of the voxels that were not measured, bool ``(z, y, x)``.
+        box: where to search. Sides of more than 48 voxels are divided into 48 steps.
     """
     steps = [max(1, -(-(part.stop - part.start) // _CELLS)) for part in box]
     lengths = [part.stop - part.start for part in box]
@@ -294,7 +298,7 @@ def measured_box(unmeasured: StoredArray, box: Box) -> Box:
 def _largest(blocked: np.ndarray) -> Box:
     """The largest box without a blocked cell."""
     best, place = 0, (slice(0, 0), slice(0, 0), slice(0, 0))
-    areas = [_rectangle(layer)[0] for layer in blocked]  # no more layers have a larger one in common
+    areas = [_rectangle(layer)[0] for layer in blocked]  # several layers share no larger rectangle than each has
     for depth in range(len(blocked), 0, -1):
         for first in range(len(blocked) - depth + 1):
             layers = slice(first, first + depth)
@@ -308,10 +312,10 @@ def _largest(blocked: np.ndarray) -> Box:
 def _rectangle(blocked: np.ndarray) -> tuple[int, slice, slice]:
     """Area, rows and columns of the largest rectangle without a blocked cell; of equal ones the first."""
     best, place = 0, (slice(0, 0), slice(0, 0))
-    height = np.zeros(blocked.shape[1] + 1, int)  # free cells above, and a column of none as a sentinel
+    height = np.zeros(blocked.shape[1] + 1, int)  # free cells up to this row; the last column is a sentinel
     for row, cells in enumerate(blocked):
         height[:-1] = (height[:-1] + 1) * ~cells
-        open_: list[tuple[int, int]] = []  # first column and height of rectangles that go on
+        open_: list[tuple[int, int]] = []  # first column and height of the rectangles still open
         for column, high in enumerate(height.tolist()):
             begin = column
             while open_ and open_[-1][1] >= high:

@@ -54,7 +54,7 @@ def test_a_broken_file_is_named_by_its_format(tmp_path: Path, name: str, content
         "nii": "NIfTI",
         "npy": "NumPy",
         "mrc": "MRC",
-        "h5": "known here",
+        "h5": "unknown format",
         "mha": "MetaImage",
         "dm4": "Digital",
     }[name.split(".")[1]]
@@ -66,7 +66,7 @@ def test_a_broken_file_is_named_by_its_format(tmp_path: Path, name: str, content
 
 def test_anything_else_says_how_it_begins_and_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "stack").write_bytes(b"ABCDEFGHIJ")
-    with pytest.raises(InputError, match=r"no format that is known here: it begins with 41 42 .* Expected .* Fiji"):
+    with pytest.raises(InputError, match=r"an unknown format: it begins with 41 42 .* Expected .* Fiji"):
         read_volume(tmp_path / "stack")
 
 

@@ -12,7 +12,7 @@ FORGET := $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || 
 .PHONY: demo test test-random test-slow test-napari conformance lint types clean forget
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
-	$(VENV)/bin/python examples/demo.py
+	$(VENV)/bin/emformer-hub demo demo-output --overwrite
 
 test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)

@@ -680,3 +680,15 @@ def test_a_link_shows_stack_and_result_at_the_same_place(stack: np.ndarray, trut
     assert state["dimensions"]["z"] == [ISOTROPIC.z / 1e9, "m"]
     middle = (12 + (len(stack) - 1) / 2 * SECTIONS.z) / ISOTROPIC.z
     assert state["position"][2] == pytest.approx(middle)
+
+
+def test_a_demonstration_writes_a_picture_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emformer_hub.demo.SHAPE", (40, 64, 64))
+    monkeypatch.chdir(tmp_path)
+    printed = succeed(call("demo", "--model", "emformer-tiny", "--device", "cpu")).output.splitlines()
+    gains = {line[:20].strip(): float(line[20:].split()[0]) for line in printed[1:3]}
+    assert gains["emformer-tiny"] > gains["cubic interpolation"]
+    folder = tmp_path / "emformer-demo"
+    assert read_volume(folder / "isotropic.ome.tif").voxel_size == VoxelSize(8, 8, 8)
+    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    refuse(folder, "stack.ome.tif already", "demo", folder)

@@ -270,7 +270,7 @@ def test_a_mask_must_fit(tmp_path: Path, plain: Path) -> None:
     refused(run(*words, "--mask", tmp_path / "no.tif"), "no.tif does not exist")
     refused(run(*words, "--nodata", 256), "uint8 voxels, none of which can be 256")
     tifffile.imwrite(tmp_path / "none.tif", np.zeros((6, 24, 20), np.uint8))
-    refused(run(*words, "--mask", tmp_path / "none.tif"), "not one voxel", "the right way round?")
+    refused(run(*words, "--mask", tmp_path / "none.tif"), "every voxel", "the right way round?")
 
 
 def test_one_mask_for_all_sections(tmp_path: Path, plain: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from emformer_hub.audit.audit import Audit
 from emformer_hub.audit.held_back import MAP_BLOCK
-from emformer_hub.errors import InputError, import_extra
+from emformer_hub.errors import InputError
 from emformer_hub.files import check_file, replacing
 from emformer_hub.measurement.drawing import draw_scale_bar
 
@@ -33,8 +33,7 @@ def json_path(page: Path) -> Path:
 
 
 def check_report(page: Path, overwrite: bool) -> None:
-    """Raise ``InputError`` if a report cannot be written there, or its pictures cannot be drawn."""
-    import_extra("matplotlib", "evaluate", f"{page} has pictures")
+    """Raise ``InputError`` if a report cannot be written there."""
     if page.suffix != ".html":
         raise InputError(f"output {page} is a page; expected a name that ends in .html. Its JSON is written beside it.")
     for path in (page, json_path(page)):

@@ -18,6 +18,7 @@ _HOMES = {
     "card": "models:card_command",
     "dataset": "datasets:dataset_group",
     "degrade": "assess:degrade_command",
+    "demo": "show:demo_command",
     "doctor": "doctor:doctor_command",
     "download": "models:download_command",
     "evaluate": "assess:evaluate_command",

@@ -1,4 +1,4 @@
-"""Commands that show: a link to Neuroglancer, and the page in the browser, here or as a Space on the Hub."""
+"""Commands that show: a demonstration, a link to Neuroglancer, and the page in the browser, here or as a Space."""
 
 from __future__ import annotations
 
@@ -7,8 +7,25 @@ from pathlib import Path
 
 import click
 
-from emformer_hub.cli.options import DEVICE, LIST_ONLY, PATH, PRIVATE, REPO_ID
+from emformer_hub.cli.options import DEVICE, LIST_ONLY, MODEL, OVERWRITE, PATH, PRIVATE, REPO_ID
 from emformer_hub.errors import InputError
+
+
+@click.command("demo")
+@click.argument("output", type=PATH, default="emformer-demo")
+@MODEL
+@DEVICE
+@OVERWRITE
+def demo_command(output: Path, model: str, device: str, overwrite: bool) -> None:
+    """Reconstruct a synthetic stack, to see the tool work: a picture and figures.
+
+    OUTPUT is the folder to write to, by default emformer-demo.
+    """
+    from emformer_hub.demo import FILES, demonstrate
+
+    for line in demonstrate(output, model=model, device=device, overwrite=overwrite):
+        click.echo(line)
+    click.echo(f"\nWritten to {output.resolve()}: {', '.join(FILES)}. Look at {FILES[-1]} first.")
 
 
 @click.command("view")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emformer_hub.errors import import_extra
 from emformer_hub.inspection.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
 from emformer_hub.volumes.boxes import evenly_spaced, middle
 
@@ -274,5 +273,6 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
-    ndimage = import_extra("scipy.ndimage", "evaluate", "defects are found with scipy")
-    return ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3)
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(image, sigma, mode="nearest", truncate=3)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emformer_hub.errors import InputError, import_extra
+from emformer_hub.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def check_picture(path: Path) -> None:
-    """Raise ``InputError`` unless a name ends in ``.png``, its folder exists, and matplotlib is installed."""
+    """Raise ``InputError`` unless a name ends in ``.png`` and its folder exists."""
     if path.suffix.lower() != ".png":
         raise InputError(f"picture {str(path)!r} does not end in .png; pictures are written as PNG.")
     if not path.absolute().parent.is_dir():
         raise InputError(f"folder {str(path.parent)!r} of the picture does not exist; create it first.")
-    import_extra("matplotlib", "evaluate", f"{path} is drawn with matplotlib")
 
 
 def draw_scale_bar(axes: Axes, width_nm: float, length_nm: float | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emformer_hub.errors import InputError, import_extra
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.measurement.fsc import check_pair, directional_resolution
 from emformer_hub.volumes.boxes import evenly_spaced
@@ -127,9 +127,10 @@ def _ssim_volume(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> 
 
 
 def _ssim(truth: np.ndarray, estimate: np.ndarray, data_range: float) -> float:
-    metrics = import_extra("skimage.metrics", "evaluate", "SSIM is computed with scikit-image")
+    from skimage.metrics import structural_similarity
+
     return float(
-        metrics.structural_similarity(
+        structural_similarity(
             truth.astype(np.float64),
             estimate.astype(np.float64),
             data_range=data_range,

@@ -23,7 +23,6 @@ from emformer_hub.reconstruction import reconstruct
 from emformer_hub.volumes import write_volume
 from emformer_hub.volumes.phantom import neuropil
 
-pytest.importorskip("matplotlib", reason="the report's pictures need the extra [evaluate]")
 SIZE = VoxelSize(32, 8, 8)
 SECTIONS = SectionModel(4.0)
 

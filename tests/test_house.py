@@ -31,7 +31,7 @@ LAYERS = [
     | {"adapters", "loading", "losses", "mixed_batches", "model_files"},
     {"reconstruction", "inspection", "measurement", "hub", "datasets"},
     {"training", "audit"},
-    {"cli", "app", "doctor", "__main__"},
+    {"cli", "app", "demo", "doctor", "__main__"},
     {"napari_plugin"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from emformer_hub.pretrained import resolve_pretrained
     from emformer_hub.processing_emformer import EMformerProcessor
     from emformer_hub.reconstruction import Reconstruction, reconstruct, reconstruct_file
+    from emformer_hub.transform import Grids, transform_file
     from emformer_hub.volumes import Volume, create_volume, open_volume, read_volume, write_volume
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "EMformerModel": "modeling_emformer",
     "EMformerOutput": "modeling_emformer",
     "EMformerProcessor": "processing_emformer",
+    "Grids": "transform",
     "InputError": "errors",
     "Inspection": "inspection",
     "Reconstruction": "reconstruction",
@@ -42,6 +44,7 @@ _HOMES = {
     "reconstruct": "reconstruction",
     "reconstruct_file": "reconstruction",
     "resolve_pretrained": "pretrained",
+    "transform_file": "transform",
     "write_volume": "volumes",
 }
 
@@ -50,6 +53,7 @@ __all__ = [
     "EMformerModel",
     "EMformerOutput",
     "EMformerProcessor",
+    "Grids",
     "InputError",
     "Inspection",
     "Reconstruction",
@@ -63,6 +67,7 @@ __all__ = [
     "reconstruct",
     "reconstruct_file",
     "resolve_pretrained",
+    "transform_file",
     "write_volume",
 ]
 

@@ -177,6 +177,12 @@ class SectionModel:
         """
         return recut_origin(section_size, self.plane_size(section_size), first_section)
 
+    def section_origin(
+        self, section_size: VoxelSize, first_plane: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
+        """Centre of the first voxel of the sections (z, y, x; nm): the inverse of :meth:`plane_origin`."""
+        return recut_origin(self.plane_size(section_size), section_size, first_plane)
+
     def num_planes(self, num_sections: int) -> int:
         """Planes that ``num_sections`` sections become: ``round(n * s)``, halves up."""
         return math.floor(num_sections * self.factor + 0.5 + 1e-9)
@@ -190,7 +196,19 @@ class SectionModel:
 
     def plane_positions(self, num_planes: int, first_plane: int = 0) -> np.ndarray:
         """Centres of planes in section coordinates (section ``i`` has its centre at ``i``), float64 ``(planes,)``."""
-        return (np.arange(first_plane, first_plane + num_planes) + 0.5) / self.factor - self.centre
+        return self.to_sections(np.arange(first_plane, first_plane + num_planes))
+
+    def section_positions(self, num_sections: int) -> np.ndarray:
+        """Centres of sections in plane coordinates (plane ``k`` has its centre at ``k``), float64 ``(sections,)``."""
+        return self.to_planes(np.arange(num_sections))
+
+    def to_sections(self, planes: np.ndarray) -> np.ndarray:
+        """Section coordinates of positions in plane coordinates, any shape; both have centres at whole numbers."""
+        return (planes + 0.5) / self.factor - self.centre
+
+    def to_planes(self, sections: np.ndarray) -> np.ndarray:
+        """Plane coordinates of positions in section coordinates: the inverse of :meth:`to_sections`."""
+        return (sections + self.centre) * self.factor - 0.5
 
     def sections_of(self, num_planes: int, first_plane: int = 0) -> np.ndarray:
         """The sections in whose slabs planes have their centres, int64 ``(planes,)``."""

@@ -29,7 +29,7 @@ LAYERS = [
     | {"configuration_emformer", "layers_emformer", "modeling_emformer", "pipeline_emformer", "processing_emformer"}
     | {"pretrained", "projection", "uncertainty"}
     | {"adapters", "loading", "losses", "mixed_batches", "model_files"},
-    {"reconstruction", "inspection", "measurement", "hub", "datasets"},
+    {"reconstruction", "inspection", "measurement", "transform", "hub", "datasets"},
     {"training", "audit"},
     {"cli", "app", "demo", "doctor", "__main__"},
     {"napari_plugin"},

@@ -30,6 +30,7 @@ _HOMES = {
     "push": "models:push_command",
     "push-space": "show:push_space_command",
     "reconstruct": "reconstruct:reconstruct_command",
+    "transform": "transform:transform_command",
     "view": "show:view_command",
 }
 

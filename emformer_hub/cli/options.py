@@ -145,15 +145,27 @@ _READING = (
 )
 
 
+_READ = ("axes", "channel", "time", "series", "pattern", "nodata", "mask")
+_OF_LABELS = 5  # of these: labels have no mark of no data, and no mask
+
+
 def reading(command: Command) -> Command:
     """Add the options that choose what is read of a stack; the command takes them as ``reading``, a dictionary."""
+    return _with_reading(command, len(_READ))
 
+
+def reading_labels(command: Command) -> Command:
+    """Add the options that choose what is read of labels, as :func:`reading` does."""
+    return _with_reading(command, _OF_LABELS)
+
+
+def _with_reading(command: Command, count: int) -> Command:
     @functools.wraps(command)
     def with_reading(**values: Any) -> Any:
-        chosen = {name: values.pop(name) for name in ("axes", "channel", "time", "series", "pattern", "nodata", "mask")}
+        chosen = {name: values.pop(name) for name in _READ[:count]}
         return command(reading={name: one for name, one in chosen.items() if one is not None}, **values)
 
-    for option in reversed(_READING):
+    for option in reversed(_READING[:count]):
         with_reading = option(with_reading)
     return with_reading
 

@@ -43,6 +43,7 @@ from emformer_hub.volumes.checks import check_dtype, check_mask, check_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, is_zarr
 from emformer_hub.volumes.output import (
     HDF5_SUFFIXES,
+    LEVELS_SUFFIXES,
     MRC_SUFFIXES,
     N5_SUFFIXES,
     PRECOMPUTED_SUFFIXES,
@@ -50,6 +51,7 @@ from emformer_hub.volumes.output import (
     TIFF_SUFFIXES,
     ZARR_SUFFIXES,
     check_output,
+    check_writable,
 )
 from emformer_hub.volumes.remote import Remote, is_url, plain_address
 from emformer_hub.volumes.stored import StoredArray
@@ -66,6 +68,7 @@ __all__ = [
     "check_output",
     "check_volume",
     "create_volume",
+    "open_labels",
     "open_volume",
     "read_volume",
     "with_hidden",
@@ -153,6 +156,25 @@ def open_volume(
     return with_hidden(_opened(path, Choice(axes, channel, time, series, pattern, nodata)), path, nodata, mask)
 
 
+def open_labels(
+    path: str | os.PathLike[str],
+    *,
+    axes: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    series: str | None = None,
+    pattern: str | None = None,
+) -> Volume[np.ndarray | StoredArray]:
+    """As ``open_volume``, for labels of objects, 0 for none: whole numbers of 8 to 64 bits, segmentations included.
+
+    Chunks of Zarr, N5 and precomputed that are missing hold no object. Colours that show labels are left out.
+
+    Raises:
+        InputError: as ``read_volume``, and for voxels that are not whole numbers.
+    """
+    return _opened(path, Choice(axes, channel, time, series, pattern, nodata=0, labels=True))
+
+
 def with_hidden(
     volume: Volume[Voxels],
     path: str | os.PathLike[str],
@@ -227,6 +249,7 @@ def create_volume(
     translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     overwrite: bool = False,
     ome_zarr: str = "0.5",
+    labels: bool = False,
 ) -> Iterator[VolumeWriter]:
     """Write a volume that need not fit into memory, box by box; it appears under ``path`` when the block ends well.
 
@@ -241,11 +264,12 @@ def create_volume(
             Neuroglancer precomputed, with a pyramid. None: a folder with one TIFF for each section.
         shape_zyx: of the volume.
         dtype: uint8, uint16, int16, float16 (float32 in TIFF; not in N5 and precomputed), float32 or float64 (not in
-            MRC and precomputed).
+            MRC and precomputed). Of labels, uint8 to uint64 and int8 to int64; 64 bits not in TIFF and MRC.
         voxel_size: nm.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
         overwrite: replace an existing output, once the new one is complete.
         ome_zarr: version of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
+        labels: whether voxels are labels of objects; where the format knows segmentations, it becomes one.
 
     Raises:
         InputError: as ``check_output``; no 3-D shape; a dtype that the format has not; or the disk refuses.
@@ -255,9 +279,12 @@ def create_volume(
     if len(shape_zyx) != 3 or min(shape_zyx) < 1:
         raise InputError(f"data for {path} have shape {tuple(shape_zyx)}; expected (z, y, x), each at least 1.")
     dtype = np.dtype(dtype).newbyteorder("=")
-    check_dtype(dtype, f"data for {path}")
+    check_dtype(dtype, f"data for {path}", labels=labels)
     suffix = path.suffix.lower()
     create = partial(_CREATE[suffix], version=ome_zarr) if suffix in ZARR_SUFFIXES else _CREATE[suffix]
+    if labels:
+        check_writable(path, dtype, labels=True)
+        create = partial(create, labels=True) if suffix in LEVELS_SUFFIXES else create
     with replacing(path) as partly:
         writer = create(partly, tuple(shape_zyx), dtype, voxel_size, translation_nm)
         yield writer

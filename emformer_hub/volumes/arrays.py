@@ -77,7 +77,7 @@ def _npy(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
     voxels = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(voxels, np.ndarray):
         raise InputError(f"{path} holds several arrays; save the one that is the stack by numpy.save.")
-    check_dtype(voxels.dtype, str(path))
+    check_dtype(voxels.dtype, str(path), labels=choice.labels)
     return Volume(_native(lay_out(voxels.shape, None, str(path), choice).take(voxels)), *Stated())
 
 
@@ -88,7 +88,7 @@ def _native(voxels: np.ndarray) -> np.ndarray:
 def _nrrd(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
     nrrd = import_extra("nrrd", "nrrd", f"{path} is NRRD")
     voxels, header = nrrd.read(str(path), index_order="C")
-    check_dtype(voxels.dtype, str(path))
+    check_dtype(voxels.dtype, str(path), labels=choice.labels)
     names = _nrrd_axes(header, voxels.ndim)
     layout = lay_out(voxels.shape, names, str(path), choice)
     lengths = _nrrd_lengths(header, voxels.ndim)
@@ -141,7 +141,7 @@ def _nifti(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
         voxels = np.asarray(image.dataobj)  # float64, as the file scales it
     else:
         voxels = np.asanyarray(image.dataobj.get_unscaled())
-    check_dtype(voxels.dtype, str(path))
+    check_dtype(voxels.dtype, str(path), labels=choice.labels)
     layout = lay_out(voxels.shape[::-1], ["c", "t", "z", "y", "x"][-voxels.ndim :], str(path), choice)
     unit = image.header.get_xyzt_units()[0]
     lengths = [float(str(np.float32(length))) for length in image.header.get_zooms()[2::-1]]
@@ -163,7 +163,7 @@ def _metaimage(path: Path, choice: Choice) -> Volume[np.ndarray | StoredArray]:
         shape, names = (*shape, channels), [*names, "c"]
     layout = lay_out(shape, names, str(path), choice)
     pixel = itk.GetArrayViewFromImage(itk.Image([1] * reader.GetDimension(), reader.GetPixelID(), channels)).dtype
-    check_dtype(pixel, str(path))
+    check_dtype(pixel, str(path), labels=choice.labels)
     read = partial(_read_metaimage, path, channels > 1)
     data = layout.stored(pixel, [1] * (len(shape) - 2 - (channels > 1)) + [*shape[-2 - (channels > 1) :]], read)
     spacings = [*reader.GetSpacing()[::-1], *[1.0] * (channels > 1)]

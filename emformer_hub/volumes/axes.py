@@ -47,6 +47,7 @@ class Choice:
         series: which image of a TIFF or a folder of images, by number from 0 or by name; which dataset of an HDF5.
         pattern: which files of a folder are sections, as in ``s_*.tif``.
         nodata: value of voxels that were not measured; chunks that are read as such may be missing.
+        labels: whether voxels are labels of objects instead of grey values.
 
     Raises:
         InputError: axes that do not hold each of z, y and x once.
@@ -58,6 +59,7 @@ class Choice:
     series: str | None = None
     pattern: str | None = None
     nodata: float | None = None
+    labels: bool = False
 
     def __post_init__(self) -> None:
         axes = (self.axes or "zyx").lower()

@@ -14,10 +14,18 @@ MIN_SECTIONS = 4
 MOST_MASKED, NEIGHBOURHOOD = 3, 7
 """At most 3 of 7 neighbouring sections may be masked: the widest gaps that the networks are trained to fill."""
 DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float16", "float32", "float64"))
+LABEL_DTYPES = tuple(np.dtype(f"{sign}int{bits}") for sign in ("u", "") for bits in (8, 16, 32, 64))
 
 
-def check_dtype(dtype: np.dtype, name: str) -> None:
-    """Raise ``InputError`` unless ``dtype``, in either byte order, is one of ``DTYPES``."""
+def check_dtype(dtype: np.dtype, name: str, *, labels: bool = False) -> None:
+    """Raise ``InputError`` unless ``dtype``, in either byte order, is one of ``DTYPES``, or of ``LABEL_DTYPES``."""
+    if labels and dtype.newbyteorder("=") not in LABEL_DTYPES:
+        raise InputError(
+            f"{name} holds {dtype} voxels; expected labels, which are whole numbers: "
+            f"{', '.join(map(str, LABEL_DTYPES))}. Convert it first."
+        )
+    if labels:
+        return
     if dtype.newbyteorder("=") not in DTYPES:
         raise InputError(
             f"{name} holds {dtype} voxels; expected grey values as {', '.join(map(str, DTYPES))}. "

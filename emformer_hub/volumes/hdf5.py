@@ -199,11 +199,11 @@ def _opened(dataset: h5py.Dataset, path: Path, choice: Choice) -> Volume[StoredA
     shape = dataset.shape if of_imaris is None else of_imaris[0]
     layout = lay_out(shape, _axes(dataset), name, choice)
     stored = np.dtype(np.uint16) if _is_bigdataviewer(dataset) else dataset.dtype
-    check_dtype(stored, name)
+    check_dtype(stored, name, labels=choice.labels)
     chunks = dataset.chunks or [_CONTIGUOUS_SIDE] * len(layout.shape)
     dtype = stored.newbyteorder("=")
     attributes = dict(dataset.attrs)
-    if is_segmentation(attributes):
+    if is_segmentation(attributes) and not choice.labels:
         raise segmentation(name)
     read = partial(_read, path, dataset.name, dtype)
     stated = stated_by(attributes, layout) if of_imaris is None else of_imaris[1]

@@ -66,7 +66,7 @@ def open_volume(path: Path, choice: Choice = NOTHING_CHOSEN) -> Volume[StoredArr
             path, error, f"{path} cannot be read as MRC ({error}). Is it one, copied completely, and not compressed?"
         ) from error
     dtype = np.dtype(np.int16) if stored == np.int8 else stored.newbyteorder("=")
-    check_dtype(dtype, str(path))
+    check_dtype(dtype, str(path), labels=choice.labels)
     shape = (int(header.nz), int(header.ny), int(header.nx))
     offset = _HEADER + int(header.nsymbt)
     needed, size = offset + math.prod(shape) * stored.itemsize, path.stat().st_size

@@ -60,7 +60,7 @@ def _precomputed(place: Path | Remote, info: dict[str, Any], choice: Choice) -> 
         first = [float(begin) for begin in reversed(scale.get("voxel_offset", [0, 0, 0]))]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{place}/{PRECOMPUTED} describes no precomputed image ({error!r}).") from error
-    if kind == "segmentation":
+    if kind == "segmentation" and not choice.labels:
         raise segmentation(str(place))
     spec = {"driver": "neuroglancer_precomputed", "scale_index": 0}
     files = None if scale.get("sharding") else _Files(place / str(scale.get("key", "")), [int(one) for one in first])
@@ -78,7 +78,7 @@ def _n5(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
         if inside is None or "dimensions" not in inside:
             raise InputError(f"{place} is N5 without an array or a level {level}; give the path of an array in it.")
         place, attributes = place / level, {**attributes, **inside}
-    if is_segmentation(attributes):
+    if is_segmentation(attributes) and not choice.labels:
         raise segmentation(str(place))
     names = None if choice.axes else _axes(attributes, str(place))
     spec: dict[str, Any] = {"driver": "n5"}
@@ -164,7 +164,7 @@ def _stored(
     array = _array(described, str(place))
     layout = lay_out(array.shape, names, str(place), choice)
     dtype = array.dtype.numpy_dtype
-    check_dtype(dtype, str(place))
+    check_dtype(dtype, str(place), labels=choice.labels)
     chunks = array.chunk_layout.read_chunk.shape
     voxels = partial(_voxels, described, str(place))
     grid = None

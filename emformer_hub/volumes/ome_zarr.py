@@ -34,6 +34,8 @@ _AXES = ("z", "y", "x")
 Number = TypeVar("Number", int, float)
 ALL_STORED = "every_chunk_is_stored"
 """Key in the metadata of an image: a missing file is then an error, where Zarr would read zeros."""
+LABELS = "image-label"
+"""Key in the metadata of an image whose voxels are labels."""
 _METADATA_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 
@@ -66,6 +68,7 @@ class OMEZarrWriter:
         version: str = "0.5",
         chunk_zyx: tuple[int, int, int] = CHUNK_ZYX,
         part_zyx: tuple[int, int, int] = SHARD_ZYX,
+        labels: bool = False,
     ) -> OMEZarrWriter:
         """Make the image, full of zeros, with all its levels.
 
@@ -79,6 +82,7 @@ class OMEZarrWriter:
             chunk_zyx: voxels that are compressed, and read, at once.
             part_zyx: sides of boxes that are written at once, multiples of those of chunks; in version 0.5, each is
                 one file (a shard).
+            labels: whether voxels are labels of objects: an image of labels, of which coarser levels show one in eight.
 
         Raises:
             InputError: an unknown version.
@@ -104,9 +108,12 @@ class OMEZarrWriter:
             "type": "mean",
             "metadata": {ALL_STORED: True},
         }
-        described: dict[str, Any] = {"ome": {"version": version, "multiscales": [multiscale]}}
+        if labels:
+            multiscale["type"] = "nearest"
+        of_labels = {LABELS: {"version": version} if version == "0.4" else {}} if labels else {}
+        described: dict[str, Any] = {"ome": {"version": version, "multiscales": [multiscale], **of_labels}}
         if version == "0.4":
-            described = {"multiscales": [{"version": version, **multiscale}]}
+            described = {"multiscales": [{"version": version, **multiscale}], **of_labels}
         group = zarr.create_group(path, zarr_format=VERSIONS[version], attributes=described)
         for number, level in enumerate(levels):
             chunks = tuple(map(min, level.shape, chunk_zyx))
@@ -119,6 +126,13 @@ class OMEZarrWriter:
                 layout = {"shards": parts, "dimension_names": _AXES}
             group.create_array(str(number), shape=level.shape, dtype=dtype, chunks=chunks, fill_value=0, **layout)
         return cls(path)
+
+    @cached_property
+    def _labels(self) -> bool:
+        import zarr
+
+        attributes: dict[str, Any] = zarr.open_group(self.path, mode="r").attrs.asdict()
+        return LABELS in attributes.get("ome", attributes)
 
     @cached_property
     def _arrays(self) -> list[zarr.Array[Any]]:
@@ -151,7 +165,7 @@ class OMEZarrWriter:
         _write(self.path, self._arrays[0], box, voxels)
 
     def coarsen(self, level: int, part: Box) -> None:
-        """Make a part of a level, 1 or more, from the level before: means over pairs of voxels, along the axes halved.
+        """Make a part of a level, 1 or more, from the level before, by :func:`coarsened` along the axes halved.
 
         Its sides are multiples of those of parts; when this returns, it is on the disk.
         """
@@ -163,7 +177,7 @@ class OMEZarrWriter:
                 slice((side.start + inside.start) * n, (side.start + inside.stop) * n)
                 for side, inside, n in zip(part, box, steps, strict=True)
             )
-            voxels[box] = means(np.asarray(finer[source]), steps)
+            voxels[box] = coarsened(np.asarray(finer[source]), steps, labels=self._labels)
         _write(self.path, coarser, part, voxels)
 
     def finish(self) -> None:
@@ -224,8 +238,13 @@ def _triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
     return (z, y, x)
 
 
-def means(voxels: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-    """Means over boxes of ``steps`` voxels, in their data type; at the end of an axis a box may be half."""
+def coarsened(voxels: np.ndarray, steps: Sequence[int], *, labels: bool) -> np.ndarray:
+    """Means over boxes of ``steps`` voxels, in their data type; at the end of an axis a box may be half.
+
+    Labels have no mean: the first of each box stands for it.
+    """
+    if labels:
+        return voxels[tuple(slice(None, None, step) for step in steps)]
     dtype = voxels.dtype
     for axis, step in enumerate(steps):
         if step == 2:

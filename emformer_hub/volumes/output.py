@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from emformer_hub.volumes.n5_precomputed import is_n5_or_precomputed
 from emformer_hub.volumes.ome_zarr import is_zarr
 from emformer_hub.volumes.remote import is_url
 from emformer_hub.volumes.slices import is_ours
-from emformer_hub.volumes.tensorstore_writing import N5_DTYPES, PRECOMPUTED_DTYPES
+from emformer_hub.volumes.tensorstore_writing import (
+    N5_DTYPES,
+    PRECOMPUTED_DTYPES,
+    PRECOMPUTED_LABELS,
+)
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ZARR_SUFFIXES = (".zarr",)
@@ -23,13 +28,26 @@ MRC_SUFFIXES = (".mrc",)
 SLICES_SUFFIXES = ("",)
 PRECOMPUTED_SUFFIXES = (".precomputed",)
 N5_SUFFIXES = (".n5",)
+LEVELS_SUFFIXES = (*ZARR_SUFFIXES, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES)
+"""Formats with coarser levels, which know segmentations."""
 
 
-def check_writable(path: str | os.PathLike[str], dtype: np.dtype) -> None:
-    """Raise ``InputError`` if the format that the suffix of ``path`` chooses has no such voxels."""
+_LABELS_IN_TIFF = ("uint8", "uint16", "uint32", "int8", "int16", "int32")
+
+
+def check_writable(path: str | os.PathLike[str], dtype: np.dtype, *, labels: bool = False) -> None:
+    """Raise ``InputError`` if the format that the suffix of ``path`` chooses has no such voxels, or no such labels."""
     path = Path(path)
-    held = {".mrc": ("MRC", MODES), ".precomputed": ("precomputed", PRECOMPUTED_DTYPES), ".n5": ("N5", N5_DTYPES)}
-    name, dtypes = held.get(path.suffix.lower(), ("", (dtype.name,)))
+    suffix = path.suffix.lower()
+    held: dict[str, tuple[str, Iterable[str]]] = {
+        ".mrc": ("MRC", MODES),
+        ".precomputed": ("precomputed", PRECOMPUTED_LABELS if labels else PRECOMPUTED_DTYPES),
+    }
+    if labels:
+        held |= dict.fromkeys((*TIFF_SUFFIXES, *SLICES_SUFFIXES), ("OME-TIFF", _LABELS_IN_TIFF))
+    else:
+        held |= {".n5": ("N5", N5_DTYPES)}
+    name, dtypes = held.get(suffix, ("", (dtype.name,)))
     if dtype.name not in dtypes:
         raise InputError(
             f"output {path} cannot hold {dtype} voxels: {name} has only {', '.join(dtypes)}. Choose another format, as "

@@ -57,7 +57,7 @@ def open_volume(folder: Path, choice: Choice = NOTHING_CHOSEN, *, but_last: bool
     paths = paths[:-1] if but_last and len(paths) > 1 else paths
     notes: dict[str, int] = {}
     first = _properties(paths[0], notes)
-    check_dtype(first[1], str(paths[0]))
+    check_dtype(first[1], str(paths[0]), labels=choice.labels)
     for path in paths[1:]:
         shape, dtype = _properties(path, notes)
         if (shape, dtype) != first:
@@ -66,6 +66,8 @@ def open_volume(folder: Path, choice: Choice = NOTHING_CHOSEN, *, but_last: bool
                 f"{first[1]} as in {paths[0].name}. Align and crop the sections to one size and type first."
             )
     for note, count in notes.items():
+        if choice.labels:
+            raise InputError(f"{folder}: its sections {note}; labels are plain numbers. Save them as one TIFF stack.")
         logger.warning("%s: %d of %d sections %s.", folder, count, len(paths), note)
     (height, width), dtype = first
     layout = lay_out((len(paths), height, width), None, str(folder), choice)

@@ -17,7 +17,7 @@ from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes.boxes import Box, boxes
 from emformer_hub.volumes.kvstore import import_tensorstore
 from emformer_hub.volumes.n5_precomputed import FINEST, N5
-from emformer_hub.volumes.ome_zarr import Level, means, pyramid
+from emformer_hub.volumes.ome_zarr import Level, coarsened, pyramid
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _CHUNKS_AT_ONCE = 4  # along each axis
 N5_VERSION = "2.5.0"
 PRECOMPUTED_DTYPES = ("uint8", "uint16", "int16", "float32")
 N5_DTYPES = (*PRECOMPUTED_DTYPES, "float64")
+PRECOMPUTED_LABELS = ("uint8", "uint16", "uint32", "uint64")
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class LevelsWriter:
         dtype: data type of its voxels.
         part_zyx: sides of a part: several chunks, of one file each.
         levels: description of each level for TensorStore, JSON, the finest first.
+        labels: whether voxels are labels, of which coarser levels hold one in eight instead of means.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype
     part_zyx: tuple[int, int, int]
     levels: tuple[str, ...]
+    labels: bool = False
 
     def write(self, box: Box, voxels: np.ndarray) -> None:
         """Write a box of whole parts of the finest level; raises ``OSError`` if the disk refuses."""
@@ -57,7 +60,8 @@ class LevelsWriter:
             for part in boxes(target.shape, self.part_zyx):
                 seen = tuple(slice(side.start * n, side.stop * n) for side, n in zip(part, steps, strict=True))
                 clipped = tuple(slice(a.start, min(a.stop, n)) for a, n in zip(seen, source.shape, strict=True))
-                _write(coarser, part, means(np.asarray(source[clipped].read().result()), steps))
+                voxels = np.asarray(source[clipped].read().result())
+                _write(coarser, part, coarsened(voxels, steps, labels=self.labels))
 
 
 def create_precomputed(
@@ -66,6 +70,9 @@ def create_precomputed(
     dtype: np.dtype,
     voxel_size: VoxelSize,
     translation_nm: Sequence[float],
+    *,
+    chunk_zyx: tuple[int, int, int] = CHUNK_ZYX,
+    labels: bool = False,
 ) -> LevelsWriter:
     """Make a Neuroglancer precomputed image, uncompressed, full of zeros, with all its levels.
 
@@ -85,18 +92,22 @@ def create_precomputed(
         spec = {
             "driver": "neuroglancer_precomputed",
             "kvstore": {"driver": "file", "path": f"{path.absolute()}/"},
-            "multiscale_metadata": {"type": "image", "data_type": dtype.name, "num_channels": 1},
+            "multiscale_metadata": {
+                "type": "segmentation" if labels else "image",
+                "data_type": dtype.name,
+                "num_channels": 1,
+            },
             "scale_metadata": {
                 "key": "_".join(f"{length:.12g}" for length in reversed(level.voxel_size)),
                 "size": list(reversed(level.shape)),
                 "resolution": list(reversed(level.voxel_size)),
                 "voxel_offset": [round(n / by) for n, by in zip(reversed(offsets), reversed(factors), strict=True)],
-                "chunk_size": list(reversed(CHUNK_ZYX)),
+                "chunk_size": list(reversed(chunk_zyx)),
                 "encoding": "raw",
             },
         }
         specs.append(_create(spec))
-    return _writer(levels, dtype, specs)
+    return _writer(levels, dtype, specs, chunk_zyx, labels)
 
 
 def create_n5(
@@ -105,6 +116,9 @@ def create_n5(
     dtype: np.dtype,
     voxel_size: VoxelSize,
     translation_nm: Sequence[float],
+    *,
+    chunk_zyx: tuple[int, int, int] = CHUNK_ZYX,
+    labels: bool = False,
 ) -> LevelsWriter:
     """Make an N5 container, whose arrays ``s0``, ``s1``, … are the levels of one image, full of zeros.
 
@@ -125,7 +139,7 @@ def create_n5(
         folder = path / f"{FINEST[0]}{number}"
         layout = {
             "dimensions": list(reversed(level.shape)),
-            "blockSize": list(reversed(_chunk(level))),
+            "blockSize": list(reversed(_chunk(level, chunk_zyx))),
             "dataType": dtype.name,
             "compression": {"type": "gzip", "level": 1, "useZlib": False},
         }
@@ -141,16 +155,18 @@ def create_n5(
         size = {"unit": "nm", "dimensions": list(reversed(level.voxel_size))}
         _add(folder / N5, {"transform": transform, "pixelResolution": size, "downsamplingFactors": factors[number]})
         specs.append(json.dumps({**spec, "metadata": layout, "assume_metadata": True}))
-    return _writer(levels, dtype, specs)
+    return _writer(levels, dtype, specs, chunk_zyx, labels)
 
 
-def _writer(levels: Sequence[Level], dtype: np.dtype, specs: Sequence[str]) -> LevelsWriter:
-    z, y, x = (_CHUNKS_AT_ONCE * side for side in _chunk(levels[0]))
-    return LevelsWriter(levels[0].shape, dtype, (z, y, x), tuple(specs))
+def _writer(
+    levels: Sequence[Level], dtype: np.dtype, specs: Sequence[str], chunk_zyx: tuple[int, int, int], labels: bool
+) -> LevelsWriter:
+    z, y, x = (_CHUNKS_AT_ONCE * side for side in _chunk(levels[0], chunk_zyx))
+    return LevelsWriter(levels[0].shape, dtype, (z, y, x), tuple(specs), labels)
 
 
-def _chunk(level: Level) -> list[int]:
-    return [min(length, side) for length, side in zip(level.shape, CHUNK_ZYX, strict=True)]
+def _chunk(level: Level, chunk_zyx: tuple[int, int, int]) -> list[int]:
+    return [min(length, side) for length, side in zip(level.shape, chunk_zyx, strict=True)]
 
 
 def _add(file: Path, attributes: dict[str, Any]) -> None:
@@ -171,7 +187,7 @@ def _create(spec: dict[str, Any]) -> str:
 def _write(level: str, box: Box, voxels: np.ndarray) -> None:
     """Write a box chunk by chunk, and wait for all of them even if one fails: none may be written afterwards."""
     array = _array(level)[box]
-    inside = boxes(voxels.shape, CHUNK_ZYX)
+    inside = boxes(voxels.shape, _array(level).chunk_layout.write_chunk.shape)
     written = [array.translate_to[0, 0, 0][chunk].write(np.ascontiguousarray(voxels[chunk])) for chunk in inside]
     errors = [error for one in written if (error := one.exception()) is not None]
     if errors:

@@ -173,18 +173,18 @@ def _read_stack(tif: tifffile.TiffFile, path: Path, choice: Choice) -> np.ndarra
     found = _chosen_series(tif, path, choice)
     if len(found) == 1:
         return _load(tif, found[0], path, choice)
-    grey = _grey_of(found[0], path)
+    grey = _grey_of(found[0], path, choice)
     shape = (len(found), *found[0].shape[-2:])
     layout = lay_out(shape, None, str(path), choice)
     pages = pages_of(tif, found, shape)
     if pages is not None:
-        return _decoded(pages, layout, path, grey)
+        return _decoded(pages, layout, path, grey, choice)
     return layout.take(np.stack([grey(series.asarray()).reshape(series.shape[-2:]) for series in found]))
 
 
-def _decoded(pages: Pages, layout: Layout, path: Path, grey: GreyValues) -> StoredArray:
+def _decoded(pages: Pages, layout: Layout, path: Path, grey: GreyValues, choice: Choice) -> StoredArray:
     """Voxels that stay compressed until they are needed."""
-    check_dtype(pages.dtype, str(path))
+    check_dtype(pages.dtype, str(path), labels=choice.labels)
     return layout.stored(grey.dtype or pages.dtype, pages.chunks, partial(_read_decoded, pages, path, grey))
 
 
@@ -195,7 +195,9 @@ def _read_decoded(pages: Pages, path: Path, grey: GreyValues, index: tuple[slice
         raise unreadable(path, error) from error
 
 
-def _grey_of(series: tifffile.TiffPageSeries, path: Path) -> GreyValues:
+def _grey_of(series: tifffile.TiffPageSeries, path: Path, choice: Choice) -> GreyValues:
+    if choice.labels:
+        return GreyValues()  # labels are the numbers themselves, whatever colours show them
     grey = GreyValues.of(series.keyframe, str(path))
     if not grey.is_plain:
         logger.warning("%s: its pages %s.", path, grey.note)
@@ -236,7 +238,7 @@ def _listed(found: list[tifffile.TiffPageSeries]) -> str:
 def _load(
     tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path, choice: Choice
 ) -> np.ndarray | StoredArray:
-    grey = _grey_of(series, path)
+    grey = _grey_of(series, path, choice)
     shape, names = [*series.shape], [axis if axis not in _UNNAMED else None for axis in series.axes]
     colours = names.index("S") if "S" in names and choice.channel is None and choice.axes is None else None
     if colours is not None and shape[colours] > 1:
@@ -246,10 +248,10 @@ def _load(
     layout = lay_out(shape, names, str(path), choice)
     stored = np.dtype(tif.byteorder + np.dtype(series.dtype).char)
     native = stored.newbyteorder("=")
-    check_dtype(native, str(path))
+    check_dtype(native, str(path), labels=choice.labels)
     pages = pages_of(tif, [series], tuple(shape)) if series.dataoffset is None else None
     if pages is not None:
-        return _decoded(pages, layout, path, grey)
+        return _decoded(pages, layout, path, grey, choice)
     if series.dataoffset is None:
         voxels = layout.take(series.asarray().astype(native, copy=False).reshape(shape))
         return voxels if grey.is_plain else grey(voxels)
@@ -277,6 +279,6 @@ def _equal_colours(
     voxels = one_of_equal(np.moveaxis(series.asarray(), place, -1), str(path))
     if voxels.ndim == 2:
         voxels, names = voxels[None], ["Z", *names]
-    check_dtype(voxels.dtype, str(path))
+    check_dtype(voxels.dtype, str(path), labels=choice.labels)
     logger.warning("%s is RGB with equal channels; one of them is taken.", path)
     return lay_out(voxels.shape, names, str(path), choice).take(grey(voxels))

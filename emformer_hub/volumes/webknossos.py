@@ -49,7 +49,7 @@ def open_volume(folder: Path, choice: Choice = NOTHING_CHOSEN) -> Volume[StoredA
     layers = {str(layer.get("name")): layer for layer in described.get("dataLayers", [])}
     name = _layer(folder, root, layers, choice)
     layer = layers[name]
-    if layer.get("category") == "segmentation":
+    if layer.get("category") == "segmentation" and not choice.labels:
         raise segmentation(str(root / name))
     kind = str(layer.get("dataFormat"))
     inside = sorted(
@@ -108,7 +108,7 @@ def _opened(folder: Path, layer: dict[str, Any], scale: Any, choice: Choice) -> 
     dtype = np.dtype(header.voxel_type)
     shape = (header.num_channels, *sides[::-1])
     layout = lay_out(shape, ["c", "z", "y", "x"], str(folder), choice)
-    check_dtype(dtype, str(folder))
+    check_dtype(dtype, str(folder), labels=choice.labels)
     side = int(header.block_len)
     data = layout.stored(dtype, [1, side, side, side], partial(_read, str(folder), first, shape))
     size = stated_voxel_size(sizes[::-1], [unit] * 3) if sizes else None

@@ -62,7 +62,7 @@ def open_volume(path: Path | Remote, choice: Choice = NOTHING_CHOSEN) -> Volume[
 
 def _open_array(array: zarr.Array[Any], path: Path | Remote, choice: Choice) -> Volume[StoredArray]:
     attributes: dict[str, Any] = array.attrs.asdict()
-    if is_segmentation(attributes):
+    if is_segmentation(attributes) and not choice.labels:
         raise segmentation(str(path))
     layout = lay_out(array.shape, _names(array), str(path), choice)
     return Volume(_stored(array, layout, path, False, choice), *stated_by(attributes, layout))
@@ -124,7 +124,7 @@ def _open_image(
     import zarr
 
     attributes: dict[str, Any] = group.attrs.asdict()
-    if is_segmentation(attributes):
+    if is_segmentation(attributes) and not choice.labels:
         raise segmentation(str(path))
     level = multiscale["datasets"][0]
     array = group[level["path"]]
@@ -163,7 +163,7 @@ def _stated_by_ome(
 def _stored(
     array: zarr.Array[Any], layout: Layout, path: Path | Remote, all_stored: bool, choice: Choice
 ) -> StoredArray:
-    check_dtype(array.dtype, str(path))
+    check_dtype(array.dtype, str(path), labels=choice.labels)
     dtype = array.dtype.newbyteorder("=")
     grid = None if all_stored else _grid(array, path, choice)
     if grid is not None and isinstance(path, Path):

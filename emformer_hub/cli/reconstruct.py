@@ -143,8 +143,8 @@ def reconstruct_command(
 
     INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, N5, precomputed, HDF5, or MRC, or
     the s3://, https://, gs:// or hf:// address of an OME-Zarr, N5 or precomputed. OUTPUT ends in .zarr, .tif, .ome.tif,
-    .h5, .mrc, .n5 or .precomputed; without a suffix it becomes a folder of TIFF slices. It is made part by part: it
-    need not fit into memory, and an interrupted run continues with --resume.
+    .h5, .mrc, .n5, .precomputed or .wkw; without a suffix it becomes a folder of TIFF slices. It is made part by part:
+    it need not fit into memory, and an interrupted run continues with --resume.
     """
     from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.follow import preview_path

@@ -4,8 +4,7 @@
 In: TIFF stacks (multi-page, ImageJ, OME, BigTIFF), folders of TIFF or PNG sections, OME-Zarr 0.4 and 0.5, Zarr arrays,
 HDF5 datasets, MRC, N5, Neuroglancer precomputed; of these, folders also at an address (``s3://``, ``https://``,
 ``gs://``, ``hf://``). Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5, HDF5, MRC, N5, Neuroglancer
-precomputed. Axes are z, y, x;
-lengths are nm. Voxel sizes are read, never guessed.
+precomputed, WEBKNOSSOS. Axes are z, y, x; lengths are nm. Voxel sizes are read, never guessed.
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from emformer_hub.volumes import (
     tensorstore_writing,
     tiff,
     webknossos,
+    webknossos_writing,
     zarr_reading,
 )
 from emformer_hub.volumes.axes import Choice
@@ -49,6 +49,7 @@ from emformer_hub.volumes.output import (
     PRECOMPUTED_SUFFIXES,
     SLICES_SUFFIXES,
     TIFF_SUFFIXES,
+    WKW_SUFFIXES,
     ZARR_SUFFIXES,
     check_output,
     check_writable,
@@ -87,6 +88,7 @@ _CREATE: dict[str, Callable[..., VolumeWriter]] = {
         (ZARR_SUFFIXES, OMEZarrWriter.create),
         (N5_SUFFIXES, tensorstore_writing.create_n5),
         (PRECOMPUTED_SUFFIXES, tensorstore_writing.create_precomputed),
+        (WKW_SUFFIXES, webknossos_writing.create),
     )
     for suffix in suffixes
 }
@@ -260,10 +262,11 @@ def create_volume(
     Args:
         path: its suffix chooses the format. ``.ome.zarr`` or ``.zarr``: OME-Zarr with a pyramid of levels.
             ``.ome.tif``, ``.ome.tiff``, ``.tif`` or ``.tiff``: OME-TIFF that ImageJ reads without plugins too (up to
-            4 GB). ``.h5`` or ``.hdf5``: HDF5. ``.mrc``: MRC. ``.n5`` or ``.precomputed``: N5 or
-            Neuroglancer precomputed, with a pyramid. None: a folder with one TIFF for each section.
+            4 GB). ``.h5`` or ``.hdf5``: HDF5. ``.mrc``: MRC. ``.n5``, ``.precomputed`` or ``.wkw``: N5,
+            Neuroglancer precomputed or WEBKNOSSOS, with a pyramid. None: a folder with one TIFF for each section.
         shape_zyx: of the volume.
-        dtype: uint8, uint16, int16, float16 (float32 in TIFF; not in N5 and precomputed), float32 or float64 (not in
+        dtype: uint8, uint16, int16, float16 (float32 in TIFF; not in N5, precomputed and
+            WEBKNOSSOS), float32 or float64 (not in
             MRC and precomputed). Of labels, uint8 to uint64 and int8 to int64; 64 bits not in TIFF and MRC.
         voxel_size: nm.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.

@@ -11,6 +11,7 @@ from emformer_hub.volumes.output import (
     N5_SUFFIXES,
     PRECOMPUTED_SUFFIXES,
     TIFF_SUFFIXES,
+    WKW_SUFFIXES,
     ZARR_SUFFIXES,
 )
 
@@ -79,7 +80,7 @@ FORMATS = (
     ),
     Format("BigDataViewer XML", "h5py (`hdf5`), tensorstore (`remote`)", "", "`voxelSize`, with unit", "yes"),
     Format("Digital Micrograph DM3, DM4", "ncempy (`dm`)", "", "calibration, with units", "yes"),
-    Format("WEBKNOSSOS data set", "wkw (`wkw`)", "", "`datasource-properties.json`", "yes"),
+    Format("WEBKNOSSOS data set", "wkw (`wkw`)", _written(WKW_SUFFIXES), "`datasource-properties.json`", "yes"),
     Format("MetaImage (.mha, .mhd)", "SimpleITK (`itk`)", "", "none: spacings have no unit", "uncompressed"),
     Format("NRRD", "pynrrd (`nrrd`)", "", "spacings, with units", "no"),
     Format("NIfTI", "nibabel (`nifti`)", "", "pixdim, with units", "uncompressed"),

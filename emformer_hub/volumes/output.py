@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ from emformer_hub.volumes.tensorstore_writing import (
     PRECOMPUTED_DTYPES,
     PRECOMPUTED_LABELS,
 )
+from emformer_hub.volumes.webknossos import is_webknossos
+from emformer_hub.volumes.webknossos_writing import WKW_DTYPES, WKW_LABELS
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 ZARR_SUFFIXES = (".zarr",)
@@ -28,10 +30,19 @@ MRC_SUFFIXES = (".mrc",)
 SLICES_SUFFIXES = ("",)
 PRECOMPUTED_SUFFIXES = (".precomputed",)
 N5_SUFFIXES = (".n5",)
-LEVELS_SUFFIXES = (*ZARR_SUFFIXES, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES)
+WKW_SUFFIXES = (".wkw",)
+LEVELS_SUFFIXES = (*ZARR_SUFFIXES, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES, *WKW_SUFFIXES)
 """Formats with coarser levels, which know segmentations."""
 
 
+_REPLACEABLE: dict[str, Callable[[Path], bool]] = {
+    "": is_ours,
+    ".zarr": is_zarr,
+    ".n5": is_n5_or_precomputed,
+    ".precomputed": is_n5_or_precomputed,
+    ".wkw": is_webknossos,
+}
+"""Tests of whether a folder is a volume of the format that a suffix chooses; other formats are files."""
 _LABELS_IN_TIFF = ("uint8", "uint16", "uint32", "int8", "int16", "int32")
 
 
@@ -42,6 +53,7 @@ def check_writable(path: str | os.PathLike[str], dtype: np.dtype, *, labels: boo
     held: dict[str, tuple[str, Iterable[str]]] = {
         ".mrc": ("MRC", MODES),
         ".precomputed": ("precomputed", PRECOMPUTED_LABELS if labels else PRECOMPUTED_DTYPES),
+        ".wkw": ("WEBKNOSSOS", WKW_LABELS if labels else WKW_DTYPES),
     }
     if labels:
         held |= dict.fromkeys((*TIFF_SUFFIXES, *SLICES_SUFFIXES), ("OME-TIFF", _LABELS_IN_TIFF))
@@ -68,11 +80,11 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     ours = (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES, *MRC_SUFFIXES, *SLICES_SUFFIXES)
-    if suffix not in (*ours, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES):
+    if suffix not in (*ours, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES, *WKW_SUFFIXES):
         raise InputError(
             f"output {path} has the suffix {path.suffix!r}; "
             f"expected .ome.zarr or .zarr (OME-Zarr), .ome.tif, .ome.tiff, .tif or .tiff (OME-TIFF), .h5 or .hdf5 "
-            f"(HDF5), .mrc, .n5, .precomputed, or none (a folder of TIFF sections)."
+            f"(HDF5), .mrc, .n5, .precomputed, .wkw (WEBKNOSSOS), or none (a folder of TIFF sections)."
         )
     if suffix in HDF5_SUFFIXES:
         import_extra("h5py", "hdf5", f"{path} is HDF5")
@@ -80,11 +92,12 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
         import_extra("mrcfile", "mrc", f"{path} is MRC")
     if suffix in (*PRECOMPUTED_SUFFIXES, *N5_SUFFIXES):
         import_extra("tensorstore", "remote", f"{path} is written by TensorStore")
+    if suffix in WKW_SUFFIXES:
+        import_extra("wkw", "wkw", f"{path} is WEBKNOSSOS")
     check_folder(path)
     if not path.exists():
         return
-    folders = {"": is_ours, ".zarr": is_zarr, ".n5": is_n5_or_precomputed, ".precomputed": is_n5_or_precomputed}
-    replaceable = folders.get(suffix, Path.is_file)
+    replaceable = _REPLACEABLE.get(suffix, Path.is_file)
     if not replaceable(path):
         found = "folder" if path.is_dir() else "file"
         raise InputError(

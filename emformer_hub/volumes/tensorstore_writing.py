@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +16,7 @@ from emformer_hub.volumes.boxes import Box, boxes
 from emformer_hub.volumes.kvstore import import_tensorstore
 from emformer_hub.volumes.n5_precomputed import FINEST, N5
 from emformer_hub.volumes.ome_zarr import Level, coarsened, pyramid
-
-log = logging.getLogger(__name__)
+from emformer_hub.volumes.writer import first_voxel
 
 CHUNK_ZYX = (64, 64, 64)
 """Voxels in a file: a quarter of a megabyte of 8-bit voxels, which is what Neuroglancer asks for at once."""
@@ -80,13 +77,7 @@ def create_precomputed(
     warning is logged.
     """
     levels, specs = pyramid(shape_zyx, voxel_size, translation_nm), []
-    offsets = [math.floor(at / length) for at, length in zip(translation_nm, voxel_size.zyx, strict=True)]
-    moved = [(n + 0.5) * side - at for n, at, side in zip(offsets, translation_nm, voxel_size.zyx, strict=True)]
-    if any(abs(by) > 1e-6 * side for by, side in zip(moved, voxel_size.zyx, strict=True)):
-        log.warning(
-            "precomputed places volumes by whole voxels; the output lies %s nm (z,y,x) from where it belongs.",
-            ",".join(f"{by:g}" for by in moved),
-        )
+    offsets = first_voxel(translation_nm, voxel_size, "precomputed")
     for level in levels:
         factors = [round(a / b) for a, b in zip(level.voxel_size, voxel_size.zyx, strict=True)]
         spec = {

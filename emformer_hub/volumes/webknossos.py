@@ -1,4 +1,4 @@
-"""Data sets of WEBKNOSSOS, whose layers lie in folders of .wkw files (extra ``wkw``). Read only."""
+"""Data sets of WEBKNOSSOS, whose layers lie in folders of .wkw files, as they are read (extra ``wkw``)."""
 
 from __future__ import annotations
 
@@ -73,17 +73,18 @@ def _described(file: Path) -> dict[str, Any]:
 
 
 def _layer(folder: Path, root: Path, layers: dict[str, Any], choice: Choice) -> str:
-    """The name of the layer that is meant, by the path, by a choice, or because it is the only one of grey values."""
+    """The name of the layer that is meant, by the path, by a choice, or because it is the only one of its kind."""
     path = folder.absolute().relative_to(root.absolute()).parts
     wanted = path[0] if path else choice.series
-    grey = [name for name, layer in layers.items() if layer.get("category") != "segmentation"]
+    fitting = [name for name, layer in layers.items() if (layer.get("category") == "segmentation") == choice.labels]
     if wanted in layers:
         return str(wanted)
-    if wanted is None and len(grey) == 1:
-        return grey[0]
+    if wanted is None and len(fitting) == 1:
+        return fitting[0]
     listed = ", ".join(f"{name} ({layer.get('category')})" for name, layer in layers.items()) or "none"
-    hint = f" Choose one, as in --series {grey[0]}." if grey else ""
-    raise InputError(f"{root} has the layers {listed}; expected one of grey values.{hint}")
+    hint = f" Choose one, as in --series {fitting[0]}." if fitting else ""
+    kind = "labels" if choice.labels else "grey values"
+    raise InputError(f"{root} has the layers {listed}; expected one of {kind}.{hint}")
 
 
 def _magnification(name: str) -> list[int]:
@@ -100,7 +101,8 @@ def _opened(folder: Path, layer: dict[str, Any], scale: Any, choice: Choice) -> 
             header = opened.header
         box = layer["boundingBox"]
         first = [int(at) // by for at, by in zip(box["topLeft"], factors, strict=True)]
-        sides = [-(-int(box[side]) // by) for side, by in zip(("width", "height", "depth"), factors, strict=True)]
+        ends = [int(at) + int(box[side]) for at, side in zip(box["topLeft"], ("width", "height", "depth"), strict=True)]
+        sides = [-(-end // by) - begin for end, by, begin in zip(ends, factors, first, strict=True)]
         lengths, unit = (scale["factor"], scale.get("unit")) if isinstance(scale, dict) else (scale, "nanometer")
         sizes = [float(f"{length * by:.12g}") for length, by in zip(lengths, factors, strict=True)] if lengths else []
     except (*_READ_ERRORS, wkw.wkw.WKWException) as error:

@@ -194,7 +194,7 @@ def test_a_skeleton_is_x_y_z_and_keeps_its_radii(run: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
-@pytest.mark.parametrize("suffix", [".ome.zarr", ".n5", ".precomputed", ".h5", ".tif", ".mrc", ""])
+@pytest.mark.parametrize("suffix", [".ome.zarr", ".n5", ".precomputed", ".wkw", ".h5", ".tif", ".mrc", ""])
 def test_labels_in_every_format(run: Path, tmp_path: Path, suffix: str, dtype: str) -> None:
     labels = (np.arange(12 * 40 * 44).reshape(12, 40, 44) % 251).astype(dtype) * (np.iinfo(dtype).max // 251)
     with create_volume(tmp_path / "in.h5", labels.shape, labels.dtype, SIZE, labels=True) as writer:

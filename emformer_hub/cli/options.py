@@ -45,10 +45,11 @@ class Region(click.ParamType):
         return parse_region(value) if isinstance(value, str) else value
 
 
-class Tile(click.ParamType):
-    """Sides of a tile, ``Z,Y,X``, in sections, rows and columns."""
+class Sides(click.ParamType):
+    """Sides of a box, ``Z,Y,X``, in voxels."""
 
-    name = "tile"
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
         if not isinstance(value, str):
@@ -56,14 +57,12 @@ class Tile(click.ParamType):
         try:
             z, y, x = map(int, value.split(","))
         except ValueError:
-            self.fail(
-                f"tile {value!r} is not three sizes; expected Z,Y,X in sections and pixels: 16,64,64.", param, ctx
-            )
+            self.fail(f"{self.name} {value!r} is not three sizes; expected Z,Y,X in voxels: 16,64,64.", param, ctx)
         return (z, y, x)
 
 
 INPUT = Input()
-TILE = Tile()
+TILE = Sides("tile")
 VOXEL_SIZE = click.option(
     "--voxel-size",
     metavar="Z,Y,X",
@@ -122,6 +121,13 @@ OME_ZARR = click.option(
     default="0.5",
     show_default=True,
     help="OME-Zarr version to write: 0.5 (Zarr 3: Neuroglancer, napari) or 0.4 (Zarr 2: older viewers too).",
+)
+CHUNKS = click.option(
+    "--chunks",
+    "chunk_zyx",
+    metavar="Z,Y,X",
+    type=Sides("chunks"),
+    help="Sides of a chunk of OUTPUT, in voxels: .zarr, .n5, .precomputed and .h5.  [default: as viewers like it]",
 )
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the output if it already exists.")
 PRIVATE = click.option("--private", is_flag=True, help="Make the repository private if this command creates it.")

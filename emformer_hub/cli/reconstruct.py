@@ -15,6 +15,7 @@ import click
 from emformer_hub.cli.assess import audit
 from emformer_hub.cli.inputs import check_different, said_of, shape_text, with_voxel_size
 from emformer_hub.cli.options import (
+    CHUNKS,
     DEVICE,
     FACTOR,
     INPUT,
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     "once none has arrived for this long.",
 )
 @OME_ZARR
+@CHUNKS
 @OVERWRITE
 def reconstruct_command(
     input_path: Path | str,
@@ -137,6 +139,7 @@ def reconstruct_command(
     dry_run: bool,
     follow: float | None,
     ome_zarr: str,
+    chunk_zyx: tuple[int, int, int] | None,
     overwrite: bool,
 ) -> None:
     """Turn an anisotropic stack into an isotropic volume.
@@ -190,6 +193,7 @@ def reconstruct_command(
         "region": roi,
         "mode": mode,
         "ome_zarr": ome_zarr,
+        "chunk_zyx": chunk_zyx,
     }
     stack = OpenStack(str(input_path), volume, reading)
     if dry_run:

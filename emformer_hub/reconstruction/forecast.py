@@ -53,7 +53,8 @@ def needs(parts: Parts) -> Needs:
     sizes = [dtype.itemsize for dtype in job.dtypes]
     for path, size in zip(job.outputs, sizes, strict=True):
         # compression saves less than half of an electron micrograph; a pyramid is a seventh of its image
-        disk += voxels * size * (8 / 7 / 2 if is_zarr_path(path) else 3 / 2)
+        disk += voxels * size * (8 / 7 / 2 if is_zarr_path(path) else 1)
+        disk += 0 if parts.is_made_in_place(path) else voxels * size / 2
     free = shutil.disk_usage(Path(job.output).parent).free
     config, device = parts.restorer.network.config, parts.restorer.device
     memory = block_bytes(plan, config, device, np.dtype(job.input_dtype).itemsize)

@@ -29,7 +29,6 @@ from emformer_hub.reconstruction.job import (
     DAMAGE,
     Job,
     check_record,
-    is_zarr_path,
     make_job,
     partial_output,
 )
@@ -97,7 +96,8 @@ def reconstruct_file(
     begun = job.folder / "job.json"
     if resume and begun.exists():  # what is faster is measured, and free memory changes
         first = Job.load(begun)
-        kept = {"precision": chosen["precision"] == "auto", "tile_zyx": chosen["tile_zyx"] is None}
+        kept = {"precision": chosen["precision"] == "auto"}
+        kept |= {name: settings.get(name) is None for name in ("tile_zyx", "chunk_zyx")}
         job = dataclasses.replace(job, **{name: getattr(first, name) for name, keep in kept.items() if keep})
     for one in job.outputs:
         check_output(one, overwrite or resume)
@@ -110,7 +110,7 @@ def reconstruct_file(
         _make(parts, numbers, done, device, scheduler, progress)
         for writer, final in zip(parts.writers, job.outputs, strict=True):
             if writer.path.exists():  # a run may have been killed between two outputs
-                _complete(job, writer, final)
+                _complete(parts, writer, final)
         record = record_path(Path(output))
         facts = {
             **dataclasses.asdict(job),
@@ -189,7 +189,7 @@ def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: b
             VoxelSize(*job.voxel_size),
             job.translation,
             version=job.ome_zarr,
-            chunk_zyx=chunk_sides(parts.plan),
+            chunk_zyx=chunk_sides(parts.plan, job.chunk_zyx),
             part_zyx=part_sides(parts.plan),
         )
     job.save(file)
@@ -217,9 +217,10 @@ def _residual(done: Iterable[Made]) -> dict[str, float] | None:
     return {"rms": rms, "maximum": max(part.furthest for part in parts)}
 
 
-def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
+def _complete(parts: Parts, writer: OMEZarrWriter, final: Path) -> None:
     """Bring a finished output into its format and give it its name."""
-    if is_zarr_path(final) and job.padding is None:
+    job = parts.job
+    if parts.is_made_in_place(final):
         put_in_place(writer.path, final)
         return
     result, place = open_volume(writer.path).data, job.translation
@@ -227,7 +228,15 @@ def _complete(job: Job, writer: OMEZarrWriter, final: Path) -> None:
         result, place = _with_padding(job, result, final)
     size = VoxelSize(*job.voxel_size)
     try:
-        write_volume(final, result, size, translation_nm=place, overwrite=True, ome_zarr=job.ome_zarr)
+        write_volume(
+            final,
+            result,
+            size,
+            translation_nm=place,
+            overwrite=True,
+            ome_zarr=job.ome_zarr,
+            chunk_zyx=job.chunk_zyx,
+        )
     except InputError as error:
         raise InputError(
             f"{error} The reconstruction is complete: the same command with --resume writes it."

@@ -32,7 +32,7 @@ from emformer_hub.volumes import StoredArray, check_volume
 from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
-from emformer_hub.volumes.output import ZARR_SUFFIXES, check_writable
+from emformer_hub.volumes.output import ZARR_SUFFIXES, check_chunks, check_writable
 from emformer_hub.volumes.padding import Padding, tissue
 from emformer_hub.volumes.remote import absolute, is_url, plain_address
 from emformer_hub.volumes.unmeasured import margin_value
@@ -70,6 +70,7 @@ class Job:
             was chosen, or is everything.
         margin: value of constant margins within the region, which stay as they are; ``None`` if there are none.
         ome_zarr: version of OME-Zarr.
+        chunk_zyx: sides of a chunk of the outputs, (z, y, x); ``None`` leaves them to each format.
         version: version of this package.
     """
 
@@ -101,6 +102,7 @@ class Job:
     padding: float | None
     margin: float | None
     ome_zarr: str
+    chunk_zyx: tuple[int, int, int] | None
     version: str
 
     @classmethod
@@ -224,10 +226,11 @@ def make_job(
         workers=chosen["workers"],
         voxel_bytes=data.dtype.itemsize,
     )
-    gaps = Gaps(stack.volume.hidden, margin, repair)
+    gaps, chunk = Gaps(stack.volume.hidden, margin, repair), None
     for file, dtype in ((output, data.dtype), (chosen["uncertainty"], np.dtype(np.float32))):
         if file is not None:
             check_writable(file, dtype)
+            chunk = None if chosen["chunk_zyx"] is None else check_chunks(file, chosen["chunk_zyx"])
     if repair.whole:
         check_mask(repair.sections(len(data)), data.shape)
     if isinstance(data, np.ndarray):  # others are checked part by part, as they are read
@@ -272,6 +275,7 @@ def make_job(
         padding=None if padding is None else padding.value,
         margin=margin,
         ome_zarr=chosen["ome_zarr"],
+        chunk_zyx=chunk,
         version=importlib.metadata.version("emformer-hub"),
     )
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -125,10 +126,16 @@ class Parts:
         """Box of the output that each part fills: whole blocks, and one file."""
         return boxes(self.plan.output_zyx, part_sides(self.plan))
 
+    def is_made_in_place(self, output: Path) -> bool:
+        """Whether an output is an OME-Zarr that only needs its name at the end; any other is written from one then."""
+        wanted = self.job.chunk_zyx
+        fits = wanted is None or chunk_sides(self.plan, wanted) == wanted
+        return is_zarr_path(output) and self.job.padding is None and fits
+
     @cached_property
     def pyramid(self) -> list[Sequence[Box]]:
         """Boxes of the coarser levels, finest first; their parts are numbered after those of the output."""
-        if not any(is_zarr_path(path) for path in self.job.outputs):
+        if not any(self.is_made_in_place(path) for path in self.job.outputs):
             return []
         levels = pyramid(self.plan.output_zyx, VoxelSize(*self.job.voxel_size), self.job.translation)
         return [boxes(level.shape, part_sides(self.plan)) for level in levels[1:]]
@@ -271,7 +278,7 @@ class Parts:
         """Make a part of the pyramid of each output that has one."""
         level, box = self.place(number)
         for writer, final in zip(self.writers, self.job.outputs, strict=True):
-            if is_zarr_path(final):
+            if self.is_made_in_place(final):
                 writer.coarsen(level, box)
 
     def complete(self, number: int) -> Made:
@@ -364,8 +371,11 @@ def part_sides(plan: Plan) -> tuple[int, int, int]:
     return (planes, y, x)
 
 
-def chunk_sides(plan: Plan) -> tuple[int, int, int]:
-    """Sides of a chunk, (z, y, x); parts consist of whole chunks."""
+def chunk_sides(plan: Plan, wanted: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
+    """Sides of a chunk, (z, y, x): those that are wanted, if parts can consist of them, as of any chunks they do."""
+    ends = zip(part_sides(plan), plan.output_zyx, wanted or (), strict=False)
+    if wanted is not None and all(part >= length or part % chunk == 0 for part, length, chunk in ends):
+        return wanted
     planes, *sides = plan.block_zyx
     z = CHUNK_PLANES if planes >= plan.output_zyx[0] else math.gcd(planes, CHUNK_PLANES)
     y, x = (

@@ -130,6 +130,8 @@ class FileSettings(Settings, total=False):
             default: half of what is free, at most 8, divided among the ``workers``.
         workers: number of workers of the ``scheduler``; blocks are made so small that each has two.
         ome_zarr: version of an OME-Zarr, ``"0.4"`` or ``"0.5"``.
+        chunk_zyx: sides of a chunk, (z, y, x), of outputs that have chunks; default: what viewers like. A resumed run
+            keeps that of its beginning.
     """
 
     reading: Mapping[str, Any] | None
@@ -143,6 +145,7 @@ class FileSettings(Settings, total=False):
     memory: float | None
     workers: int
     ome_zarr: str
+    chunk_zyx: Sequence[int] | None
 
 
 DEFAULTS: dict[str, Any] = {
@@ -162,6 +165,7 @@ DEFAULTS: dict[str, Any] = {
     "memory": None,
     "workers": 1,
     "ome_zarr": "0.5",
+    "chunk_zyx": None,
 }
 
 

@@ -51,6 +51,7 @@ from emformer_hub.volumes.output import (
     TIFF_SUFFIXES,
     WKW_SUFFIXES,
     ZARR_SUFFIXES,
+    check_chunks,
     check_output,
     check_writable,
 )
@@ -252,6 +253,7 @@ def create_volume(
     overwrite: bool = False,
     ome_zarr: str = "0.5",
     labels: bool = False,
+    chunk_zyx: Sequence[int] | None = None,
 ) -> Iterator[VolumeWriter]:
     """Write a volume that need not fit into memory, box by box; it appears under ``path`` when the block ends well.
 
@@ -273,6 +275,7 @@ def create_volume(
         overwrite: replace an existing output, once the new one is complete.
         ome_zarr: version of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
         labels: whether voxels are labels of objects; where the format knows segmentations, it becomes one.
+        chunk_zyx: sides of a chunk, (z, y, x), in OME-Zarr, N5, precomputed and HDF5; default: what viewers like.
 
     Raises:
         InputError: as ``check_output``; no 3-D shape; a dtype that the format has not; or the disk refuses.
@@ -288,6 +291,8 @@ def create_volume(
     if labels:
         check_writable(path, dtype, labels=True)
         create = partial(create, labels=True) if suffix in LEVELS_SUFFIXES else create
+    if chunk_zyx is not None:
+        create = partial(create, chunk_zyx=check_chunks(path, chunk_zyx))
     with replacing(path) as partly:
         writer = create(partly, tuple(shape_zyx), dtype, voxel_size, translation_nm)
         yield writer
@@ -302,11 +307,12 @@ def write_volume(
     translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     overwrite: bool = False,
     ome_zarr: str = "0.5",
+    chunk_zyx: Sequence[int] | None = None,
 ) -> None:
     """Write a volume; it appears under ``path`` only when it is complete.
 
     Args:
-        path, voxel_size, translation_nm, overwrite, ome_zarr: as for :func:`create_volume`.
+        path, voxel_size, translation_nm, overwrite, ome_zarr, chunk_zyx: as for :func:`create_volume`.
         data: ``(z, y, x)``; voxels that are on disk are read and written a part at a time.
 
     Raises:
@@ -320,6 +326,7 @@ def write_volume(
         translation_nm=translation_nm,
         overwrite=overwrite,
         ome_zarr=ome_zarr,
+        chunk_zyx=chunk_zyx,
     ) as writer:
         for box in boxes(data.shape, writer.part_zyx):
             writer.write(box, np.asarray(data[box]))

@@ -113,12 +113,13 @@ class HDF5Writer:
         path: the file, which :func:`create` made.
         shape: ``(z, y, x)``.
         dtype: of the voxels.
+        part_zyx: sides of a part: whole chunks.
     """
 
     path: Path
     shape: tuple[int, int, int]
     dtype: np.dtype
-    part_zyx: tuple[int, int, int] = _PART
+    part_zyx: tuple[int, int, int]
 
     def write(self, box: Box, voxels: np.ndarray) -> None:
         import h5py
@@ -136,11 +137,13 @@ def create(
     dtype: np.dtype,
     voxel_size: VoxelSize,
     translation_nm: Sequence[float],
+    *,
+    chunk_zyx: tuple[int, int, int] = _CHUNKS,
 ) -> HDF5Writer:
     """Make an HDF5 file; its chunks are not compressed, so that every program reads them."""
     import h5py
 
-    chunks = tuple(map(min, shape_zyx, _CHUNKS))
+    chunks = tuple(map(min, shape_zyx, chunk_zyx))
     _reserve(path, math.prod(shape_zyx) * dtype.itemsize)
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -152,7 +155,8 @@ def create(
         if any(translation_nm):
             dataset.attrs[_OFFSET] = [float(place) for place in translation_nm]
     _reserve(path, path.stat().st_size)
-    return HDF5Writer(path, shape_zyx, dtype)
+    z, y, x = (-(-part // chunk) * chunk for part, chunk in zip(_PART, chunks, strict=True))
+    return HDF5Writer(path, shape_zyx, dtype, (z, y, x))
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ N5_SUFFIXES = (".n5",)
 WKW_SUFFIXES = (".wkw",)
 LEVELS_SUFFIXES = (*ZARR_SUFFIXES, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES, *WKW_SUFFIXES)
 """Formats with coarser levels, which know segmentations."""
+CHUNKED_SUFFIXES = (*ZARR_SUFFIXES, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES, *HDF5_SUFFIXES)
+_MOST_IN_A_CHUNK = 2**28  # voxels: 2 GB of 64-bit ones, which is what compressors and HDF5 take
 
 
 _REPLACEABLE: dict[str, Callable[[Path], bool]] = {
@@ -65,6 +68,24 @@ def check_writable(path: str | os.PathLike[str], dtype: np.dtype, *, labels: boo
             f"output {path} cannot hold {dtype} voxels: {name} has only {', '.join(dtypes)}. Choose another format, as "
             f".ome.zarr, or convert the input first."
         )
+
+
+def check_chunks(path: str | os.PathLike[str], chunk_zyx: Sequence[int]) -> tuple[int, int, int]:
+    """Return the sides of a chunk, (z, y, x); raise ``InputError`` if the format that ``path`` names has none."""
+    path = Path(path)
+    if path.suffix.lower() not in CHUNKED_SUFFIXES:
+        blocks = path.suffix.lower() in WKW_SUFFIXES
+        raise InputError(
+            f"output {path} has {'blocks of 32 voxels, always' if blocks else 'no chunks'}; leave out --chunks, or "
+            f"choose a format that has them: {', '.join(CHUNKED_SUFFIXES)}."
+        )
+    if len(chunk_zyx) != 3 or any(side < 1 for side in chunk_zyx) or math.prod(chunk_zyx) > _MOST_IN_A_CHUNK:
+        raise InputError(
+            f"chunks of {','.join(map(str, chunk_zyx))} voxels cannot be written to {path}; expected Z,Y,X, each at "
+            f"least 1, and at most {_MOST_IN_A_CHUNK:,} voxels together, as in 64,64,64."
+        )
+    z, y, x = chunk_zyx
+    return (z, y, x)
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,7 @@ from emformer_hub.volumes.writer import first_voxel
 
 CHUNK_ZYX = (64, 64, 64)
 """Voxels in a file: a quarter of a megabyte of 8-bit voxels, which is what Neuroglancer asks for at once."""
-_CHUNKS_AT_ONCE = 4  # along each axis
+_PART_VOXELS = 2**24  # at most, in whole chunks
 N5_VERSION = "2.5.0"
 PRECOMPUTED_DTYPES = ("uint8", "uint16", "int16", "float32")
 N5_DTYPES = (*PRECOMPUTED_DTYPES, "float64")
@@ -152,7 +153,9 @@ def create_n5(
 def _writer(
     levels: Sequence[Level], dtype: np.dtype, specs: Sequence[str], chunk_zyx: tuple[int, int, int], labels: bool
 ) -> LevelsWriter:
-    z, y, x = (_CHUNKS_AT_ONCE * side for side in _chunk(levels[0], chunk_zyx))
+    sides = _chunk(levels[0], chunk_zyx)
+    at_once = max(1, round((_PART_VOXELS / math.prod(sides)) ** (1 / 3)))
+    z, y, x = (at_once * side for side in sides)
     return LevelsWriter(levels[0].shape, dtype, (z, y, x), tuple(specs), labels)
 
 

@@ -629,6 +629,7 @@ def test_help_names_every_command() -> None:
         "dataset",
         "app",
         "push-space",
+        "transform",
         "view",
         "doctor",
         "finetune",

@@ -1,14 +1,23 @@
-"""Commands that show: a demonstration, a link to Neuroglancer, and the page in the browser, here or as a Space."""
+"""Commands that show: a demonstration, Neuroglancer, and the page in the browser, here or as a Space."""
 
 from __future__ import annotations
 
 import os
+import threading
+import webbrowser
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from emformer_hub.cli.options import DEVICE, LIST_ONLY, MODEL, OVERWRITE, PATH, PRIVATE, REPO_ID
 from emformer_hub.errors import InputError
+
+if TYPE_CHECKING:
+    from emformer_hub.geometry import VoxelSize
+    from emformer_hub.volumes import Volume
 
 
 @click.command("demo")
@@ -30,33 +39,79 @@ def demo_command(output: Path, model: str, device: str, overwrite: bool) -> None
 
 @click.command("view")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
-@click.option("--served-at", "address", metavar="URL", required=True, help="Web address of the folder of the images.")
-def view_command(images: tuple[Path, ...], address: str) -> None:
-    """Print a link that overlays OME-Zarr images in Neuroglancer.
+@click.option(
+    "--voxel-size", metavar="Z,Y,X", help="Voxel size, in nm or with a unit, of images that state none in their file."
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the page.  [default: one that is free]")
+@click.option("--no-browser", is_flag=True, help="Only print the address of the page.")
+@click.option("--served-at", "address", metavar="URL", help="Instead: a link to OME-Zarr images on a web server.")
+def view_command(
+    images: tuple[Path, ...], voxel_size: str | None, port: int | None, no_browser: bool, address: str | None
+) -> None:
+    """Show images over each other in Neuroglancer: a stack, its result, its uncertainty.
 
-    A web server must serve the folder that holds the images, and allow other origins (CORS), for example:
-    `npx http-server --cors -p 9000` and --served-at http://localhost:9000.
+    The page is served on this machine, for this machine, and opened in the browser; it shows images of any format that
+    is read, where they lie, and works without a network. Ctrl-C ends it. With --served-at, the folder of the images
+    lies on a web server that allows other origins (CORS), and a link is printed that shows them to whoever reaches it.
     """
-    import numpy as np
-
     from emformer_hub.app.neuroglancer import neuroglancer_link, neuroglancer_state
+
+    if address is not None and (port is not None or no_browser):
+        raise click.UsageError("--served-at prints a link; leave out --port and --no-browser.")
+    names = [path.name for path in images]
+    names = [name if names.count(name) == 1 else str(path) for name, path in zip(names, images, strict=True)]
+    volumes = {name: _opened(path, voxel_size) for name, path in zip(names, images, strict=True)}
+    ranges = {name: _black_and_white(volume) for name, volume in volumes.items()}
+    finest = min((size for size in map(_size, volumes.values())), key=lambda size: size.z * size.y * size.x)
+    centre = _centre(volumes[names[0]])
+    if address is not None:
+        layers = {name: f"{address.rstrip('/')}/{path.name}" for name, path in zip(names, images, strict=True)}
+        click.echo(neuroglancer_link(neuroglancer_state(layers, finest, centre_nm=centre, ranges=ranges)))
+        return
+    from emformer_hub.app.viewer import show
+
+    paths = dict(zip(names, images, strict=True))
+    shown = show({name: (paths[name], volume) for name, volume in volumes.items()}, ranges, finest, centre, port or 0)
+    click.echo(f"{shown.address}  (Ctrl-C ends it)")
+    if not no_browser:
+        webbrowser.open(shown.address)
+    with suppress(KeyboardInterrupt):
+        threading.Event().wait()
+    shown.close()
+
+
+def _opened(path: Path, voxel_size: str | None) -> Volume:
+    """An image, with the voxel size of the option if its file states none."""
+    from emformer_hub.geometry import VoxelSize
     from emformer_hub.volumes import open_volume
 
-    layers, ranges, sizes, centres = {}, {}, [], []
-    for path in images:
-        volume = open_volume(path)
-        if volume.voxel_size is None:
-            raise InputError(f"{path} states no voxel size; Neuroglancer needs one to lay images over each other.")
-        layers[path.name] = f"{address.rstrip('/')}/{path.name}"
-        middle = np.asarray(volume.data[volume.data.shape[0] // 2])
-        black, white = np.percentile(middle, [1, 99])
-        ranges[path.name] = (float(black), float(white))
-        sizes.append(volume.voxel_size)
-        begin = volume.translation_nm or (0.0, 0.0, 0.0)
-        lengths = zip(begin, volume.data.shape, volume.voxel_size.zyx, strict=True)
-        centres.append([place + (count - 1) / 2 * length for place, count, length in lengths])
-    finest = min(sizes, key=lambda size: size.z * size.y * size.x)
-    click.echo(neuroglancer_link(neuroglancer_state(layers, finest, centre_nm=centres[0], ranges=ranges)))
+    volume = open_volume(path)
+    if volume.voxel_size is None and voxel_size is not None:
+        volume = replace(volume, voxel_size=VoxelSize.parse(voxel_size), source="--voxel-size")
+    if volume.voxel_size is None:
+        raise InputError(volume.ask(str(path)))
+    return volume
+
+
+def _size(volume: Volume) -> VoxelSize:
+    assert volume.voxel_size is not None
+    return volume.voxel_size
+
+
+def _black_and_white(volume: Volume) -> tuple[float, float]:
+    """Grey values of the section in the middle that show as black and as white."""
+    import numpy as np
+
+    black, white = np.percentile(np.asarray(volume.data[volume.data.shape[0] // 2]), [1, 99])
+    return float(black), float(white)
+
+
+def _centre(volume: Volume) -> tuple[float, float, float]:
+    """Centre of an image, ``(z, y, x)``, nm."""
+    begin = volume.translation_nm or (0.0, 0.0, 0.0)
+    lengths = zip(begin, volume.data.shape, _size(volume).zyx, strict=True)
+    z, y, x = (place + (count - 1) / 2 * length for place, count, length in lengths)
+    return z, y, x
 
 
 @click.command("app")

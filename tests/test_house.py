@@ -41,7 +41,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 HEAVY = {"torch", "transformers", "huggingface_hub", "accelerate", "peft", "zarr", "h5py", "skimage", "matplotlib"}
 HEAVY |= {"napari", "qtpy", "PySide6", "magicgui"}
 TEXT_SUFFIXES = {".cff", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
-TEXT_FOLDERS = ["emformer_hub", "docs", "finetune", "model_cards", "benchmarks", "examples"]
+TEXT_FOLDERS = ["emformer_hub", "docs", "finetune", "model_cards", "benchmarks", "examples", "integrations"]
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|tmp|root|home)/")
 
 

@@ -24,7 +24,16 @@ from emformer_hub.training.__main__ import command as finetune
 from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "finetune/README.md", "benchmarks/README.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "finetune/README.md",
+        "benchmarks/README.md",
+        "integrations/fiji/README.md",
+    )
+]
 DOCUMENTS += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "model_cards").glob("*/README.md"))]
 CALL = re.compile(
     r"(?:^    |`)(?:\w+=\S+ )*((?:emformer-hub|accelerate launch|python finetune)\b[^`\n]*(?:\n {8}\[[^`\n]*)*)", re.M

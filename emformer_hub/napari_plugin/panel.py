@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import ComboBox, Container, LineEdit, PushButton, Widget
 from napari.layers import Image, Shapes
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QFileDialog,
@@ -95,6 +95,12 @@ class Panel(QWidget):
         self.column.addWidget(self.bar)
         self.column.addWidget(self.message)
 
+        self._to_add: list[LayerData] = []
+        self._added: list[Image] = []
+        self._turn = QTimer(self)
+        self._turn.setSingleShot(True)
+        self._turn.timeout.connect(self._add_next)
+
         self.work = Work(self)
         self.work.progressed.connect(self.show_progress)
         self.work.done.connect(self._finish)
@@ -118,9 +124,14 @@ class Panel(QWidget):
         """What to say after the work was stopped."""
         return "Stopped."
 
+    @property
+    def running(self) -> bool:
+        """Whether work goes on, or layers of its result are being added."""
+        return self.work.running or self._turn.isActive()
+
     def start(self) -> None:
         """Read the fields and start the work."""
-        if self.work.running:
+        if self.running:
             return
         try:
             function = self.prepare()
@@ -137,7 +148,7 @@ class Panel(QWidget):
 
     def open(self, path: str | Path) -> None:
         """Open a file or folder as layers, whose voxels stay on disk, and choose it as the stack."""
-        if not self.work.running:
+        if not self.running:
             self._begin(lambda tell: layers_of(path), self._add_opened, f"Opening {path}")
 
     def show_progress(self, progress: tuple[float | None, str]) -> None:
@@ -228,18 +239,36 @@ class Panel(QWidget):
         self.message.setStyleSheet("color: #ff7043" if wrong else "")
 
     def _finish(self, result: Any) -> None:
-        self._end(self._then(result))
+        self._said = self._then(result)
+        self._add_next()
 
     def _say_stopped(self) -> None:
         self._end(self.stopped())
 
     def _add_opened(self, layers: Sequence[LayerData]) -> str:
-        self.layer.value = self.add(layers)[0]
+        def choose_first(added: list[Image]) -> None:
+            self.layer.value = added[0]
+
+        self.add(layers, choose_first)
         return ""
 
-    def add(self, layers: Sequence[LayerData]) -> list[Image]:
-        """Add image layers to the viewer."""
-        return [self.viewer.add_image(data, **keywords) for data, keywords, _ in layers]
+    def add(self, layers: Sequence[LayerData], then: Callable[[list[Image]], None] = lambda added: None) -> None:
+        """Add image layers to the viewer before the work ends, one at each turn of its event loop.
+
+        napari takes a tenth of a second for each, in which the viewer does not answer; ``then`` is called with all.
+        """
+        self._to_add, self._added, self._then_added = [*layers], [], then
+
+    def _add_next(self) -> None:
+        if self._to_add:
+            data, keywords, _ = self._to_add.pop(0)
+            self._added.append(self.viewer.add_image(data, **keywords))
+            self._turn.start(0)
+            return
+        added, self._added = self._added, []
+        if added:
+            self._then_added(added)
+        self._end(self._said)
 
     def _choose_file(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, "Open a stack")

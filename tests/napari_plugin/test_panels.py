@@ -107,10 +107,10 @@ def test_a_layer_without_a_voxel_size_is_asked_for_it(
     made = panel("Reconstruct")
     assert made.voxel_size.value == ""
     made.start()
-    assert not made.work.running and "states no voxel size" in made.message.text()
+    assert not made.running and "states no voxel size" in made.message.text()
     made.voxel_size.value = "24,8"
     made.start()
-    assert not made.work.running and "three numbers" in made.message.text()
+    assert not made.running and "three numbers" in made.message.text()
     made.voxel_size.value = "24,8,8"
     made.start()
     finished(made, qtbot)
@@ -294,4 +294,4 @@ def test_audit_writes_a_report_and_opens_it(
     verdicts = json.loads((home / "audit.json").read_text())["verdicts"]
     assert [audit.table.item(row, 1).text() for row in range(audit.table.rowCount())] == [v["item"] for v in verdicts]
     audit.start()
-    assert not audit.work.running and "'Replace what exists'" in audit.message.text()
+    assert not audit.running and "'Replace what exists'" in audit.message.text()

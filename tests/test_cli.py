@@ -628,6 +628,7 @@ def test_help_names_every_command() -> None:
         "export",
         "dataset",
         "app",
+        "demo",
         "push-space",
         "transform",
         "view",

@@ -151,7 +151,7 @@ def unreadable(path: Path, error: Exception) -> InputError:
         path,
         error,
         f"{path} cannot be read as TIFF ({error}). Is it a TIFF, and copied completely? Compressed files may need "
-        f"`pip install emformer-hub[images]`; otherwise save it again, for example with Fiji.",
+        f"`pip install 'emformer-hub[images]'`; otherwise save it again, for example with Fiji.",
     )
 
 

@@ -9,10 +9,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
 FORGET := $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || echo forget)
 
-.PHONY: demo test test-random test-slow test-napari conformance lint types clean forget
+.PHONY: demo docs test test-random test-slow test-napari conformance lint types clean forget
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/emformer-hub demo demo-output --overwrite
+
+docs: $(STAMP) ## the site, into site/; serve it with .venv/bin/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)
@@ -42,7 +45,7 @@ types: $(STAMP)
 	$(VENV)/bin/python -m mypy
 
 clean: ## remove what make made: the environment, the demo's output, caches; never runs/
-	rm -rf $(VENV) $(NAPARI) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NAPARI) demo-output site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 forget:
 	@rm -f $(STAMP)

@@ -1,0 +1,97 @@
+"""What mkdocs is told beside docs/: pages that lie elsewhere in the repository, the page of commands, and their links.
+
+Each page is written once, where people who read the repository look for it; here its links are made those of the site.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from emformer_hub.cli import main
+
+ROOT = Path(__file__).parents[1]
+ELSEWHERE = {
+    "README.md": "index.md",
+    "finetune/README.md": "finetune.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    **{
+        f"model_cards/{folder.name}/README.md": f"models/{folder.name}.md"
+        for folder in sorted((ROOT / "model_cards").iterdir())
+    },
+}
+"""Where a page lies in the repository, and on the site."""
+LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]*)(#[^)\s]*)?\)")
+PICTURES = (".png", ".gif", ".svg")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that lie elsewhere, and the pictures that pages show."""
+    for place, page in ELSEWHERE.items():
+        text = (ROOT / place).read_text()
+        files.append(File.generated(config, page, content=re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)))
+    files.append(File.generated(config, "commands.md", content=commands()))
+    shown = {picture for place in [*ELSEWHERE, *_own(files)] for picture in _pictures(place)}
+    for picture in sorted(shown):
+        if files.get_file_from_path(_on_site(picture)) is None:
+            files.append(File.generated(config, _on_site(picture), abs_src_path=str(ROOT / picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links between files of the repository into links between pages, or into addresses where there is none."""
+    here = page.file.src_uri
+    place = next((place for place, name in ELSEWHERE.items() if name == here), f"docs/{here}")
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
+
+    def link(found: re.Match[str]) -> str:
+        begin, target, anchor = found[1], found[2], found[3] or ""
+        if not target or ":" in target:
+            return found[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
+        if not (ROOT / path).exists():
+            return found[0]  # mkdocs names it
+        name = _on_site(path)
+        if files.get_file_from_path(name) is None:
+            return f"{begin}{config.repo_url}/blob/v{version and version[1]}/{path}{anchor})"
+        return f"{begin}{posixpath.relpath(name, posixpath.dirname(here) or '.')}{anchor})"
+
+    return LINK.sub(link, markdown)
+
+
+def _own(files: Files) -> list[str]:
+    return [f"docs/{file.src_uri}" for file in files.documentation_pages() if (ROOT / "docs" / file.src_uri).exists()]
+
+
+def _pictures(place: str) -> list[str]:
+    """Pictures that a page shows, by their path in the repository."""
+    targets = [found[2] for found in LINK.finditer((ROOT / place).read_text()) if found[2].endswith(PICTURES)]
+    return [posixpath.normpath(posixpath.join(posixpath.dirname(place), one)) for one in targets if ":" not in one]
+
+
+def _on_site(path: str) -> str:
+    """Name on the site of a file of the repository."""
+    return ELSEWHERE.get(path) or path.removeprefix("docs/")
+
+
+def commands() -> str:
+    """The page of all commands: what ``--help`` prints, in its order."""
+    sections = ["# Commands\n\nWhat `emformer-hub COMMAND --help` prints.\n"]
+    for name in main.list_commands(click.Context(main)):
+        command: Any = main.get_command(click.Context(main), name)
+        group = [(name, command)]
+        if isinstance(command, click.Group):
+            group += [(f"{name} {part}", command.commands[part]) for part in sorted(command.commands)]
+        for title, one in group:
+            context = click.Context(one, info_name=f"emformer-hub {title}", max_content_width=88, terminal_width=88)
+            sections.append(f"## {title}\n\n```text\n{one.get_help(context)}\n```\n")
+    return "\n".join(sections)

@@ -1,0 +1,43 @@
+"""The site is built strictly: every page has its place, every link and anchor leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import emformer_hub
+from emformer_hub.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run(words, check=False, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+def test_every_public_name_and_command_is_described(site: Path) -> None:
+    described = set(re.findall(r'<h\d id="[\w.]*?(\w+)" class="doc doc-heading"', (site / "api.html").read_text()))
+    assert set(emformer_hub.__all__) <= described
+    commands = set(re.findall(r'<h2 id="([\w-]+)"', (site / "commands.html").read_text()))
+    assert set(main.commands) <= commands | {"dataset"}
+
+
+def test_every_file_that_a_page_names_is_there(site: Path) -> None:
+    """Pictures, styles and scripts too, and none of them from another server."""
+    for page in site.rglob("*.html"):
+        for kind, address in re.findall(r'<(?:img|script|link)[^>]*? (src|href)="([^"#?]+)', page.read_text()):
+            if page.name == "404.html" or address.startswith("data:"):
+                continue
+            assert not address.startswith(("http:", "https:", "//")), f"{page.name}: {kind} {address}"
+            assert (page.parent / address).exists(), f"{page.name}: {kind} {address}"

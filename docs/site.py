@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = {
     "README.md": "index.md",
     "finetune/README.md": "finetune.md",
+    "integrations/fiji/README.md": "fiji.md",
+    "integrations/snakemake/README.md": "snakemake.md",
     "benchmarks/README.md": "benchmarks.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",

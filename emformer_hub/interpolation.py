@@ -35,10 +35,14 @@ def interpolation_matrix(positions: np.ndarray, num_sections: int, kind: Kind) -
     Raises:
         InputError: ``kind`` is unknown, there is no section, or the positions are not a list of finite numbers.
     """
+    return interpolation_weights(_checked(positions), num_sections, kind).numpy()
+
+
+def interpolation_weights(positions: Tensor, num_sections: int, kind: Kind) -> Tensor:
+    """The same in torch operations, which compile and export: positions float64 on the CPU, weights float32."""
     taps, weights = _taps(positions, num_sections, kind)
-    matrix = np.zeros((len(taps), num_sections))
-    np.add.at(matrix, (np.arange(len(taps))[:, None], taps), weights)
-    return matrix.astype(np.float32)
+    matrix = torch.zeros(positions.shape[0], num_sections, dtype=torch.float64, device=positions.device)
+    return matrix.scatter_add(1, taps, weights).float()
 
 
 def interpolate(sections: np.ndarray, geometry: SectionModel, kind: Kind) -> np.ndarray:
@@ -53,44 +57,48 @@ def interpolate(sections: np.ndarray, geometry: SectionModel, kind: Kind) -> np.
     if sections.ndim != 3:
         raise InputError(f"sections have shape {sections.shape}; expected three axes (sections, y, x).")
     num_planes = geometry.num_planes(sections.shape[0])
-    all_taps, all_weights = _taps(geometry.plane_positions(num_planes), sections.shape[0], kind)
+    all_taps, all_weights = _taps(_checked(geometry.plane_positions(num_planes)), sections.shape[0], kind)
     planes = np.zeros((num_planes, *sections.shape[1:]), np.float32)
-    for plane, taps, weights in zip(planes, all_taps, all_weights.astype(np.float32), strict=True):
+    for plane, taps, weights in zip(planes, all_taps.numpy(), all_weights.float().numpy(), strict=True):
         for tap, weight in zip(taps, weights, strict=True):
             plane += weight * sections[tap].astype(np.float32)
     return planes
 
 
-def _taps(positions: np.ndarray, num_sections: int, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """Sections that each plane draws on and their weights, int64 and float64, both ``(planes, taps)``."""
+def _checked(positions: np.ndarray) -> Tensor:
     positions = np.asarray(positions, np.float64)
-    if num_sections < 1:
-        raise InputError(f"there are {num_sections} sections to interpolate; expected at least 1.")
     if positions.ndim != 1 or not np.isfinite(positions).all():
         raise InputError(f"plane positions have shape {positions.shape}; expected a list of finite numbers (planes,).")
-    left = np.floor(positions + 0.5 if kind == "nearest" else positions).astype(np.int64)
+    return torch.from_numpy(positions)
+
+
+def _taps(positions: Tensor, num_sections: int, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Sections that each plane draws on and their weights, int64 and float64, both ``(planes, taps)``."""
+    if num_sections < 1:
+        raise InputError(f"there are {num_sections} sections to interpolate; expected at least 1.")
+    left = (positions + 0.5 if kind == "nearest" else positions).floor()
     right_share = (positions - left)[:, None]
     if kind == "nearest":
-        steps, weights = np.array([0]), np.ones((len(positions), 1))
+        steps, weights = positions.new_tensor([0]), torch.ones_like(right_share)
     elif kind == "linear":
-        steps, weights = np.array([0, 1]), np.concatenate([1 - right_share, right_share], axis=1)
+        steps, weights = positions.new_tensor([0, 1]), torch.cat([1 - right_share, right_share], 1)
     elif kind == "cubic":
-        steps = np.array([-1, 0, 1, 2])
-        weights = _keys(np.abs(right_share - steps))
+        steps = positions.new_tensor([-1, 0, 1, 2])
+        weights = _keys((right_share - steps).abs())
     elif kind == "lanczos":
-        steps = np.arange(-2, 4)
-        weights = np.sinc(right_share - steps) * np.sinc((right_share - steps) / 3)
-        weights /= weights.sum(axis=1, keepdims=True)
+        steps = positions.new_tensor([-2, -1, 0, 1, 2, 3])
+        weights = torch.sinc(right_share - steps) * torch.sinc((right_share - steps) / 3)
+        weights = weights / weights.sum(1, keepdim=True)
     else:
         raise InputError(f"interpolation {kind!r} is unknown; choose nearest, linear, cubic or lanczos.")
-    return np.clip(left[:, None] + steps, 0, num_sections - 1), weights
+    return (left[:, None] + steps).clamp(0, num_sections - 1).long(), weights
 
 
-def _keys(distance: np.ndarray) -> np.ndarray:
+def _keys(distance: Tensor) -> Tensor:
     """Keys' cubic convolution kernel (1981, eq. 4 under its continuity conditions, a free) at distances 0 to 2."""
     near = ((KEYS_A + 2) * distance - (KEYS_A + 3)) * distance**2 + 1
     far = KEYS_A * (((distance - 5) * distance + 8) * distance - 4)
-    return np.where(distance <= 1, near, far)
+    return torch.where(distance <= 1, near, far)
 
 
 def fill_masked_rows(sections: Tensor, mask: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_emformer import EMformerConfig
+from .planes import Planes
 
 CACHED_TOKENS = 2**14
 """Tokens that a layer works on at a time where a CPU infers; benchmarks/architecture.md has others."""
@@ -48,7 +49,15 @@ def eager_attention_forward(
 def convolve(convolution: nn.Conv2d, tokens: Tensor) -> Tensor:
     """Convolve rows and columns of ``(batch, frames, rows, columns, channels)``; channels stay last in memory."""
     images = convolution(rearrange(tokens, "b f r c d -> (b f) d r c"))
-    return rearrange(images, "(b f) d r c -> b f r c d", b=len(tokens))
+    b, f = tokens.shape[:2]
+    return rearrange(images, "(b f) d r c -> b f r c d", b=b, f=f)
+
+
+def within(tensor: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    """Part of an axis. A graph for any sizes gathers it: a slice would be fixed to be, or not to be, the whole axis."""
+    if torch.compiler.is_compiling():
+        return tensor.index_select(axis, torch.arange(start, stop, device=tensor.device))
+    return tensor.narrow(axis, start, stop - start)
 
 
 def frames_at_a_time(tokens: Tensor, window: int, streamed: bool = False) -> int:
@@ -242,7 +251,7 @@ class EMformerAttention(nn.Module):
     def _mix(self, tokens: Tensor, condition: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         grid, windows = "b (f wf) (r wr) (c wc) d", "(b f r c) (wf wr wc) d"
         sides = dict(zip(("wf", "wr", "wc"), self.window, strict=True))
-        f, r, c = (n // side for n, side in zip(tokens.shape[1:4], self.window, strict=True))
+        b, (f, r, c) = tokens.shape[0], (n // side for n, side in zip(tokens.shape[1:4], self.window, strict=True))
         inside = rearrange(self.norm(tokens, condition), f"{grid} -> {windows}", **sides)  # one row a window
         query, key, value = rearrange(self.qkv(inside), "w n (qkv h d) -> qkv w h n d", qkv=3, h=self.num_heads)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -252,7 +261,7 @@ class EMformerAttention(nn.Module):
             self, query, key, value, None, scaling=self.scaling, is_causal=False, dropout=0.0, **kwargs
         )
         mixed = self.proj(rearrange(mixed, "w n h d -> w n (h d)"))
-        return rearrange(mixed, f"{windows} -> {grid}", f=f, r=r, c=c, **sides), weights
+        return rearrange(mixed, f"{windows} -> {grid}", b=b, f=f, r=r, c=c, **sides), weights
 
 
 class EMformerFeedForward(nn.Module):
@@ -297,26 +306,6 @@ class EMformerFeedForward(nn.Module):
         return self.fc2(F.gelu(inner, approximate="tanh"))
 
 
-def nearest_rows(positions: list[float], num_rows: int) -> list[int]:
-    """The row whose token decodes each plane."""
-    return [min(max(math.floor(position + 0.5), 0), num_rows - 1) for position in positions]
-
-
-def plane_slots(positions: list[float], nearest: list[int]) -> tuple[list[int], list[float]]:
-    """Give each row, from the first that has a plane to the last, equally many slots: decoding is one batched product.
-
-    Returns the slot of each plane (row-major) and the offset of every slot from its row's centre (0 where unused);
-    there are as many slots a row as the fullest one has planes.
-    """
-    ranks = [k - nearest.index(row) for k, row in enumerate(nearest)]
-    width = max(ranks) + 1
-    where = [(row - nearest[0]) * width + rank for row, rank in zip(nearest, ranks, strict=True)]
-    offsets = [0.0] * ((nearest[-1] - nearest[0] + 1) * width)
-    for slot, row, position in zip(where, nearest, positions, strict=True):
-        offsets[slot] = position - row
-    return where, offsets
-
-
 class EMformerDecoder(nn.Module):
     """Continuous decoder: a token's coefficients times basis functions of the position inside its section."""
 
@@ -339,24 +328,18 @@ class EMformerDecoder(nn.Module):
         hidden = F.silu(self.basis2(F.silu(self.basis1(torch.stack(features, -1)))))
         return self.basis3(hidden)
 
-    def forward(
-        self, tokens: Tensor, condition: Tensor, positions: list[float], factor: float
-    ) -> tuple[Tensor, Tensor]:
-        """Residual value and log scale at row ``positions`` (in sections), each ``(b, frames, planes, columns)``."""
-        nearest = nearest_rows(positions, tokens.shape[2])
-        rows = slice(nearest[0], nearest[-1] + 1)  # no others have a plane to give
-        where, offsets = plane_slots(positions, nearest)
-        tokens = tokens[:, :, rows]
-        basis = self.basis(torch.tensor(offsets, device=tokens.device), factor)
-        basis = rearrange(basis, "(r slots) k -> r slots k", r=tokens.shape[2])
+    def forward(self, tokens: Tensor, condition: Tensor, planes: Planes, factor: float) -> tuple[Tensor, Tensor]:
+        """Residual value and log scale of each plane, each ``(b, frames, planes, columns)``."""
+        tokens = within(tokens, 2, planes.first, planes.stop)  # no others have a plane to give
+        basis = rearrange(self.basis(planes.offsets, factor), "(r slots) k -> r slots k", slots=planes.slots)
         coefficients = self.coefficients(self.norm(tokens, condition))
         coefficients = rearrange(coefficients, "b f r c (patch k) -> b f r (c patch) k", patch=self.patch_size)
         outputs = []
         for phi, part in zip(basis.split(self.splits, -1), coefficients.split(self.splits, -1), strict=True):
-            planes = torch.matmul(phi, rearrange(part, "b f r c k -> b f r k c"))
-            planes = rearrange(planes, "b f r slots c -> b f (r slots) c")
-            if where != list(range(planes.shape[2])):  # an integer factor fills every slot, in order
-                planes = planes.index_select(2, torch.tensor(where, device=planes.device))
-            outputs.append(planes.float())
+            decoded = torch.matmul(phi, rearrange(part, "b f r c k -> b f r k c"))
+            decoded = rearrange(decoded, "b f r slots c -> b f (r slots) c")
+            if planes.places is not None:
+                decoded = decoded.index_select(2, planes.places)
+            outputs.append(decoded.float())
         value, log_scale = outputs
         return value, log_scale

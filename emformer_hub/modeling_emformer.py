@@ -27,8 +27,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_emformer import EMformerConfig
 from .errors import InputError, check_keywords
 from .files import open_to_colleagues
-from .geometry import SectionModel
-from .interpolation import fill_masked_rows, interpolation_matrix
+from .interpolation import fill_masked_rows
 from .layers_emformer import (
     EMformerAttention,
     EMformerConditioning,
@@ -36,11 +35,13 @@ from .layers_emformer import (
     EMformerEmbeddings,
     EMformerFeedForward,
     frames_at_a_time,
+    within,
 )
 from .losses import reconstruction_loss
 from .mixed_batches import geometries, restore_mixed
 from .model_files import MISFITS, attach, check_fit, commit_of, is_adapter, model_folder, take_hub_options
 from .modes import Mode, check_mode
+from .planes import Planes, constant, locate_planes
 from .pretrained import loading
 from .projection import project
 
@@ -55,13 +56,13 @@ class PreparedClip:
     Attributes:
         sections: ``(batch, frames, rows, columns)``, float32, what is masked filled by interpolation.
         padded, padded_mask: the same, and what is masked of it, in whole windows.
-        positions: where planes are wanted, in section coordinates.
+        planes: where planes are wanted.
     """
 
     sections: Tensor
     padded: Tensor
     padded_mask: Tensor | None
-    positions: list[float]
+    planes: Planes
 
 
 @dataclass
@@ -254,16 +255,17 @@ class EMformerModel(EMformerPreTrainedModel):
                 given = {**kwargs, "positions": positions, "section_mask": section_mask, "labels": labels, "mode": mode}
                 return EMformerOutput(*restore_mixed(self.forward, groups, sections, **given))
             ((factor, thickness, frame_spacing),) = groups
-        factor, thickness, frame_spacing = float(factor), float(thickness), float(frame_spacing)
+        factor, thickness, frame_spacing = (constant(float(number)) for number in (factor, thickness, frame_spacing))
+        positions = None if positions is None else [constant(float(position)) for position in positions]
         clip = self._prepare(sections, factor, positions, thickness, section_mask)
-        frames, rows = clip.sections.shape[1:3]
         condition = self.conditioning(factor, frame_spacing, thickness)
         tokens = self.embeddings(clip.padded.to(self.dtype), clip.padded_mask)
         for layer in self.layers:
             tokens = layer(tokens, condition, **kwargs)
-        planes, scale = self._decode(tokens[:, :frames, :rows], condition, clip.sections, clip.positions, factor)
+        tokens = within(tokens, 1, 0, sections.shape[1])
+        planes, scale = self._decode(tokens, condition, clip.sections, clip.planes, factor)
         if mode == "faithful":
-            planes = project(planes, clip.sections, clip.positions, factor, thickness, section_mask)
+            planes = project(planes, clip.sections, positions, factor, thickness, section_mask)
         loss = None if labels is None else reconstruction_loss(planes, scale, labels)[0]
         return EMformerOutput(loss=loss, reconstruction=planes, scale=scale)
 
@@ -303,11 +305,11 @@ class EMformerModel(EMformerPreTrainedModel):
         for tokens in chunks:
             first, stop = max(wanted.start, done), min(wanted.stop, done + tokens.shape[1])
             if first < stop:
-                part = tokens[:, first - done : stop - done, : sections.shape[2]]
+                part = tokens[:, first - done : stop - done]
                 measured = clip.sections[:, first:stop]
                 yield (
                     slice(first - wanted.start, stop - wanted.start),
-                    *self._decode(part, condition, measured, clip.positions, factor, columns),
+                    *self._decode(part, condition, measured, clip.planes, factor, columns),
                 )
             done += tokens.shape[1]
 
@@ -320,49 +322,40 @@ class EMformerModel(EMformerPreTrainedModel):
         mask: Tensor | None,
     ) -> PreparedClip:
         sections = sections.float()
-        if positions is None:
-            geometry = SectionModel(factor, thickness)
-            positions = geometry.plane_positions(geometry.num_planes(sections.shape[2]))
-        positions = [float(position) for position in positions]
+        planes = locate_planes(positions, sections.shape[2], factor, thickness, sections.device)
         padded_mask = None
         if mask is not None:
             sections = fill_masked_rows(sections, mask)
             padded_mask = self._pad(mask.expand_as(sections).float()) > 0
-        return PreparedClip(sections, self._pad(sections), padded_mask, positions)
+        return PreparedClip(sections, self._pad(sections), padded_mask, planes)
 
     def _decode(
         self,
         tokens: Tensor,
         condition: Tensor,
         sections: Tensor,
-        positions: list[float],
+        planes: Planes,
         factor: float,
         columns: slice | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Planes and their scale from the tokens of some frames and their sections, at these columns."""
-        columns = columns or slice(0, sections.shape[3])
+        start, stop = (0, sections.shape[3]) if columns is None else (columns.start, columns.stop)
         patch = self.config.patch_size
-        first, stop = columns.start // patch, -(-columns.stop // patch)
-        value, log_scale = self.decoder(tokens[:, :, :, first:stop], condition, positions, factor)
-        within = slice(columns.start - first * patch, columns.stop - first * patch)
-        planes = self._interpolate(sections[..., columns], positions) + value[..., within]
-        return planes, log_scale[..., within].clamp(*LOG_SCALE_RANGE).exp()
+        first, end = start // patch, (stop + patch - 1) // patch
+        decoded = self.decoder(within(tokens, 3, first, end), condition, planes, factor)
+        value, log_scale = (within(part, 3, start - first * patch, stop - first * patch) for part in decoded)
+        with torch.autocast(sections.device.type, enabled=False):
+            value = torch.matmul(planes.cubic, within(sections, 3, start, stop)) + value
+        return value, log_scale.clamp(*LOG_SCALE_RANGE).exp()
 
     def _pad(self, sections: Tensor) -> Tensor:
         """Repeat the last frame, row and column up to whole windows."""
         window = self.config.window_size
         multiples = (window[0], window[1], window[2] * self.config.patch_size)
-        missing = [-n % m for n, m in zip(sections.shape[1:], multiples, strict=True)]
-        if not any(missing):
+        missing = [(n + m - 1) // m * m - n for n, m in zip(sections.shape[1:], multiples, strict=True)]
+        if not torch.compiler.is_compiling() and not any(missing):  # sizes may be those of other clips, too
             return sections
         return F.pad(sections, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate")
-
-    @staticmethod
-    def _interpolate(sections: Tensor, positions: list[float]) -> Tensor:
-        matrix = interpolation_matrix(np.array(positions), sections.shape[2], "cubic")
-        weights = torch.tensor(matrix.tolist(), device=sections.device)
-        with torch.autocast(sections.device.type, enabled=False):
-            return torch.matmul(weights, sections)
 
 
 AutoModel.register(EMformerConfig, EMformerModel, exist_ok=True)

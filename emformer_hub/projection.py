@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .geometry import SectionModel
+from .planes import constant
+
 
 def section_weights(positions: Sequence[float], num_sections: int, factor: float, thickness: float) -> np.ndarray:
     """The part of the matrix A whose sections lie within these planes, float64 ``(sections, planes)``.
@@ -35,7 +38,7 @@ def section_weights(positions: Sequence[float], num_sections: int, factor: float
 def project(
     planes: Tensor,
     sections: Tensor,
-    positions: Sequence[float],
+    positions: Sequence[float] | None,
     factor: float,
     thickness: float,
     mask: Tensor | None = None,
@@ -48,19 +51,31 @@ def project(
     Args:
         planes: ``(batch, frames, planes, columns)``.
         sections: ``(batch, frames, sections, columns)``, in the same units.
-        positions, factor, thickness: as for :func:`section_weights`.
+        positions, factor, thickness: as for :func:`section_weights`. ``None``: every plane of the slabs that the
+            sections own.
         mask: bool, broadcastable to ``sections``; True for voxels that impose nothing, whatever they hold.
     """
-    exact = section_weights(positions, sections.shape[2], factor, thickness)
-    gram = exact @ exact.T
-    diagonal, links = gram.diagonal().tolist(), gram.diagonal(1).tolist()
+    exact, diagonal, links = _system(positions, constant(sections.shape[2]), factor, thickness)
     with torch.autocast(planes.device.type, enabled=False):
-        weights = torch.tensor(exact.tolist(), device=planes.device)
+        weights = torch.tensor(exact, device=planes.device)
         residual = sections.float() - torch.matmul(weights, planes.float())
         if mask is not None:
             residual = torch.where(mask, 0.0, residual)
         multipliers = _solve_tridiagonal(diagonal, links, residual, None if mask is None else mask.expand_as(sections))
         return planes + torch.matmul(weights.T, multipliers)
+
+
+@torch.compiler.assume_constant_result  # numbers that follow from numbers
+def _system(
+    positions: Sequence[float] | None, num_sections: int, factor: float, thickness: float
+) -> tuple[list[list[float]], list[float], list[float]]:
+    """A, the diagonal of ``A A^T``, and what is beside it."""
+    if positions is None:
+        geometry = SectionModel(factor, thickness)
+        positions = geometry.plane_positions(geometry.num_planes(num_sections)).tolist()
+    exact = section_weights(positions, num_sections, factor, thickness)
+    gram = exact @ exact.T
+    return exact.tolist(), gram.diagonal().tolist(), gram.diagonal(1).tolist()
 
 
 def _solve_tridiagonal(diagonal: list[float], links: list[float], values: Tensor, mask: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ LAYERS = [
     {"volumes", "interpolation", "devices"}
     | {"configuration_emformer", "layers_emformer", "modeling_emformer", "pipeline_emformer", "processing_emformer"}
     | {"pretrained", "projection", "uncertainty"}
-    | {"adapters", "loading", "losses", "mixed_batches", "model_files"},
+    | {"adapters", "loading", "losses", "mixed_batches", "model_files", "planes"},
     {"reconstruction", "inspection", "measurement", "transform", "hub", "datasets"},
     {"training", "audit"},
     {"cli", "app", "demo", "doctor", "__main__"},

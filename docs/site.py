@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links between files of the repository into links between pages, or into addresses where there is none."""
     here = page.file.src_uri
     place = next((place for place, name in ELSEWHERE.items() if name == here), f"docs/{here}")
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.M)
 
     def link(found: re.Match[str]) -> str:
         begin, target, anchor = found[1], found[2], found[3] or ""
@@ -64,7 +64,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return found[0]  # mkdocs names it
         name = _on_site(path)
         if files.get_file_from_path(name) is None:
-            return f"{begin}{config.repo_url}/blob/v{version and version[1]}/{path}{anchor})"
+            return f"{begin}{config.repo_url}/blob/v{version('emformer-hub')}/{path}{anchor})"
         return f"{begin}{posixpath.relpath(name, posixpath.dirname(here) or '.')}{anchor})"
 
     return LINK.sub(link, markdown)

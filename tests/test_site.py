@@ -30,7 +30,7 @@ def test_every_public_name_and_command_is_described(site: Path) -> None:
     described = set(re.findall(r'<h\d id="[\w.]*?(\w+)" class="doc doc-heading"', (site / "api.html").read_text()))
     assert set(emformer_hub.__all__) <= described
     commands = set(re.findall(r'<h2 id="([\w-]+)"', (site / "commands.html").read_text()))
-    assert set(main.commands) <= commands | {"dataset"}
+    assert set(main.commands) <= commands
 
 
 def test_every_file_that_a_page_names_is_there(site: Path) -> None:

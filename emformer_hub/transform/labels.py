@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.transform.grids import Grids, Target
-from emformer_hub.volumes import StoredArray, Volume, boxes, create_volume
+from emformer_hub.volumes import StoredArray, Volume, write_volume
 from emformer_hub.volumes.boxes import Box, check_region
 
 _PLANES_AT_ONCE = 64
@@ -39,7 +40,7 @@ class CarriedLabels:
 
     def __getitem__(self, box: Box) -> np.ndarray:
         """Labels in a box; 0 where a stack lies outside of the region that was reconstructed."""
-        start, numbers = self.grids.start, self._nearest()
+        start, numbers = self.grids.start, self._nearest
         labels = np.zeros([part.stop - part.start for part in box], self.labels.dtype)
         if self.to == "isotropic":
             z, (y, x) = (
@@ -58,6 +59,7 @@ class CarriedLabels:
         self._read(labels[there], numbers[z], y, x)
         return labels
 
+    @cached_property
     def _nearest(self) -> np.ndarray:
         """The nearest section of each plane, or plane of each section, counted from where the region begins.
 
@@ -106,18 +108,9 @@ def carry_labels(
     grids = _known(volume, name, grids, to)
     carried = CarriedLabels(volume.data, grids, to)
     size, first = grids.lengths_of(to)
-    with create_volume(
-        output,
-        carried.shape,
-        volume.data.dtype,
-        size,
-        translation_nm=first,
-        overwrite=overwrite,
-        ome_zarr=ome_zarr,
-        labels=True,
-    ) as writer:
-        for box in boxes(carried.shape, writer.part_zyx):
-            writer.write(box, carried[box])
+    chunks = (_PLANES_AT_ONCE, *carried.shape[1:])
+    data = StoredArray(carried.shape, np.dtype(volume.data.dtype), chunks, carried.__getitem__)
+    write_volume(output, data, size, translation_nm=first, overwrite=overwrite, ome_zarr=ome_zarr, labels=True)
 
 
 def _known(volume: Volume[np.ndarray | StoredArray], name: str, grids: Grids, to: Target) -> Grids:

@@ -25,7 +25,9 @@ def carry_csv(path: Path, text: str, grids: Grids, to: Target, unit: Unit | None
     """A table of points, of which the columns z, y and x are carried, and named with their unit."""
     rows = list(csv.reader(io.StringIO(text)))
     header, rows = (rows[0] if rows else []), [row for row in rows[1:] if row]
-    found = {match[1].lower(): (place, match[2]) for place, name in enumerate(header) if (match := _named(name))}
+    found = {
+        match[1].lower(): (place, match[2]) for place, name in enumerate(header) if (match := _COLUMN.fullmatch(name))
+    }
     if set(found) != set("zyx"):
         raise InputError(
             f"{path} begins with {','.join(header)!r}; expected a header that names the columns z, y and x, with a "
@@ -37,7 +39,7 @@ def carry_csv(path: Path, text: str, grids: Grids, to: Target, unit: Unit | None
     unit = _agreed(path, unit, next(iter(stated), None))
     places = [found[axis][0] for axis in "zyx"]
     points = [_numbers(path, line, row, places) for line, row in enumerate(rows, start=2)]
-    _put(rows, places, _carried(points, grids, to, unit))
+    _put(rows, places, grids.carry(np.array(points, float).reshape(-1, 3), to, unit))
     for axis, place in zip("zyx", places, strict=True):
         header[place] = f"{axis}_{unit}"
     written = io.StringIO()
@@ -50,24 +52,23 @@ def carry_swc(path: Path, text: str, grids: Grids, to: Target, unit: Unit | None
     lines = text.splitlines()
     stated = {_unit(match[1]) for line in lines if (match := _SWC_UNIT.fullmatch(line.strip()))}
     unit = _agreed(path, unit, next(iter(stated), None) if len(stated) == 1 else None)
-    kept = [line for line in lines if line.strip() and not _SWC_UNIT.fullmatch(line.strip())]
-    rows = [line.split() for line in kept]
-    nodes = [place for place, row in enumerate(rows) if not row[0].startswith("#")]
-    points = []
-    for place in nodes:
-        if len(rows[place]) < _SWC_FIELDS:
+    rows, nodes, points = [], [], []
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields or _SWC_UNIT.fullmatch(line.strip()):
+            continue
+        if fields[0].startswith("#"):
+            rows.append([line])
+            continue
+        if len(fields) < _SWC_FIELDS:
             raise InputError(
-                f"{path} has the line {kept[place]!r}; expected number, type, x, y, z, radius and parent of a node."
+                f"{path} has the line {line!r}; expected number, type, x, y, z, radius and parent of a node."
             )
-        points.append(_numbers(path, lines.index(kept[place]) + 1, rows[place], _SWC_PLACES))
-    moved = [rows[place] for place in nodes]
-    _put(moved, _SWC_PLACES, _carried(points, grids, to, unit))
-    written = [kept[place] if row[0].startswith("#") else " ".join(row) for place, row in enumerate(rows)]
-    return "\n".join([f"# units: {unit}", *written]) + "\n"
-
-
-def _named(column: str) -> re.Match[str] | None:
-    return _COLUMN.fullmatch(column)
+        points.append(_numbers(path, number, fields, _SWC_PLACES))
+        nodes.append(fields)
+        rows.append(fields)
+    _put(nodes, _SWC_PLACES, grids.carry(np.array(points, float).reshape(-1, 3), to, unit))
+    return "\n".join([f"# units: {unit}", *map(" ".join, rows)]) + "\n"
 
 
 def _unit(spelling: str) -> Unit:
@@ -94,10 +95,6 @@ def _numbers(path: Path, line: int, row: list[str], places: tuple[int, ...] | li
     if not np.isfinite(numbers).all():
         raise InputError(f"line {line} of {path} is {','.join(row)!r}; expected a number for each of z, y and x.")
     return numbers
-
-
-def _carried(points: list[list[float]], grids: Grids, to: Target, unit: Unit) -> np.ndarray:
-    return grids.carry(np.array(points, float).reshape(-1, 3), to, unit)
 
 
 def _put(rows: list[list[str]], places: tuple[int, ...] | list[int], points: np.ndarray) -> None:

@@ -267,9 +267,9 @@ def create_volume(
             4 GB). ``.h5`` or ``.hdf5``: HDF5. ``.mrc``: MRC. ``.n5``, ``.precomputed`` or ``.wkw``: N5,
             Neuroglancer precomputed or WEBKNOSSOS, with a pyramid. None: a folder with one TIFF for each section.
         shape_zyx: of the volume.
-        dtype: uint8, uint16, int16, float16 (float32 in TIFF; not in N5, precomputed and
-            WEBKNOSSOS), float32 or float64 (not in
-            MRC and precomputed). Of labels, uint8 to uint64 and int8 to int64; 64 bits not in TIFF and MRC.
+        dtype: uint8, uint16, int16, float16 (float32 in TIFF; not in N5, precomputed and WEBKNOSSOS), float32 or
+            float64 (not in MRC and precomputed). Of labels, uint8 to uint64 and int8 to int64; 64 bits not in TIFF
+            and MRC.
         voxel_size: nm.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
         overwrite: replace an existing output, once the new one is complete.
@@ -307,12 +307,13 @@ def write_volume(
     translation_nm: tuple[float, float, float] = (0.0, 0.0, 0.0),
     overwrite: bool = False,
     ome_zarr: str = "0.5",
+    labels: bool = False,
     chunk_zyx: Sequence[int] | None = None,
 ) -> None:
     """Write a volume; it appears under ``path`` only when it is complete.
 
     Args:
-        path, voxel_size, translation_nm, overwrite, ome_zarr, chunk_zyx: as for :func:`create_volume`.
+        path, voxel_size, translation_nm, overwrite, ome_zarr, labels, chunk_zyx: as for :func:`create_volume`.
         data: ``(z, y, x)``; voxels that are on disk are read and written a part at a time.
 
     Raises:
@@ -326,6 +327,7 @@ def write_volume(
         translation_nm=translation_nm,
         overwrite=overwrite,
         ome_zarr=ome_zarr,
+        labels=labels,
         chunk_zyx=chunk_zyx,
     ) as writer:
         for box in boxes(data.shape, writer.part_zyx):

@@ -27,6 +27,8 @@ class Recipe:
         volumes: volumes to train on.
         model: fields of :class:`EMformerConfig` for training from scratch; or
         base: name, folder or Hub id of the weights to start from.
+        widen: channels and attention heads of the network for one of the base's, 1 or more; above 1 a wider network
+            starts from what the base computes (:func:`~emformer_hub.training.widening.widen`).
         method: what is trained: ``full``, all weights; ``head``, the decoder; ``lora`` or ``dora``, an adapter.
         adapter_rank, adapter_alpha: rank of the low-rank updates, and alpha: they are multiplied by alpha / rank.
         sampling: geometry and augmentation.
@@ -52,6 +54,7 @@ class Recipe:
     volumes: tuple[VolumeEntry, ...]
     model: dict[str, Any] | None = None
     base: str | None = None
+    widen: int = 1
     method: str = "full"
     adapter_rank: int = 4
     adapter_alpha: int = 8
@@ -84,6 +87,11 @@ class Recipe:
             raise InputError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}.")
         if self.method != "full" and self.base is None:
             raise InputError(f"method {self.method} adapts weights; give 'base', such as emformer-small.")
+        if self.widen != 1 and (self.base is None or self.method != "full"):
+            raise InputError(
+                f"widen is {self.widen}; it starts a wider network from a base and trains all of it, so give 'base' "
+                f"and 'method: full', or leave it out."
+            )
         if (self.steps is None) == (self.minutes is None):
             raise InputError("the run needs exactly one of 'steps' and 'minutes' (or --steps, --minutes).")
         for name in (
@@ -91,6 +99,7 @@ class Recipe:
             "minutes",
             "batch_size",
             "pieces",
+            "widen",
             "memory",
             "adapter_rank",
             "adapter_alpha",

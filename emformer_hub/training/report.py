@@ -176,17 +176,17 @@ def _card(folder: Path, said: str, volumes: Sequence[TrainingVolume], recipe: Re
         "tags": ["electron-microscopy", "volume-em", "super-resolution", "isotropic", "emformer"],
     }
     what = {
-        "lora": "A LoRA adapter",
-        "dora": "A DoRA adapter",
-        "head": "A new decoder",
-        "full": "New weights",
+        "lora": "A LoRA adapter for",
+        "dora": "A DoRA adapter for",
+        "head": "A new decoder for",
+        "full": "New weights for" if recipe.widen == 1 else f"A network {recipe.widen} times as wide, grown from",
     }
     sources = "\n".join(_source(volume, entry) for volume, entry in zip(volumes, recipe.volumes, strict=True))
     use = f'result = reconstruct(stack, factor=10, model="{folder.name}")  # this folder, or its Hub id'
     length = f"{recipe.minutes:g} minutes" if recipe.minutes else f"{recipe.steps} steps"
     return (
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {folder.name}\n\n"
-        f"{what[recipe.method]} for [{base}](https://huggingface.co/{base}), fine-tuned by self-supervision on\n\n"
+        f"{what[recipe.method]} [{base}](https://huggingface.co/{base}), fine-tuned by self-supervision on\n\n"
         f"{sources}\n\nin {length}; `recipe.yaml` beside this page has every choice. {_terms(licence)}\n\n"
         f"## Use\n\n```python\nfrom emformer_hub import reconstruct\n\n{use}\n```\n\n"
         f"## Did it help?\n\nOn columns at the far end of x, which training did not see:\n\n{said}\n"

@@ -17,6 +17,7 @@ from emformer_hub.files import open_to_colleagues
 from emformer_hub.model_files import ADAPTER_CONFIG, fingerprint
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.training.recipe import Recipe
+from emformer_hub.training.widening import widen
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,6 +51,8 @@ class Trainee:
     def __init__(self, recipe: Recipe):
         if recipe.base is not None:
             self.model = EMformerModel.from_pretrained(recipe.base)
+            if recipe.widen > 1:
+                self.model = widen(self.model, recipe.widen, recipe.seed)
         else:
             self.model = EMformerModel(build_config(recipe.model or {}))
         self.origin = fingerprint(self.model)

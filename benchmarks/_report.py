@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.devices import choose_device, choose_precision, describe
 from emformer_hub.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,15 +47,12 @@ def describe_run(device: str | torch.device, precision: str | None = None, **mor
         precision: of matrix products; by default the one that is chosen on this device.
     """
     device = choose_device(device)
-    name = torch.backends.cpu.get_cpu_capability() + f", {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
     return {
         "command": shlex.join(["python", *sys.argv]),
         **more,
         "commit": _commit(),
         "torch": torch.__version__,
-        "device": f"{device.type} ({name})",
+        "device": f"{device.type} ({describe(device)})",
         "precision": precision or str(choose_precision("auto", device)).removeprefix("torch."),
     }
 

@@ -73,15 +73,11 @@ def _packages() -> Iterator[Finding]:
 def _device() -> Finding:
     import torch
 
-    from emformer_hub.devices import choose_device, choose_precision, dtype_name
+    from emformer_hub.devices import choose_devices, choose_precision, describe, dtype_name
 
-    device = choose_device()
-    precision = dtype_name(choose_precision("auto", device))
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        found = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, {precision}"
-    else:
-        found = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, {precision}"
+    devices = choose_devices("all")
+    device = devices[0]
+    found = "; ".join([*map(describe, devices), dtype_name(choose_precision("auto", device))])
     if device.type == "cpu" and shutil.which("nvidia-smi"):
         return Finding(
             "device",

@@ -337,7 +337,7 @@ def test_an_unreadable_file(folder: Path, stack: np.ndarray, monkeypatch: pytest
         (["--thickness", 0], r"thickness is 0; expected a fraction of the section spacing in \(0, 1\]"),
         (["--thickness", 8], r"thickness is 8; expected a fraction"),
         (["--ensemble", 3], "ensemble is 3; expected one of 1, 2, 4, 8, 16"),
-        (["--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--device", "tpu"], "device 'tpu' is unknown; expected auto, cpu, cuda, xpu, mps"),
         (["--model", "emformer-smal"], "model 'emformer-smal' is not known; expected one of .*emformer-small"),
         (["--model", "stack.tif"], r"model 'stack\.tif' is not known; expected"),
         (["--model", "."], r"\. holds no config\.json; expected a folder"),

@@ -6,41 +6,77 @@ import pytest
 import torch
 
 from emformer_hub import devices
-from emformer_hub.devices import choose_device, choose_precision, computes_in_bfloat16
+from emformer_hub.devices import GPUS, choose_device, choose_devices, choose_precision, computes_in_bfloat16
 from emformer_hub.errors import InputError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture(params=[False, True], ids=["without GPU", "with GPU"])
-def has_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param)
-    return request.param
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str | None:
+    """Two GPUs of a kind, or none, as torch would see them."""
+    kind: str | None = request.param
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind) if kind else None)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2 if kind else 0)
+    return kind
 
 
+every = pytest.mark.parametrize("gpus", [None, *GPUS], indirect=True)
+
+
+@every
 @pytest.mark.parametrize("name", [None, "auto"])
-def test_a_gpu_is_taken_where_there_is_one(name: str | None, has_gpu: bool) -> None:
-    assert choose_device(name) == (GPU if has_gpu else CPU)
+def test_a_gpu_is_taken_where_there_is_one(name: str | None, gpus: str | None) -> None:
+    assert choose_device(name) == torch.device(gpus or "cpu")
 
 
+@every
 @pytest.mark.parametrize("name", ["cpu", CPU])
-def test_the_cpu_is_always_there(name: str | torch.device, has_gpu: bool) -> None:
+def test_the_cpu_is_always_there(name: str | torch.device, gpus: str | None) -> None:
     assert choose_device(name) == CPU
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", GPU])
-def test_a_missing_gpu_is_an_error_and_never_a_silent_cpu(name: str | torch.device, has_gpu: bool) -> None:
-    if has_gpu:
-        assert choose_device(name).type == "cuda"
+@every
+@pytest.mark.parametrize("name", [*GPUS, "cuda:0", "mps:0", GPU])
+def test_a_missing_gpu_is_an_error_and_never_a_silent_cpu(name: str | torch.device, gpus: str | None) -> None:
+    if torch.device(name).type == gpus:
+        assert choose_device(name) == torch.device(name)
     else:
-        with pytest.raises(InputError, match="torch sees no GPU; use --device cpu"):
+        there = f"sees only {gpus}; use --device {gpus}" if gpus else "sees no GPU; use --device cpu"
+        with pytest.raises(InputError, match=there):
             choose_device(name)
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
-def test_unknown_devices_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match="expected auto, cpu or cuda"):
+@pytest.mark.parametrize("gpus", ["cuda"], indirect=True)
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:0,cuda:1", "meta"])
+def test_unknown_devices_are_refused(name: str, gpus: str) -> None:
+    with pytest.raises(InputError, match="expected auto, cpu, cuda, xpu, mps"):
         choose_device(name)
+
+
+@every
+def test_several_are_named_with_commas_and_all_are_all(gpus: str | None) -> None:
+    both = [torch.device(gpus, 0), torch.device(gpus, 1)] if gpus else [CPU]
+    assert choose_devices("all") == both
+    assert choose_devices(",".join(map(str, both))) == both
+    assert choose_devices(None) == [choose_device()]
+
+
+@pytest.mark.parametrize("gpus", ["cuda"], indirect=True)
+@pytest.mark.parametrize(("names", "said"), [("cuda:0,cuda:0", "names one twice"), ("cuda:2", "torch sees 2")])
+def test_devices_that_are_not_there_are_refused(names: str, said: str, gpus: str) -> None:
+    with pytest.raises(InputError, match=said):
+        choose_devices(names)
+
+
+def test_apples_gpu_computes_in_float32_in_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    apple = torch.device("mps")
+    assert choose_precision("auto", apple) == torch.float32
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 3 * 10**6)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 10**6)
+    assert devices.free_memory(apple) == 2 * 10**6
+    assert devices.is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
 
 
 @pytest.fixture(autouse=True)

@@ -114,7 +114,21 @@ TILE_ZYX = click.option(
     type=TILE,
     help="The most that the network sees at once: sections, rows, columns.  [default: what --memory has room for]",
 )
-DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+DEVICE = click.option(
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto (a GPU if there is one), cpu, cuda (NVIDIA, AMD), xpu (Intel), mps (Apple), or one of several: cuda:1.",
+)
+DEVICES = click.option(
+    "--device",
+    metavar="NAMES",
+    default="auto",
+    show_default=True,
+    help="auto (a GPU if there is one), cpu, cuda (NVIDIA, AMD), xpu (Intel), mps (Apple); several share the work: "
+    "cuda:0,cuda:1, or all.",
+)
 OME_ZARR = click.option(
     "--ome-zarr",
     type=click.Choice(["0.4", "0.5"]),

@@ -16,7 +16,7 @@ from emformer_hub.cli.assess import audit
 from emformer_hub.cli.inputs import check_different, said_of, shape_text, with_voxel_size
 from emformer_hub.cli.options import (
     CHUNKS,
-    DEVICE,
+    DEVICES,
     FACTOR,
     INPUT,
     MODE,
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     help="Predict bad sections from their neighbours: those that `inspect` flags, or a list such as 3,7-9, from 0.",
 )
 @MODE
-@DEVICE
+@DEVICES
 @PRECISION
 @TILE_ZYX
 @click.option(
@@ -149,12 +149,14 @@ def reconstruct_command(
     .h5, .mrc, .n5, .precomputed or .wkw; without a suffix it becomes a folder of TIFF slices. It is made part by part:
     it need not fit into memory, and an interrupted run continues with --resume.
     """
+    from emformer_hub.devices import choose_devices
     from emformer_hub.reconstruction.cluster import on_dask
     from emformer_hub.reconstruction.follow import preview_path
-    from emformer_hub.reconstruction.job import check_record, confident_path
+    from emformer_hub.reconstruction.job import confident_path
     from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
-    from emformer_hub.volumes import check_output, with_hidden
+    from emformer_hub.volumes import with_hidden
 
+    devices = choose_devices(device)
     check_one_target(target_nm, factor)
     hiding: dict[str, Any] = {name: reading[name] for name in ("nodata", "mask") if name in reading}
     if follow is not None and (resume or roi or dry_run or reading != hiding):
@@ -163,12 +165,8 @@ def reconstruct_command(
         )
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
-    confident = None if confidence_mask is None else confident_path(output)
-    outputs = [path for path in (output, uncertainty, confident) if path is not None]
-    check_different(input_path, *outputs)
-    for path in outputs:
-        check_output(path, overwrite or resume)
-    check_record(output, overwrite=overwrite, resume=resume)
+    others = [uncertainty, None if confidence_mask is None else confident_path(output)]
+    _check_outputs(input_path, output, *others, overwrite=overwrite, resume=resume)
     volume, size = _open(input_path, voxel_size, follow, reading)
     geometry = geometry_of(size, target_nm, factor, thickness)
     _check_isotropy(str(input_path), size, geometry, asked_for=factor is not None)
@@ -196,11 +194,12 @@ def reconstruct_command(
         "chunk_zyx": chunk_zyx,
     }
     stack = OpenStack(str(input_path), volume, reading)
+    alone: FileSettings = {**settings, "device": (first := str(devices[0]))}  # for what one device does
     if dry_run:
-        _print_forecast(stack, output, settings)
+        _print_forecast(stack, output, alone, len(devices))
         return
     if follow is not None:
-        landed = _follow(Path(input_path), output, follow, settings)
+        landed = _follow(Path(input_path), output, follow, alone)
         stack = OpenStack(str(input_path), with_hidden(landed, input_path, **hiding), hiding)
     settings["repair"] = repair
     cluster = None if scheduler == "local" else on_dask(scheduler, workers)
@@ -210,7 +209,7 @@ def reconstruct_command(
     with said_of(output):
         _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
     if page is not None:
-        audit(stack, page, size, geometry, settings["model"], mode, roi, device)
+        audit(stack, page, size, geometry, settings["model"], mode, roi, first)
 
 
 def _check_page(page: Path, overwrite: bool, shape: tuple[int, ...], geometry: SectionModel, name: str) -> None:
@@ -253,6 +252,18 @@ def _check_isotropy(name: str, size: VoxelSize, geometry: SectionModel, *, asked
             f"not isotropic. Resample y or x first if all sides are to be equal.",
             err=True,
         )
+
+
+def _check_outputs(input_path: Path | str, output: Path, *others: Path | None, overwrite: bool, resume: bool) -> None:
+    """Raise an error, before the work, if an output cannot be written."""
+    from emformer_hub.reconstruction.job import check_record
+    from emformer_hub.volumes import check_output
+
+    outputs = [path for path in (output, *others) if path is not None]
+    check_different(input_path, *outputs)
+    for path in outputs:
+        check_output(path, overwrite or resume)
+    check_record(output, overwrite=overwrite, resume=resume)
 
 
 def _follow(folder: Path, output: Path, idle_s: float, settings: FileSettings) -> Volume:
@@ -329,7 +340,7 @@ def _print_summary(output: Path, record: Path, planes: str, seconds: float, mode
         click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
 
 
-def _print_forecast(stack: OpenStack, output: Path, settings: FileSettings) -> None:
+def _print_forecast(stack: OpenStack, output: Path, settings: FileSettings, devices: int) -> None:
     """Compute one block, and print what the whole run takes."""
     from tqdm import tqdm
 
@@ -342,7 +353,7 @@ def _print_forecast(stack: OpenStack, output: Path, settings: FileSettings) -> N
     expected = forecast(Parts(job, settings["device"], stack=stack, model=ModelOnce.of(settings["model"])))
     needs = expected.needs
     click.echo(f"{expected.voxels / 1e6:,.1f} Mvoxel in {expected.parts:,} parts of {expected.blocks:,} blocks")
-    seconds = tqdm.format_interval(expected.seconds)
+    seconds = tqdm.format_interval(expected.seconds / devices)
     click.echo(f"time    about {seconds}, by this process; {expected.block_seconds:.2f} s a block")
     click.echo(f"memory  about {needs.memory / 1e9:.1f} GB, of which {needs.free_memory / 1e9:.1f} GB are free")
     click.echo(f"disk    about {needs.disk / 1e9:.2g} GB, of which {needs.free_disk / 1e9:.1f} GB are free")

@@ -7,13 +7,14 @@ loads the weights once. The parts of a lost worker are given to another.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from emformer_hub.devices import choose_devices
 from emformer_hub.errors import InputError
 from emformer_hub.reconstruction.job import Job
 from emformer_hub.reconstruction.parts import Made, Scheduler, parts_of
@@ -33,19 +34,19 @@ def make_part(job: Job, number: int, device: str | None = None) -> Made:
     """Make one part on a worker, on the device that was asked for; return once it is on the disk."""
     from distributed import get_worker
 
-    return parts_of(job, device_of(get_worker().name, torch.cuda.device_count(), device)).complete(number)
+    return parts_of(job, device_of(get_worker().name, choose_devices("all"), device)).complete(number)
 
 
-def device_of(worker: object, gpus: int, device: str | None = None) -> str | None:
+def device_of(worker: object, devices: Sequence[torch.device], device: str | None = None) -> str | None:
     """Device of a worker: the one asked for, or where any GPU will do, one of several for each worker of this machine.
 
     Args:
         worker: name of the worker, which is a number on this machine.
-        gpus: number of GPUs that the worker sees.
-        device: ``None`` or ``"auto"``, ``"cpu"``, ``"cuda"``, or a single GPU such as ``"cuda:1"``.
+        devices: GPUs that the worker sees, or the CPU.
+        device: ``None`` or ``"auto"``, ``"all"``, ``"cpu"``, a kind of GPU, or one of them, such as ``"cuda:1"``.
     """
-    if gpus > 1 and str(worker).isdigit() and device in (None, "auto", "cuda"):
-        return f"cuda:{int(str(worker)) % gpus}"
+    if len(devices) > 1 and str(worker).isdigit() and device in (None, "auto", "all", devices[0].type):
+        return str(devices[int(str(worker)) % len(devices)])
     return device
 
 
@@ -126,9 +127,10 @@ def _client(address: str, workers: int | None) -> Iterator[Client]:
         with client:
             yield client
         return
+    gpus = choose_devices("all")
     with (
         LocalCluster(
-            n_workers=(workers or torch.cuda.device_count() or None) if address == "processes" else 1,
+            n_workers=(workers or (len(gpus) if gpus[0].type != "cpu" else None)) if address == "processes" else 1,
             threads_per_worker=1 if address == "processes" else workers,
             processes=address == "processes",
             dashboard_address=":0",

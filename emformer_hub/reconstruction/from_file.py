@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
+from emformer_hub.devices import choose_devices
 from emformer_hub.errors import InputError
 from emformer_hub.files import put_in_place, record_path, write_text
 from emformer_hub.geometry import VoxelSize
@@ -35,6 +36,7 @@ from emformer_hub.reconstruction.job import (
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
 from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, with_defaults
+from emformer_hub.reconstruction.several_devices import on_devices
 from emformer_hub.volumes import StoredArray, check_output, open_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 from emformer_hub.volumes.padding import Padding, framed
@@ -78,7 +80,8 @@ def reconstruct_file(
             of a block; elsewhere after each part.
         settings: ``voxel_size``, ``factor``, and any other key of
             :class:`~emformer_hub.reconstruction.settings.Settings` and
-            :class:`~emformer_hub.reconstruction.settings.FileSettings`.
+            :class:`~emformer_hub.reconstruction.settings.FileSettings`. Here ``device`` takes several, which share the
+            parts: ``"cuda:0,cuda:1"``, or ``"all"``.
 
     Returns:
         Path of the record of the run.
@@ -89,6 +92,14 @@ def reconstruct_file(
     """
     begin = time.time()
     chosen = with_defaults(settings)
+    devices = choose_devices(chosen["device"])
+    if len(devices) > 1:
+        if scheduler is not None:
+            raise InputError(
+                f"device {chosen['device']!r} names several; Dask gives each worker one of its GPUs by itself. Name "
+                f"one or none, or leave out the scheduler."
+            )
+        scheduler, chosen["device"] = on_devices(devices), str(devices[0])
     stack, model, device = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"]), chosen["device"]
     repair = choose_repair(stack.volume, chosen["repair"], stack.path)
     chosen["model"], chosen["repair"] = model, repair

@@ -125,7 +125,8 @@ def reconstruct(
             block faces (FIB-SEM, SBF-SEM).
         offset: where the imaged part begins within a section's slab, in output planes; default: centred.
         ensemble: passes to average: 1 (one orientation), 2 (both), 4, 8, 16 (and mirrored along z, columns, frames).
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or a torch device; default: a GPU if there is one.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` (NVIDIA, AMD), ``"xpu"`` (Intel), ``"mps"`` (Apple), one of several
+            GPUs such as ``"cuda:1"``, or a torch device; default: a GPU if there is one.
         precision: ``"auto"`` (bfloat16 products where the device is faster in it), ``"float32"`` or ``"bfloat16"``.
         tile_zyx: the most that the network sees at once, (sections, y, x); default: what ``memory`` has room for.
         memory: gigabytes that blocks may take up, on a GPU of its memory; default: half of what is free, at most 8.

@@ -320,10 +320,11 @@ def parts_of(job: Job, device: str | None = None) -> Parts:
 def here(
     job: Job, numbers: list[int], device: str | None = None, tick: Callable[[float], None] = lambda blocks: None
 ) -> Iterator[Made]:
-    """Make parts in this process: while one is computed, the next is read and the previous one written."""
+    """Make parts in this process, on one device."""
     parts = parts_of(job, device)
     for stage in parts.stages(numbers):
-        yield from (_overlapped(parts, stage, tick) if stage[0] < len(parts.boxes) else map(parts.complete, stage))
+        whole = stage[0] < len(parts.boxes)
+        yield from overlapped(parts, iter(stage), tick) if whole else map(parts.complete, stage)
 
 
 def advances(tick: Callable[[float], None]) -> Callable[[float], None]:
@@ -338,13 +339,19 @@ def advances(tick: Callable[[float], None]) -> Callable[[float], None]:
     return report
 
 
-def _overlapped(parts: Parts, numbers: list[int], tick: Callable[[float], None]) -> Iterator[Made]:
+def overlapped(parts: Parts, numbers: Iterator[int], tick: Callable[[float], None]) -> Iterator[Made]:
+    """Make parts one after another: while one is computed, the next is read and the previous one written."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead = [reader.submit(timed, parts.read, number) for number in numbers[:1]]
+
+        def read_one_more() -> list[tuple[int, Future[tuple[Seen, float]]]]:
+            return [(number, reader.submit(timed, parts.read, number)) for number in itertools.islice(numbers, 1)]
+
+        ahead = read_one_more()
         behind: list[tuple[Made, Future[tuple[None, float]]]] = []
-        for place, number in enumerate(numbers, start=1):
-            seen, read = ahead.pop().result()
-            ahead += [reader.submit(timed, parts.read, following) for following in numbers[place : place + 1]]
+        while ahead:
+            number, reading = ahead.pop()
+            seen, read = reading.result()
+            ahead = read_one_more()
             outputs, compute = timed(parts.make, number, seen, tick)
             yield from map(_written, behind)
             part = Made(number, read, compute, 0.0, *parts.judge(number, seen, outputs[0]))

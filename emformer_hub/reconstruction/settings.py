@@ -93,7 +93,8 @@ class Settings(TypedDict, total=False):
         thickness: imaged fraction of the section spacing, in (0, 1].
         offset: where the imaged part begins within the slab of a section, in output planes; default: centred.
         ensemble: passes to average: 1, 2, 4, 8 or 16.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``; default: a GPU if there is one.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` (NVIDIA, AMD), ``"xpu"`` (Intel), ``"mps"`` (Apple), one of several
+            GPUs such as ``"cuda:1"``; default: a GPU if there is one.
     """
 
     voxel_size: Required[VoxelSize]

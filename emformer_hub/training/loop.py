@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.datasets.entry import VolumeEntry
-from emformer_hub.devices import choose_device, choose_precision, is_out_of_memory, peak_memory
+from emformer_hub.devices import choose_device, choose_precision, empty_cache, is_out_of_memory, peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import alignment_note
@@ -54,6 +54,11 @@ of that message needs the interpreter's lock, which the end of the connections h
 BYTES_PER_TOKEN = 80
 """Memory that a training step keeps, per channel and layer; measured in float32 on a CPU (benchmarks/speed.py), rounded
 up."""
+
+
+def training_device() -> torch.device:
+    """Device that Accelerate is to train on: the CPU if ``accelerate launch`` says so, else a GPU if there is one."""
+    return choose_device("cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else None)
 
 
 def make_accelerator(dtype: torch.dtype, **options: Any) -> Accelerator:
@@ -183,8 +188,7 @@ class Gradients:
                 self.pieces = min(2 * self.pieces, clips)
                 logger.warning("out of memory: continuing with each batch in %d pieces", self.pieces)
             self.network.zero_grad()
-            if self.accelerator.device.type == "cuda":
-                torch.cuda.empty_cache()
+            empty_cache(self.accelerator.device)
 
     def _add(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         shared = {name: value for name, value in batch.items() if name not in CLIPS}
@@ -235,7 +239,7 @@ def train(
     if not resume and (output / "log.jsonl").exists():
         raise InputError(f"{output} already holds a run; add --resume to continue it, or choose another folder.")
     check_tracker(recipe.report_to)
-    dtype = choose_precision(recipe.precision, choose_device())
+    dtype = choose_precision(recipe.precision, training_device())
     accelerator = make_accelerator(dtype, log_with=recipe.report_to, project_dir=output)
     recipe = recipe.with_tables_read(data_root)
     set_seed(recipe.seed)
@@ -360,7 +364,7 @@ def dry_run(recipe: Recipe, *, data_root: Path = Path()) -> str:
     Raises:
         InputError: as :func:`train`.
     """
-    dtype = choose_precision(recipe.precision, choose_device())
+    dtype = choose_precision(recipe.precision, training_device())
     accelerator = make_accelerator(dtype)
     recipe = recipe.with_tables_read(data_root)
     set_seed(recipe.seed)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from emformer_hub.errors import InputError
@@ -108,17 +109,22 @@ def test_threads_of_this_process(stack: Path, expected: np.ndarray, tmp_path: Pa
     np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, expected)
 
 
+THREE = [torch.device("cuda", number) for number in range(3)]
+
+
 @pytest.mark.parametrize("device", [None, "auto", "cuda"])
 def test_workers_of_a_machine_share_its_gpus(device: str | None) -> None:
-    found = [device_of(worker, 3, device) for worker in range(5)]
+    found = [device_of(worker, THREE, device) for worker in range(5)]
     assert found == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
-    elsewhere = "tcp://10.0.0.7:4000"
-    assert [device_of(*worker, device) for worker in ((1, 1), (1, 0), (elsewhere, 4))] == [device] * 3
+    elsewhere = ("tcp://10.0.0.7:4000", THREE)
+    assert [device_of(*worker, device) for worker in ((1, THREE[:1]), (1, [torch.device("cpu")]), elsewhere)] == [
+        device
+    ] * 3
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
 def test_a_device_that_was_asked_for_is_that_of_every_worker(device: str) -> None:
-    assert {device_of(worker, 3, device) for worker in range(5)} == {device}
+    assert {device_of(worker, THREE, device) for worker in range(5)} == {device}
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto", None])
@@ -132,7 +138,7 @@ def test_workers_compute_on_the_device_of_the_run(
         return parts_of(job)
 
     monkeypatch.setattr("emformer_hub.reconstruction.cluster.parts_of", fake_choice)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     reconstruct_file(stack, tmp_path / "out.zarr", scheduler=on_dask("threads", 1), **SETTINGS | {"device": device})
     planning, *making = asked
     assert planning is None and making == [device] * 8

@@ -11,6 +11,7 @@ Conventions, fixed here for the whole package:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +118,69 @@ def check_factor(factor: float) -> float:
     return float(factor)
 
 
+def section_weights(positions: Sequence[float], num_sections: int, factor: float, thickness: float) -> np.ndarray:
+    """The part of the matrix A whose sections lie within these planes, float64 ``(sections, planes)``.
+
+    Rows sum to one (:meth:`SectionModel.matrix`); those of sections that lack more than half a plane are zero, because
+    the planes say too little of them.
+
+    Args:
+        positions: centres of planes ``1 / factor`` apart, in section coordinates: ``i`` is the centre of section ``i``.
+        num_sections: how many there are.
+        factor: planes per section.
+        thickness: imaged fraction of the section spacing, in (0, 1].
+    """
+    centres = np.asarray(positions, np.float64)
+    sections = np.arange(num_sections)[:, None]
+    stop = np.minimum(centres + 0.5 / factor, sections + thickness / 2)
+    start = np.maximum(centres - 0.5 / factor, sections - thickness / 2)
+    return whole_weights(factor * (stop - start).clip(min=0), factor * thickness)
+
+
+def whole_weights(overlap: np.ndarray, depth: float | np.ndarray) -> np.ndarray:
+    """Weights of planes in sections from how much of each plane lies in each section, float64 ``(sections, planes)``.
+
+    Args:
+        overlap: ``(sections, planes)``, in planes.
+        depth: imaged depth of the sections, in planes; a number or ``(sections, 1)``. Those of which more than half a
+            plane is missing get no weights.
+    """
+    overlap = np.where(overlap < 1e-6, 0.0, overlap)
+    covered = overlap.sum(axis=1, keepdims=True)
+    whole = covered > depth - 0.5 - 1e-6
+    return np.where(whole, overlap / covered.clip(min=1e-6), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Sections as the network sees them: rows at equal steps, the centre of row ``i`` at ``i``.
+
+    Attributes:
+        factor, thickness: planes per row and imaged fraction, as the network is told.
+        positions: centres of planes among the rows, float64 ``(planes,)``.
+        sections: for each row, the section that it holds, -1 for a lost one; ``None`` where the rows are the sections.
+    """
+
+    factor: float
+    thickness: float
+    positions: np.ndarray
+    sections: np.ndarray | None = None
+
+    def fill(self, sections: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Sections and the mask of what was not measured of them, with lost ones between, which are masked."""
+        if self.sections is None:
+            return sections, mask
+        lost = self.sections < 0
+        masked = np.zeros((len(sections), 1, 1), bool) if mask is None else mask
+        return sections[self.sections], masked[self.sections] | lost[:, None, None]
+
+    def place(self, sections: slice) -> slice | np.ndarray:
+        """The rows that hold some of the sections."""
+        if self.sections is None:
+            return sections
+        return np.flatnonzero((self.sections >= sections.start) & (self.sections < sections.stop))
+
+
 @dataclass(frozen=True)
 class SectionModel:
     """How a stack of sections samples the isotropic signal: a sparse row-stochastic matrix, sections x planes.
@@ -217,6 +281,68 @@ class SectionModel:
     def first_plane(self, section: int) -> int:
         """The plane that the slab of a section begins in."""
         return math.floor(section * self.factor)
+
+    @property
+    def even(self) -> SectionModel:
+        """The same sections, all as far apart as they are on average."""
+        return self
+
+    @property
+    def slabs_hold_whole_planes(self) -> bool:
+        """Whether no plane lies in two slabs."""
+        return self.factor % 1 == 0
+
+    def part(self, sections: slice) -> SectionModel:
+        """Geometry of some sections alone; raises ``InputError`` if there are no such sections."""
+        return self
+
+    def check_sections(self, num_sections: int, name: str) -> None:
+        """Raise ``InputError`` unless this can be the geometry of a stack of so many sections, called ``name``."""
+
+    def distance(self, section: int) -> float:
+        """From the centre of the first section to that of another, in section spacings."""
+        return section
+
+    def planes_of(self, sections: slice) -> slice:
+        """Planes in the slabs of some sections."""
+        return slice(self.first_plane(sections.start), self.num_planes(sections.stop))
+
+    def sections_around(self, planes: slice) -> slice:
+        """Sections whose slabs some planes touch."""
+        return slice(math.floor(planes.start / self.factor), math.ceil(planes.stop / self.factor))
+
+    def sections_within(self, planes: slice) -> slice:
+        """Sections whose slabs lie within some planes; empty if there are none."""
+        first, last = math.ceil(planes.start / self.factor), math.floor(planes.stop / self.factor)
+        return slice(first, max(first, last))
+
+    def least_planes(self, num_rows: int) -> int:
+        """Planes that any so many neighbouring rows hold at least."""
+        return math.floor(num_rows * self.factor)
+
+    def row(self, section: int) -> int:
+        """The row that a section is, counted from the first of the stack (:class:`Rows`)."""
+        return section
+
+    def rows(self, sections: slice, planes: slice) -> Rows:
+        """What the network sees of some sections, and where some planes lie among them."""
+        positions = self.plane_positions(planes.stop - planes.start, planes.start) - sections.start
+        return Rows(self.factor, self.thickness, positions)
+
+    def weights(self, planes: slice, sections: slice, among: slice) -> np.ndarray:
+        """The part of A that lies within some planes, float64 ``(sections, planes)`` (:func:`section_weights`).
+
+        Args:
+            planes: planes.
+            sections: sections that the network sees.
+            among: place among these of the sections that are wanted.
+        """
+        positions = self.rows(sections, planes).positions - among.start
+        return section_weights(positions.tolist(), among.stop - among.start, self.factor, self.thickness)
+
+    def lost(self, planes: slice) -> np.ndarray | None:
+        """True for planes of lost sections, bool ``(planes,)``; ``None`` if no section is lost."""
+        return None
 
     def matrix(self, num_sections: int, first_section: int = 0) -> np.ndarray:
         """The matrix A, float64 ``(sections, planes)``; rows sum to one, clipped to the extent of the planes.

@@ -8,31 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .geometry import SectionModel
+from .geometry import SectionModel, section_weights
 from .planes import constant
 
-
-def section_weights(positions: Sequence[float], num_sections: int, factor: float, thickness: float) -> np.ndarray:
-    """The part of the matrix A whose sections lie within these planes, float64 ``(sections, planes)``.
-
-    Rows sum to one (:meth:`~emformer_hub.geometry.SectionModel.matrix`); those of sections that lack more than half a
-    plane are zero, because the planes say too little of them.
-
-    Args:
-        positions: centres of planes ``1 / factor`` apart, in section coordinates: ``i`` is the centre of section ``i``.
-        num_sections: how many there are.
-        factor: planes per section.
-        thickness: imaged fraction of the section spacing, in (0, 1].
-    """
-    centres = np.asarray(positions, np.float64)
-    sections = np.arange(num_sections)[:, None]
-    stop = np.minimum(centres + 0.5 / factor, sections + thickness / 2)
-    start = np.maximum(centres - 0.5 / factor, sections - thickness / 2)
-    overlap = factor * (stop - start).clip(min=0)
-    overlap[overlap < 1e-6] = 0
-    covered = overlap.sum(axis=1, keepdims=True)
-    whole = covered > factor * thickness - 0.5 - 1e-6
-    return np.where(whole, overlap / covered.clip(min=1e-6), 0.0)
+System = tuple[list[list[float]], list[float], list[float]]
+"""A, the diagonal of ``A A^T``, and what is beside it."""
 
 
 def project(
@@ -43,6 +23,17 @@ def project(
     thickness: float,
     mask: Tensor | None = None,
 ) -> Tensor:
+    """Planes projected onto evenly spaced sections, by :func:`project_onto`.
+
+    Args:
+        planes, sections, mask: as for :func:`project_onto`.
+        positions, factor, thickness: as for :func:`~emformer_hub.geometry.section_weights`. ``None``: every plane of
+            the slabs that the sections own.
+    """
+    return _projected(planes, sections, _even_system(positions, constant(sections.shape[2]), factor, thickness), mask)
+
+
+def project_onto(planes: Tensor, sections: Tensor, weights: np.ndarray, mask: Tensor | None = None) -> Tensor:
     """The nearest planes ``x + A^+ (y - A x)`` whose degraded form equals the sections ``y``; differentiable.
 
     ``A^+ = A^T (A A^T)^-1``. Two sections at most share a plane, so ``A A^T`` is tridiagonal, and each column is solved
@@ -51,11 +42,14 @@ def project(
     Args:
         planes: ``(batch, frames, planes, columns)``.
         sections: ``(batch, frames, sections, columns)``, in the same units.
-        positions, factor, thickness: as for :func:`section_weights`. ``None``: every plane of the slabs that the
-            sections own.
+        weights: the matrix A, float64 ``(sections, planes)``; rows of zeros impose nothing.
         mask: bool, broadcastable to ``sections``; True for voxels that impose nothing, whatever they hold.
     """
-    exact, diagonal, links = _system(positions, constant(sections.shape[2]), factor, thickness)
+    return _projected(planes, sections, _system(weights), mask)
+
+
+def _projected(planes: Tensor, sections: Tensor, system: System, mask: Tensor | None) -> Tensor:
+    exact, diagonal, links = system
     with torch.autocast(planes.device.type, enabled=False):
         weights = torch.tensor(exact, device=planes.device)
         residual = sections.float() - torch.matmul(weights, planes.float())
@@ -66,16 +60,17 @@ def project(
 
 
 @torch.compiler.assume_constant_result  # numbers that follow from numbers
-def _system(
-    positions: Sequence[float] | None, num_sections: int, factor: float, thickness: float
-) -> tuple[list[list[float]], list[float], list[float]]:
-    """A, the diagonal of ``A A^T``, and what is beside it."""
+def _even_system(positions: Sequence[float] | None, num_sections: int, factor: float, thickness: float) -> System:
+    """The system of evenly spaced sections."""
     if positions is None:
         geometry = SectionModel(factor, thickness)
         positions = geometry.plane_positions(geometry.num_planes(num_sections)).tolist()
-    exact = section_weights(positions, num_sections, factor, thickness)
-    gram = exact @ exact.T
-    return exact.tolist(), gram.diagonal().tolist(), gram.diagonal(1).tolist()
+    return _system(section_weights(positions, num_sections, factor, thickness))
+
+
+def _system(weights: np.ndarray) -> System:
+    gram = weights @ weights.T
+    return weights.tolist(), gram.diagonal().tolist(), gram.diagonal(1).tolist()
 
 
 def _solve_tridiagonal(diagonal: list[float], links: list[float], values: Tensor, mask: Tensor | None) -> Tensor:

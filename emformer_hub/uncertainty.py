@@ -79,6 +79,7 @@ def half_width(
     multiples: tuple[float, float],
     mask: np.ndarray | None = None,
     sections: np.ndarray | None = None,
+    lost: np.ndarray | None = None,
 ) -> np.ndarray:
     """Half width of the interval around each voxel of a result, float32, in the unit of the uncertainty.
 
@@ -88,6 +89,7 @@ def half_width(
             (:meth:`ErrorQuantiles.multiple`).
         mask: which voxels of the sections were masked, bool ``(sections, y, x)``.
         sections: for each plane, the place in ``mask`` of the section that it lies in; needed with a mask.
+        lost: which planes are those of lost sections, all of whose voxels count as masked, bool ``(planes,)``.
     """
     measured, masked = map(np.float32, multiples)
     width = uncertainty * measured
@@ -96,4 +98,6 @@ def half_width(
         for plane, section in enumerate(sections):
             hidden = mask[section]
             width[plane][hidden] = uncertainty[plane][hidden] * masked
+    if lost is not None:
+        width[lost] = uncertainty[lost] * masked
     return width

@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel
+from emformer_hub.geometry import SectionModel, section_weights
 from emformer_hub.modes import check_mode
-from emformer_hub.projection import project, section_weights
+from emformer_hub.projection import project
 
 
 @st.composite

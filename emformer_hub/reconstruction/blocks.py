@@ -10,10 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.volumes.boxes import Box
 
 Sizes = tuple[int, int, int]
+_SeenBy = tuple[Callable[[slice], slice], Callable[[int], int]]
 
 HALO_ZYX = (6, 16, 16)
 """Sections, rows and columns of input beyond a block; differences from an undivided volume stay below a grey level."""
@@ -121,10 +123,10 @@ class Plan:
     def block_zyx(self) -> tuple[int, int, int]:
         """Voxels of the result in a block, (planes, y, x); the last ones along an axis may hold fewer."""
         (depth, *lengths), (tile, *tiles), (halo, *halos) = self.shape_zyx, self.tile_zyx, HALO_ZYX
-        (grid, *grids), factor = self.grid_zyx, self.geometry.factor
+        grid, *grids = self.grid_zyx
         planes = self.output_zyx[0]
         if tile < depth:  # a block that begins between two sections, or off the grid, sees a little more
-            most_of_two, most = (math.floor((tile - faces * halo - grid) * factor) for faces in (1, 2))
+            most_of_two, most = (self.geometry.least_planes(tile - faces * halo - grid) for faces in (1, 2))
             if most >= PLANES_MULTIPLE:
                 planes = _share(planes, most_of_two, most, PLANES_MULTIPLE)
             else:  # two blocks may have room for more planes than a chunk, and would then not end with one
@@ -137,8 +139,9 @@ class Plan:
 
     @cached_property
     def _spans(self) -> list[list[Span]]:
-        scales = (self.geometry.factor, 1.0, 1.0)
-        axes = zip(self.output_zyx, self.shape_zyx, self.block_zyx, scales, HALO_ZYX, self.grid_zyx, strict=True)
+        geometry = self.geometry
+        seen_by = ((geometry.sections_around, geometry.row), (_same, _same), (_same, _same))
+        axes = zip(self.output_zyx, self.shape_zyx, self.block_zyx, seen_by, HALO_ZYX, self.grid_zyx, strict=True)
         return [list(_spans(*axis)) for axis in axes]
 
     def __len__(self) -> int:
@@ -208,12 +211,24 @@ def lateral_grid(config: EMformerConfig) -> int:
     return int(np.lcm(frames, columns * config.patch_size))
 
 
-def _spans(samples: int, length: int, side: int, scale: float, halo: int, multiple: int) -> Iterator[Span]:
-    """Blocks of ``side`` output samples along an axis of ``length`` input voxels with ``scale`` samples each."""
+def _spans(samples: int, length: int, side: int, seen_by: _SeenBy, halo: int, multiple: int) -> Iterator[Span]:
+    """Blocks of ``side`` output samples along an axis of ``length`` input voxels.
+
+    ``seen_by`` finds the input that output is made of, and the row of the network that an input voxel becomes.
+    """
+    around, row = seen_by
     for start in range(0, samples, side):
-        stop = min(start + side, samples)
-        first, last = math.floor(start / scale) - halo, math.ceil(stop / scale) + halo
-        yield Span(slice(start, stop, 1), slice(max(0, first - first % multiple), min(last, length), 1))
+        output = slice(start, min(start + side, samples), 1)
+        made_of = around(output)
+        first = max(0, made_of.start - halo)
+        while first > 0 and row(first) % multiple:
+            first -= 1
+        yield Span(output, slice(first, min(made_of.stop + halo, length), 1))
+
+
+def _same(place: Any) -> Any:
+    """Input along y and x, which lies where output does."""
+    return place
 
 
 def _share(length: int, most_of_two: int, most: int, multiple: int) -> int:

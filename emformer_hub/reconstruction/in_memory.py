@@ -77,7 +77,8 @@ class Reconstruction:
         sections = self.geometry.sections_of(len(self.uncertainty))
         if self.mask is not None:
             sections = sections.clip(max=len(self.mask) - 1)
-        return half_width(self.uncertainty, (measured, masked), self.mask, sections)
+        lost = self.geometry.lost(slice(0, len(self.uncertainty)))
+        return half_width(self.uncertainty, (measured, masked), self.mask, sections, lost)
 
     def confident(self, probability: float, tolerance: float) -> np.ndarray:
         """Mask of the voxels within a tolerance of the truth with at least this probability, bool, shape of the volume.
@@ -98,7 +99,8 @@ class Reconstruction:
 def reconstruct(
     volume: np.ndarray,
     *,
-    factor: float,
+    factor: float | None = None,
+    geometry: SectionModel | None = None,
     model: str | EMformerModel = "emformer-small",
     thickness: float = 1.0,
     offset: float | None = None,
@@ -119,6 +121,8 @@ def reconstruct(
             contrast. Voxels that a masked array (``numpy.ma``) hides are predicted from their neighbours, in gaps of at
             most 3 of 7 sections; within wider ones they stay as they are.
         factor: section spacing over output plane spacing, any real number from 1 to 16.
+        geometry: instead of ``factor``, ``thickness`` and ``offset``: how the sections sample tissue, as for sections
+            that are not evenly spaced (:class:`~emformer_hub.UnevenSections`).
         model: name of a bundled model, a folder, a Hub id, or a loaded model. A loaded model moves to the device; its
             processor is read from where its weights came from, and is the default one if they were not loaded.
         thickness: imaged fraction of the section spacing, in (0, 1]: 1 for physical sections (ssTEM), 1/factor for
@@ -148,15 +152,15 @@ def reconstruct(
     """
     volume = np.asanyarray(volume)
     check_stack(volume.shape, volume.dtype, "the volume")
+    geometry = _chosen_geometry(factor, geometry, thickness, offset)
+    geometry.check_sections(len(volume), "the volume")
     mask = None if mask is None else check_mask(mask, volume.shape)
     padding = tissue(volume)
     if padding is not None:
         inside = reconstruct(
             padding.crop(volume),
-            factor=factor,
+            geometry=geometry,
             model=model,
-            thickness=thickness,
-            offset=offset,
             ensemble=ensemble,
             device=device,
             precision=precision,
@@ -170,7 +174,6 @@ def reconstruct(
     hidden, kept = _not_measured(volume, mask)
     volume = np.ma.getdata(volume)
     check_volume(volume, "the volume", hidden)
-    geometry = SectionModel(factor, thickness, offset)
     check_ensemble(ensemble)
     check_mode(mode)
     if not (isinstance(progress, bool) or callable(progress)):
@@ -190,6 +193,19 @@ def reconstruct(
         put_back([*result], [None, 0.0], Seen(volume, None, kept), sections)
         hidden = None if hidden is None else hidden & ~kept
     return Reconstruction(*result, geometry, processor, hidden, mode)
+
+
+def _chosen_geometry(
+    factor: float | None, geometry: SectionModel | None, thickness: float, offset: float | None
+) -> SectionModel:
+    """The geometry itself, or an even one by its numbers; raises ``InputError`` for both, and for neither."""
+    if geometry is None:
+        if factor is None:
+            raise InputError("neither factor nor geometry is given; expected one of them, as in factor=10.")
+        return SectionModel(factor, thickness, offset)
+    if factor is not None or thickness != 1 or offset is not None:
+        raise InputError("the geometry states factor, thickness and offset; give it alone, or these.")
+    return geometry
 
 
 def _within_padding(inside: Reconstruction, padding: Padding, shape_yx: tuple[int, ...]) -> Reconstruction:

@@ -28,6 +28,7 @@ from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.repair import choose_repair
 from emformer_hub.reconstruction.restorer import check_ensemble
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
+from emformer_hub.uneven import UnevenSections, check_z_positions
 from emformer_hub.volumes import StoredArray, check_volume
 from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
@@ -55,7 +56,8 @@ class Job:
             equality know no NaN.
         region: start and stop along z, y and x of the part of the input that is reconstructed.
         model, weights: name of the model, and fingerprint of its weights.
-        factor, thickness, offset: how sections sample tissue.
+        factor, thickness, offset: how sections sample tissue, in the mean where they are not evenly spaced.
+        z_positions: centre and thickness of each section of the input, nm; ``None`` if they are evenly spaced.
         ensemble: number of passes that are averaged.
         precision: ``float32`` or ``bfloat16``.
         mean, std: mean and standard deviation of the whole input, as the processor measures them.
@@ -85,6 +87,7 @@ class Job:
     factor: float
     thickness: float
     offset: float | None
+    z_positions: tuple[tuple[float, float], ...] | None
     ensemble: int
     precision: str
     mean: float
@@ -131,8 +134,10 @@ class Job:
 
     @property
     def geometry(self) -> SectionModel:
-        """Geometry of the sections of the stack."""
-        return SectionModel(self.factor, self.thickness, self.offset)
+        """Geometry of the sections of the region."""
+        if self.z_positions is None:
+            return SectionModel(self.factor, self.thickness, self.offset)
+        return UnevenSections.of(self.z_positions, self.voxel_size[0], self.factor).part(slice(*self.region[0]))
 
     @property
     def folder(self) -> Path:
@@ -199,7 +204,7 @@ def make_job(
         InputError: the stack or a setting is unusable.
     """
     chosen = with_defaults(settings)
-    geometry, size, confidence = geometry_of(chosen), chosen["voxel_size"], chosen["confidence"]
+    whole, size, confidence = geometry_of(chosen), chosen["voxel_size"], chosen["confidence"]
     check_ensemble(chosen["ensemble"])
     check_mode(chosen["mode"])
     stack, model = OpenStack.of(stack, chosen["reading"]), ModelOnce.of(chosen["model"])
@@ -207,6 +212,8 @@ def make_job(
     check_stack(data.shape, data.dtype, path)
     region = chosen["region"] or (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
     check_region(region, data.shape, path)
+    whole.check_sections(data.shape[0], path)
+    geometry = whole.part(region[0])
     padding = tissue(data) if chosen["region"] is None else None
     region = region if padding is None else (region[0], padding.rows, padding.columns)
     inside = data if padding is None else padding.crop(data)
@@ -241,8 +248,8 @@ def make_job(
     if padding is not None:
         everything = (everything[0], padding.rows, padding.columns)
     statistics = _measure(model, inside, gaps.mask(data, everything), path)
-    first = stack.volume.translation_nm or (0.0, 0.0, 0.0)
-    at_z, at_y, at_x = (at + side.start * length for at, side, length in zip(first, region, size.zyx, strict=True))
+    first, starts = stack.volume.translation_nm or (0.0, 0.0, 0.0), (whole.distance(z.start), y.start, x.start)
+    at_z, at_y, at_x = (at + start * length for at, start, length in zip(first, starts, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)
     return Job(
         input=absolute(path) if stack.stored else path,
@@ -258,6 +265,7 @@ def make_job(
         factor=geometry.factor,
         thickness=geometry.thickness,
         offset=geometry.offset,
+        z_positions=None if chosen["z_positions"] is None else check_z_positions(chosen["z_positions"]),
         ensemble=chosen["ensemble"],
         mean=statistics.mean,
         std=statistics.std,

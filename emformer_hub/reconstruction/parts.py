@@ -85,7 +85,7 @@ class Parts:
     def __init__(
         self, job: Job, device: str | None = None, *, stack: OpenStack | None = None, model: ModelOnce | None = None
     ):
-        self.job = job
+        self.job, self.geometry = job, job.geometry
         self.volume = OpenStack.of(stack or job.input, job.chosen).volume
         self.stack = self.volume.data
         if (self.stack.shape, str(self.stack.dtype)) != (job.input_shape, job.input_dtype):
@@ -100,7 +100,7 @@ class Parts:
         self.restorer = Restorer(
             model.network,
             model.processor,
-            job.geometry,
+            self.geometry,
             statistics,
             job.ensemble,
             choose_device(device),
@@ -108,7 +108,7 @@ class Parts:
             job.mode,
         )
         (z, y, x) = (stop - start for start, stop in job.region)
-        self.plan: Plan = make_plan((z, y, x), job.geometry, model.network.config, job.tile_zyx)
+        self.plan: Plan = make_plan((z, y, x), self.geometry, model.network.config, job.tile_zyx)
 
     @cached_property
     def gaps(self) -> Gaps:
@@ -219,38 +219,40 @@ class Parts:
     def _sections(self, number: int) -> np.ndarray:
         """The section that each plane of a part belongs to, counted from the first that it is computed from."""
         planes, seen = self.boxes[number][0], self.plan.input_box(self.boxes[number])[0]
-        return sections_of_planes(self.job.geometry, planes, seen.stop - 1) - seen.start
+        return sections_of_planes(self.geometry, planes, seen.stop - 1) - seen.start
 
     def _confident(self, uncertainty: np.ndarray, block: Block, mask: np.ndarray | None) -> np.ndarray:
         """Mask of the voxels of a block within ``TOLERANCE`` of the truth with the job's probability."""
         assert self.job.confidence is not None
-        processor, geometry = self.restorer.processor, self.job.geometry
+        processor, geometry = self.restorer.processor, self.geometry
         measured, masked = (
             processor.interval(self.job.confidence, geometry, masked, self.job.mode) for masked in (False, True)
         )
         hidden = None if mask is None else mask[:, block.y.inside, block.x.inside]
         sections = sections_of_planes(geometry, block.z.output, block.z.input.stop - 1)
-        width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.input.start)
+        lost = geometry.lost(block.z.output)
+        width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.input.start, lost)
         return width <= TOLERANCE * self.job.std
 
     def judge(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, ...]:
         """What is known of a part: its residual, and how many of its voxels were predicted, and kept."""
         inside_yx, sections = self._rows_and_columns(number), self._sections(number)
-        counts = (
-            0 if mask is None else int(mask[:, *inside_yx].sum(axis=(1, 2))[sections].sum())
-            for mask in (seen.filled, seen.kept)
+        filled, kept = (
+            0 if mask is None else mask[:, *inside_yx].sum(axis=(1, 2))[sections] for mask in (seen.filled, seen.kept)
         )
-        return (*self.residual(number, seen, volume), *counts)
+        lost = self.geometry.lost(self.boxes[number][0])
+        if lost is not None:
+            filled = np.where(lost, math.prod(volume.shape[1:]) - kept, filled)
+        return (*self.residual(number, seen, volume), int(np.sum(filled)), int(np.sum(kept)))
 
     def residual(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, float, float]:
         """Sum of squares, number and maximum of the differences between measured sections and those cut from a part.
 
         Sections that extend beyond the part are left out, and so are voxels that were not measured.
         """
-        box, geometry = self.boxes[number], self.job.geometry
-        first, last = (
-            round_(end / geometry.factor) for round_, end in ((math.ceil, box[0].start), (math.floor, box[0].stop))
-        )
+        box, geometry = self.boxes[number], self.geometry
+        whole = geometry.sections_within(box[0])
+        first, last = whole.start, whole.stop
         first_read, inside_yx = self.plan.input_box(box)[0].start, self._rows_and_columns(number)
         squares, compared, furthest = 0.0, 0.0, 0.0
         if last <= first:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from emformer_hub.devices import choose_precision, is_out_of_memory
 from emformer_hub.errors import InputError, check_number
-from emformer_hub.geometry import SectionModel
+from emformer_hub.geometry import Rows, SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import DEFAULT_MODE, Mode
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
-from emformer_hub.projection import project
+from emformer_hub.projection import project_onto
 from emformer_hub.reconstruction.blocks import Block, Plan, lateral_grid
 from emformer_hub.volumes.boxes import within
 
@@ -173,55 +172,45 @@ class Restorer:
         self, sections: np.ndarray, block: Block, mask: np.ndarray | None, report: Callable[[float], None]
     ) -> Tensor:
         """Mean of the passes and sum of their variances, in standard deviations of the stack: ``(2, planes, y, x)``."""
+        computed, bound = self._computed(block)
+        rows = self.geometry.rows(block.z.input, computed)
+        sections, mask = rows.fill(sections, mask)
         if mask is not None:
             mask = mask if mask.any() else None
             sections = sections if mask is None else np.where(mask, sections.dtype.type(0), sections)
         clip_zyx = torch.from_numpy(self.processor.normalise(sections, self.statistics)).to(self.device)
         mask_zyx = None if mask is None else torch.from_numpy(np.array(mask)).to(self.device)
-        computed, bound = self._computed(block)
-        positions = self.geometry.plane_positions(computed.stop - computed.start, computed.start) - block.z.input.start
         inside_yx = (block.y.inside, block.x.inside)
-        moments = torch.zeros((2, len(positions), *(part.stop - part.start for part in inside_yx)), device=self.device)
+        moments = torch.zeros(
+            (2, len(rows.positions), *(part.stop - part.start for part in inside_yx)), device=self.device
+        )
         with torch.inference_mode(), self._autocast:
             for member in range(self.ensemble):
-                for fraction in self._add_pass(moments, clip_zyx, mask_zyx, positions, inside_yx, member):
+                for fraction in self._add_pass(moments, clip_zyx, mask_zyx, rows, inside_yx, member):
                     report((member + fraction) / self.ensemble)
             if self.mode == "faithful":  # the projection is affine, so that of a mean is the mean of projections
-                inside = (bound, *inside_yx)
-                hidden = None if mask_zyx is None else mask_zyx[inside]
-                self._make_faithful(moments[0], clip_zyx[inside], positions - bound.start, hidden)
+                inside = (rows.place(bound), *inside_yx)
+                hidden = None if mask_zyx is None else mask_zyx.expand_as(clip_zyx)[inside]
+                weights = self.geometry.weights(computed, block.z.input, bound)
+                _make_faithful(moments[0], clip_zyx[inside], weights, hidden)
         return moments[:, block.z.output.start - computed.start : block.z.output.stop - computed.start]
 
     def _computed(self, block: Block) -> tuple[slice, slice]:
         """The planes that the network computes for a block, and the sections of its input they are projected onto."""
-        output, whole, factor = block.z.output, block.z.input, self.geometry.factor
+        output, whole, geometry = block.z.output, block.z.input, self.geometry
         if self.mode == "clean":
             return output, slice(0, 0)
-        beyond = 0 if factor % 1 == 0 else PROJECTED_BEYOND
-        first = max(whole.start, math.floor(output.start / factor) - beyond)
-        stop = min(whole.stop, math.ceil(output.stop / factor) + beyond)
-        planes = slice(self.geometry.first_plane(first), self.geometry.num_planes(stop))
-        return planes, slice(first - whole.start, stop - whole.start)
-
-    def _make_faithful(self, planes: Tensor, sections: Tensor, positions: np.ndarray, mask: Tensor | None) -> None:
-        """Project planes onto sections, in place, a few rows at a time; sections are at 0, 1, … of the positions.
-
-        All are ``(., y, x)``, the mask with a 1 for what all voxels of a section share.
-        """
-        geometry = self.geometry
-        mask = None if mask is None else mask.expand_as(sections)
-        for first in range(0, planes.shape[1], ROWS_AT_ONCE):
-            rows = slice(first, first + ROWS_AT_ONCE)
-            part, measured = (whole[:, rows].transpose(0, 1)[None] for whole in (planes, sections))
-            hidden = None if mask is None else mask[:, rows].transpose(0, 1)[None]
-            part[:] = project(part, measured, positions.tolist(), geometry.factor, geometry.thickness, hidden)
+        beyond = 0 if geometry.slabs_hold_whole_planes else PROJECTED_BEYOND
+        around = geometry.sections_around(output)
+        first, stop = max(whole.start, around.start - beyond), min(whole.stop, around.stop + beyond)
+        return geometry.planes_of(slice(first, stop)), slice(first - whole.start, stop - whole.start)
 
     def _add_pass(
         self,
         moments: Tensor,
         clip_zyx: Tensor,
         mask_zyx: Tensor | None,
-        positions: np.ndarray,
+        rows: Rows,
         inside_yx: tuple[slice, slice],
         member: int,
     ) -> Iterator[float]:
@@ -242,9 +231,9 @@ class Restorer:
         )
         stream = self.network.stream(
             clip[None],
-            self.geometry.factor,
-            positions=(len(clip_zyx) - 1 - positions)[::-1] if member & 2 else positions,
-            thickness=self.geometry.thickness,
+            rows.factor,
+            positions=(len(clip_zyx) - 1 - rows.positions)[::-1] if member & 2 else rows.positions,
+            thickness=rows.thickness,
             section_mask=None if mask_zyx is None else mask_zyx.permute(axes).flip(mirrored)[None],
             inside=(frames, columns),
         )
@@ -258,6 +247,15 @@ class Restorer:
             variance[place].addcmul_(step, step, value=member * (member + 1))
             variance[place].addcmul_(scale, scale, value=2)  # Laplace: 2 scale²
             yield fraction
+
+
+def _make_faithful(planes: Tensor, sections: Tensor, weights: np.ndarray, mask: Tensor | None) -> None:
+    """Project planes onto sections, in place, a few rows at a time; all are ``(., y, x)``."""
+    for first in range(0, planes.shape[1], ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        part, measured = (whole[:, rows].transpose(0, 1)[None] for whole in (planes, sections))
+        hidden = None if mask is None else mask[:, rows].transpose(0, 1)[None]
+        part[:] = project_onto(part, measured, weights, hidden)
 
 
 def _report_share(report: Callable[[float], None], done: int, parts: int, fraction: float) -> None:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Required, TypedDict, cast
 
 import numpy as np
 
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.loading import load_model
 from emformer_hub.model_files import fingerprint
 from emformer_hub.modes import DEFAULT_MODE, Mode
+from emformer_hub.uneven import UnevenSections, ZPositions, check_spacing
 from emformer_hub.volumes import StoredArray, Volume, open_volume
 
 if TYPE_CHECKING:
@@ -92,6 +94,9 @@ class Settings(TypedDict, total=False):
         model: name of a bundled model, a folder or a Hub id; or a :class:`ModelOnce`.
         thickness: imaged fraction of the section spacing, in (0, 1].
         offset: where the imaged part begins within the slab of a section, in output planes; default: centred.
+        z_positions: centre and thickness of each section of the stack, nm, where they are not evenly spaced
+            (:func:`~emformer_hub.z_positions.read_z_positions`). Only distances count: the first section stays where
+            it is. ``voxel_size`` and ``factor`` then say how far apart planes are; thickness and offset are not given.
         ensemble: passes to average: 1, 2, 4, 8 or 16.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` (NVIDIA, AMD), ``"xpu"`` (Intel), ``"mps"`` (Apple), one of several
             GPUs such as ``"cuda:1"``; default: a GPU if there is one.
@@ -102,6 +107,7 @@ class Settings(TypedDict, total=False):
     model: str | ModelOnce
     thickness: float
     offset: float | None
+    z_positions: ZPositions | None
     ensemble: int
     device: str | None
 
@@ -153,6 +159,7 @@ DEFAULTS: dict[str, Any] = {
     "model": "emformer-small",
     "thickness": 1.0,
     "offset": None,
+    "z_positions": None,
     "ensemble": 2,
     "device": None,
     "reading": None,
@@ -184,5 +191,15 @@ def with_defaults(settings: Settings, kind: type = FileSettings) -> FileSettings
 
 
 def geometry_of(settings: Settings) -> SectionModel:
-    """Geometry of the sections of a stack, from settings in which every key has a value."""
-    return SectionModel(settings["factor"], settings["thickness"], settings["offset"])
+    """Geometry of the sections of a stack, from settings in which every key has a value.
+
+    Raises:
+        InputError: a value is out of range, or the positions of the sections contradict another setting.
+    """
+    listed, thickness, offset = settings["z_positions"], settings["thickness"], settings["offset"]
+    if listed is None:
+        return SectionModel(settings["factor"], thickness, offset)
+    if thickness != 1 or offset is not None:
+        raise InputError("the positions of sections state their thickness; leave out thickness and offset.")
+    check_spacing(listed, settings["voxel_size"])
+    return UnevenSections.of(listed, settings["voxel_size"].z / settings["factor"], settings["factor"])

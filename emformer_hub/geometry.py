@@ -299,6 +299,13 @@ class SectionModel:
     def check_sections(self, num_sections: int, name: str) -> None:
         """Raise ``InputError`` unless this can be the geometry of a stack of so many sections, called ``name``."""
 
+    def check_gaps(self, masked: np.ndarray) -> None:
+        """Raise ``InputError`` if sections that are lost and those that are masked leave too few around them.
+
+        Args:
+            masked: bool ``(sections,)``.
+        """
+
     def distance(self, section: int) -> float:
         """From the centre of the first section to that of another, in section spacings."""
         return section

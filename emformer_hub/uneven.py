@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,10 @@ SPACING = 0.01
 """By how much a stated spacing may lie outside of the listed ones: what rounding makes of it."""
 NEAR = 3
 """Spacings on either side of one that say how far apart sections are there."""
-MOST_LOST, MOST_CROWDED, CROWD = 3, 3, 7
+MOST_CROWDED, CROWD = 3, 7
 """At most 3 of 7 neighbouring sections may be lost, as of masked ones: the widest gaps that networks learn to fill."""
+LEAST_ROOM = 0.65
+"""Room for a lost section, in usual spacings beyond the usual space: more than uneven milling leaves."""
 MOST_DEVIATIONS = 2.5
 """Largest deviation of a simulated thickness, in standard deviations."""
 
@@ -64,20 +67,7 @@ class UnevenSections(SectionModel):
                 f"section {thinnest} has {slabs[thinnest]:.2g} planes to itself; expected at least one. Choose a finer "
                 f"spacing of the planes (--target-nm)."
             )
-        self._check_lost()
-
-    def _check_lost(self) -> None:
-        """Raise ``InputError`` if more sections are lost at one place than the network can fill."""
-        lost = np.concatenate([np.zeros(CROWD), self._lost_rows, np.zeros(CROWD)])
-        crowded = np.convolve(lost, np.ones(CROWD), "valid") > MOST_CROWDED
-        if crowded.any():
-            row = int(crowded.argmax())
-            before = int((self._row_sections[: max(row, 0)] >= 0).sum()) - 1
-            raise InputError(
-                f"by their positions, more than {MOST_CROWDED} of {CROWD} sections are lost after section "
-                f"{max(before, 0)}; what lies in wider gaps cannot be predicted. Reconstruct the parts of the stack on "
-                f"either side by themselves (--roi)."
-            )
+        self.check_gaps(np.zeros(len(self), bool))
 
     @classmethod
     def of(cls, z_positions: ZPositions, plane_nm: float, factor: float | None = None) -> UnevenSections:
@@ -102,6 +92,10 @@ class UnevenSections(SectionModel):
         start, stop = centres[0] - depths[0] / 2 - edge, centres[-1] + depths[-1] / 2 + edge
         return cls(factor, tuple((centres - start).tolist()), tuple(depths.tolist()), float(stop - start))
 
+    def listed(self, plane_nm: float) -> tuple[tuple[float, float], ...]:
+        """Centre and thickness of each section, nm, from the face that the planes begin at."""
+        return tuple((c * plane_nm, d * plane_nm) for c, d in zip(self.centres, self.depths, strict=True))
+
     def __len__(self) -> int:
         return len(self.centres)
 
@@ -123,7 +117,7 @@ class UnevenSections(SectionModel):
         centres = np.array(self.centres)
         spaces, spacings = _spaces(centres, np.array(self.depths)), np.diff(centres)
         excess = (spaces - _usual(spaces)) / _usual(spacings)
-        return np.maximum(np.floor(excess + 0.5), 0).astype(np.int64)
+        return np.maximum(np.floor(excess + 1 - LEAST_ROOM), 0).astype(np.int64)
 
     @cached_property
     def _row_sections(self) -> np.ndarray:
@@ -176,8 +170,11 @@ class UnevenSections(SectionModel):
         start, stop, _ = sections.indices(len(self))
         if (start, stop) == (0, len(self)):
             return self
-        if stop - start < 2:
-            raise InputError(f"sections {sections.start}:{sections.stop} are fewer than 2 of {len(self)}.")
+        if not (sections.stop or stop) == stop >= start + 2:
+            raise InputError(
+                f"the part begins with section {start} and ends before {sections.stop}; expected at least 2 of the "
+                f"{len(self)} sections, from 0, whose positions are listed."
+            )
         return self._between_faces(self.factor, np.array(self.centres[start:stop]), np.array(self.depths[start:stop]))
 
     def halves(self, scale: float) -> list[UnevenSections]:
@@ -198,6 +195,20 @@ class UnevenSections(SectionModel):
             raise InputError(
                 f"{name} has {num_sections} sections, and there are {len(self)} positions (--z-positions); expected "
                 f"one for each. List sections that are there only: those that are lost need no line."
+            )
+
+    def check_gaps(self, masked: np.ndarray) -> None:
+        missing = self._lost_rows.copy()
+        missing[self._section_rows] = masked
+        crowded = np.convolve(missing, np.ones(CROWD), "full")[: len(missing)] > MOST_CROWDED
+        if self._lost_rows.any() and crowded.any():
+            around = self._row_sections[max(0, int(crowded.argmax()) - CROWD + 1) : int(crowded.argmax()) + 1]
+            near = around[around >= 0]
+            raise InputError(
+                f"by their positions, sections are lost next to section {near[0] if len(near) else 0}, and with those "
+                f"that are masked more than {MOST_CROWDED} of {CROWD} neighbours are missing; what lies in wider gaps "
+                f"cannot be predicted from what is around them. Reconstruct the parts of the stack on either side by "
+                f"themselves."
             )
 
     def plane_origin(
@@ -309,7 +320,7 @@ def check_z_positions(z_positions: ZPositions, name: str = "z_positions") -> tup
             f"nm, of two sections or more."
         )
 
-    def refuse(broken: np.ndarray, expected: str) -> None:
+    def refuse(broken: Any, expected: str) -> None:
         if broken.any():
             section = int(broken.argmax())
             centre, thickness = listed[section]
@@ -348,7 +359,12 @@ def jittered(geometry: SectionModel, num_sections: int, jitter: float, seed: int
         num_sections: number of sections.
         jitter: standard deviation of the slabs' thickness, as a fraction of its mean; up to 0.3.
         seed: seed of the random numbers.
+
+    Raises:
+        InputError: fewer than two sections, or some get thinner than a plane.
     """
+    if num_sections < 2:
+        raise InputError(f"the volume holds {num_sections} sections; thicknesses differ of two or more (--jitter).")
     deviations = np.random.default_rng(seed).standard_normal(num_sections)
     slabs = 1 + jitter * deviations.clip(-MOST_DEVIATIONS, MOST_DEVIATIONS)
     bounds = np.array(list(itertools.accumulate(slabs / slabs.mean() * geometry.factor, initial=0.0)))

@@ -18,6 +18,7 @@ from emformer_hub.measurement.fsc import SHORTEST_SIDE, Direction, FSCCurve, fsc
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
+from emformer_hub.uneven import UnevenSections
 from emformer_hub.volumes.boxes import middle
 from emformer_hub.volumes.checks import MIN_SECTIONS
 
@@ -84,14 +85,16 @@ def even_and_odd(stack: np.ndarray, geometry: SectionModel) -> list[tuple[np.nda
     and planes are twice as thick.
     """
     assert geometry.offset is not None
-    factor, begin = geometry.factor, geometry.offset
+    factor, begin, count = geometry.factor, geometry.offset, len(stack) // 2 * 2
     pairs = 2 * factor > FACTOR_MAX
     if pairs:
         rows, columns = (side // 2 * 2 for side in stack.shape[1:])
         cut = stack[:, :rows, :columns].reshape(len(stack), rows // 2, 2, columns // 2, 2)
         stack, factor, begin = to_dtype(cut.mean(axis=(2, 4), dtype=np.float32), stack.dtype), factor / 2, begin / 2
+    if isinstance(geometry, UnevenSections):
+        listed = geometry.halves(0.5 if pairs else 1.0)
+        return [(stack[first:count:2], half) for first, half in enumerate(listed)]
     thickness = max(geometry.thickness / 2, 1 / (2 * factor)) if pairs else geometry.thickness / 2
-    count = len(stack) // 2 * 2
     halves = []
     for first in (0, 1):
         centre = begin + first * factor + geometry.thickness * factor / 2
@@ -167,7 +170,9 @@ def seams(restorer: Restorer, stack: np.ndarray) -> dict[str, float]:
         What :func:`seam_score` returns.
     """
     geometry, config = restorer.geometry, restorer.network.config
-    box = stack[middle(stack.shape, COMPARED_ZYX)]
+    where = middle(stack.shape, COMPARED_ZYX)
+    box, geometry = stack[where], geometry.part(where[0])
+    restorer = replace(restorer, geometry=geometry)
     depth, rows, columns = (math.ceil(length * 3 / 4 / 16) * 16 for length in box.shape)
     plan = make_plan(box.shape, geometry, config, (depth if depth >= LEAST_DIVIDED else len(box), rows, columns))
     whole, _ = restorer.restore_all(box, make_plan(box.shape, geometry, config, box.shape))

@@ -97,6 +97,7 @@ def audit_stack(
     seconds: dict[str, float] = {}
     z, y, x = region or tuple(slice(0, length) for length in stack.shape)
     check_region((z, y, x), stack.shape, name)
+    geometry.check_sections(stack.shape[0], name)
     unmeasured = unmeasured_in(stack, hidden)
     box = _measured_middle((z, y, x), unmeasured, geometry, name)
     wide = _auditable(stack, box, geometry, name)
@@ -105,6 +106,7 @@ def audit_stack(
     check_volume(crop, f"the middle of {name}")
     model, where = ModelOnce.of(model), choose_device(device)
     statistics = model.processor.measure(stack, unmeasured)
+    geometry = geometry.part(box[0])
     restorer = Restorer(model.network, model.processor, geometry, statistics, ENSEMBLE, where, mode=mode)
     grey = statistics.std
     figures: dict[str, Any] = {}

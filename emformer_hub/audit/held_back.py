@@ -83,7 +83,7 @@ def left_out(restorer: Restorer, stack: np.ndarray, unfit: Sequence[int] = ()) -
     order = np.argsort(hidden)
     hidden = hidden[order]
     predicted, deviation = (np.concatenate(parts)[order] for parts in zip(*predictions, strict=True))
-    figures, gains = left_out_errors(stack, hidden, predicted)
+    figures, gains = left_out_errors(stack, hidden, predicted, restorer.geometry)
     processor, geometry = restorer.processor, restorer.geometry
     figures["coverage"] = None
     if calibrated_on_masked(processor, restorer.mode):
@@ -200,25 +200,26 @@ def left_out_gain(
     return gain, predicted - stack[numbers]
 
 
-def left_out_errors(stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+def left_out_errors(
+    stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray, geometry: SectionModel | None = None
+) -> tuple[dict[str, Any], np.ndarray]:
     """Errors of predicted sections, and of interpolation between their neighbours.
 
     Args:
         stack: ``(sections, y, x)``.
         hidden: numbers of the sections, ``(n,)``, ascending.
         predicted: their predictions, ``(n, y, x)``.
+        geometry: how the sections sample tissue; default: evenly.
 
     Returns:
         ``{"section": [...], "network": [...], "linear": [...], "cubic": [...]}`` (RMS errors, grey levels), the gains
         over both in dB, and a map of the gain over linear, dB, in blocks of 16 x 16 voxels.
     """
     squares: dict[str, list[np.ndarray]] = {"network": [], "linear": [], "cubic": []}
+    places = None if geometry is None or geometry is geometry.even else geometry.section_positions(len(stack))
     for z, section in zip(hidden, predicted, strict=True):
-        near, truth = stack[max(0, z - 2) : z + 3].astype(np.float32), stack[z].astype(np.float32)
-        middle = min(z, 2)
-        linear = (near[middle - 1] + near[middle + 1]) / 2
-        # The polynomial of degree 3 through the two neighbours on either side.
-        cubic = (4 * (near[1] + near[3]) - near[0] - near[4]) / 6 if len(near) == 5 else linear
+        truth = stack[z].astype(np.float32)
+        linear, cubic = _between(stack, int(z)) if places is None else _between_uneven(stack, int(z), places)
         for name, values in (("network", section), ("linear", linear), ("cubic", cubic)):
             squares[name].append(np.square(values - truth))
     figures: dict[str, Any] = {"section": hidden.tolist()}
@@ -229,6 +230,28 @@ def left_out_errors(stack: np.ndarray, hidden: np.ndarray, predicted: np.ndarray
         figures[f"gain_over_{name}_db"] = decibel(mean[name].mean(), mean["network"].mean())
     least = 1e-6 * float(stack.var())
     return figures, 10 * np.log10((_blocks(mean["linear"]) + least) / (_blocks(mean["network"]) + least))
+
+
+def _between(stack: np.ndarray, z: int) -> tuple[np.ndarray, np.ndarray]:
+    """A section by the line through its neighbours, and by the polynomial of degree 3 through two on either side."""
+    near, middle = stack[max(0, z - 2) : z + 3].astype(np.float32), min(z, 2)
+    linear = (near[middle - 1] + near[middle + 1]) / 2
+    return linear, (4 * (near[1] + near[3]) - near[0] - near[4]) / 6 if len(near) == 5 else linear
+
+
+def _between_uneven(stack: np.ndarray, z: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same where sections lie at these places."""
+    polynomials: list[np.ndarray] = []
+    for reach in (1, 2):
+        near = [other for other in range(z - reach, z + reach + 1) if other != z]
+        if near[0] < 0 or near[-1] >= len(stack):
+            polynomials.append(polynomials[0])
+            continue
+        at = places[near]
+        weights = [np.prod((places[z] - np.delete(at, i)) / (at[i] - np.delete(at, i))) for i in range(len(near))]
+        polynomials.append(np.tensordot(np.array(weights, np.float32), stack[near].astype(np.float32), axes=1))
+    linear, cubic = polynomials
+    return linear, cubic
 
 
 @dataclass(frozen=True)
@@ -294,7 +317,7 @@ def restore_degraded(
 
 
 def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
-    """Degrade the sharp plane as sections do, along x, restore it, and compare with what was there.
+    """Degrade the sharp plane as evenly spaced sections do, along x, restore it, and compare with what was there.
 
     Each section is restored by itself with its rows as frames, which is harder than the real task: there, frames of
     both orientations are sharp.
@@ -303,7 +326,7 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
         ``{"gain_over_bicubic_db", "psnr_db", "ssim", "bicubic_ssim", "coverage": {"0.5": fraction, ...}}``, with the
         range of the sharp planes as the peak of PSNR and SSIM; empty if the plane is too small.
     """
-    geometry, processor, network = restorer.geometry, restorer.processor, restorer.network
+    geometry, processor, network = restorer.geometry.even, restorer.processor, restorer.network
     count = geometry.num_sections(crop.shape[2])
     if count < 4:
         return {}

@@ -24,9 +24,11 @@ from emformer_hub.cli.options import (
     TARGET_NM,
     THICKNESS,
     VOXEL_SIZE,
+    Z_POSITIONS,
     check_one_target,
     geometry_of,
     json_file,
+    read_listed,
     reading,
     roi,
 )
@@ -105,6 +107,7 @@ def inspect_command(
 @TARGET_NM
 @FACTOR
 @THICKNESS
+@Z_POSITIONS
 @MODEL
 @MODE
 @DEVICE
@@ -118,6 +121,7 @@ def audit_command(
     target_nm: float | None,
     factor: float | None,
     thickness: float,
+    z_positions: Path | None,
     model: str,
     mode: Mode,
     device: str,
@@ -133,11 +137,11 @@ def audit_command(
     from emformer_hub.reconstruction.settings import OpenStack
     from emformer_hub.volumes import open_volume
 
-    check_one_target(target_nm, factor)
+    check_one_target(target_nm, factor, z_positions, thickness)
     check_different(stack, output)
     check_report(output, overwrite)
     volume, size = with_voxel_size(stack, voxel_size, partial(open_volume, **reading))
-    geometry = geometry_of(size, target_nm, factor, thickness)
+    geometry = geometry_of(size, target_nm, factor, thickness, z_positions=read_listed(z_positions))
     audit(OpenStack(str(stack), volume, reading), output, size, geometry, model, mode, roi, device)
 
 
@@ -249,6 +253,14 @@ def _measured_part(volume: Volume, shape_zyx: tuple[int, int, int], name: str) -
 @VOXEL_SIZE
 @FACTOR_REQUIRED
 @THICKNESS
+@click.option(
+    "--jitter",
+    type=click.FloatRange(0, 0.3, min_open=True),
+    metavar="J",
+    help="Let sections differ in thickness, with this standard deviation, as a fraction of their spacing: up to 0.3. "
+    "Where they lie is written to OUT.z-positions.csv.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the jitter.")
 @OME_ZARR
 @OVERWRITE
 def degrade_command(
@@ -258,25 +270,39 @@ def degrade_command(
     voxel_size: str | None,
     factor: float,
     thickness: float,
+    jitter: float | None,
+    seed: int,
     ome_zarr: str,
     overwrite: bool,
 ) -> None:
     """Simulate anisotropy: image an isotropic volume in sections."""
+    from emformer_hub.files import check_file
     from emformer_hub.processing_emformer import to_dtype
+    from emformer_hub.uneven import jittered
     from emformer_hub.volumes import check_output, check_volume, read_volume, write_volume
     from emformer_hub.volumes.unmeasured import unmeasured_in
+    from emformer_hub.z_positions import write_z_positions
 
     check_different(truth, output)
     check_output(output, overwrite)
+    positions = output.with_name(f"{output.name}.z-positions.csv")
+    if jitter is not None:
+        check_file(positions, overwrite)
     geometry = SectionModel(factor, thickness)
     volume, size = with_voxel_size(truth, voxel_size, partial(read_volume, **reading))
     unmeasured = unmeasured_in(volume.data, volume.hidden)
     check_volume(volume.data, str(truth), unmeasured)
-    degraded = to_dtype(geometry.degrade(volume.data), volume.data.dtype)
-    _keep_unmeasured(volume, unmeasured, geometry, degraded)
+    sections = geometry.num_sections(volume.data.shape[0])
     section_size = size.with_z(size.z * factor)
     where = recut_origin(size, section_size, volume.translation_nm)
+    if jitter is not None:
+        uneven = jittered(geometry, sections, jitter, seed)
+        geometry, where = uneven, uneven.section_origin(section_size, volume.translation_nm or (0.0, 0.0, 0.0))
+    degraded = to_dtype(geometry.degrade(volume.data), volume.data.dtype)
+    _keep_unmeasured(volume, unmeasured, geometry, degraded)
     write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite, ome_zarr=ome_zarr)
+    if jitter is not None:
+        write_z_positions(positions, uneven.listed(size.z))
     left_out = volume.data.shape[0] - geometry.num_planes(len(degraded))
     with said_of(output):
         click.echo(

@@ -12,6 +12,7 @@ import click
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.modes import DEFAULT_MODE, MODES
+from emformer_hub.uneven import UnevenSections, ZPositions, check_spacing
 
 Command = Callable[..., Any]
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -99,6 +100,13 @@ OFFSET = click.option(
     type=float,
     metavar="P",
     help="Where the imaged part begins within the slab of a section, in output planes.  [default: centred]",
+)
+Z_POSITIONS = click.option(
+    "--z-positions",
+    metavar="FILE",
+    type=PATH,
+    help="Sections that are not evenly spaced: CSV with the header centre_nm,thickness_nm and a line for each section "
+    "that is there, or JSON alike. Instead of --factor, --thickness and --offset.",
 )
 PRECISION = click.option(
     "--precision",
@@ -200,16 +208,45 @@ def json_file(help: str) -> Option:
     return click.option("--json", "json_path", metavar="FILE", type=PATH, help=help)
 
 
-def check_one_target(target_nm: float | None, factor: float | None) -> None:
-    """Raise a usage error if plane spacing and factor are both given."""
+def check_one_target(
+    target_nm: float | None,
+    factor: float | None,
+    z_positions: Path | None = None,
+    thickness: float = 1.0,
+    offset: float | None = None,
+) -> None:
+    """Raise a usage error if plane spacing and factor are both given, or what contradicts positions of sections."""
+    if z_positions is not None and (factor is not None or thickness != 1 or offset is not None):
+        raise click.UsageError(
+            "--z-positions lists distances and thicknesses; leave out --factor, --thickness and --offset. --target-nm "
+            "says how far apart planes are."
+        )
     if target_nm is not None and factor is not None:
         raise click.UsageError("--target-nm and --factor exclude each other; give one of them.")
 
 
-def geometry_of(size: VoxelSize, target_nm: float | None, factor: float | None, thickness: float) -> SectionModel:
+def geometry_of(
+    size: VoxelSize,
+    target_nm: float | None,
+    factor: float | None,
+    thickness: float,
+    offset: float | None = None,
+    z_positions: ZPositions | None = None,
+) -> SectionModel:
     """Geometry of the sections by the options; without target and factor, planes are as far apart as pixels.
 
     Raises:
-        InputError: the factor or the thickness is out of range.
+        InputError: a value is out of range, or the positions contradict the voxel size.
     """
-    return SectionModel(size.factor_to(target_nm) if factor is None else factor, thickness)
+    factor = size.factor_to(target_nm) if factor is None else factor
+    if z_positions is None:
+        return SectionModel(factor, thickness, offset)
+    check_spacing(z_positions, size)
+    return UnevenSections.of(z_positions, size.z / factor, factor)
+
+
+def read_listed(path: Path | None) -> ZPositions | None:
+    """What ``--z-positions`` lists, if it is given."""
+    from emformer_hub.z_positions import read_z_positions
+
+    return None if path is None else read_z_positions(path)

@@ -30,8 +30,10 @@ from emformer_hub.cli.options import (
     THICKNESS,
     TILE_ZYX,
     VOXEL_SIZE,
+    Z_POSITIONS,
     check_one_target,
     geometry_of,
+    read_listed,
     reading,
     roi,
 )
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 @MODEL
 @THICKNESS
 @OFFSET
+@Z_POSITIONS
 @click.option("--ensemble", type=int, default=2, show_default=True, help="Passes to average: 1, 2, 4, 8 or 16.")
 @click.option("--uncertainty", type=PATH, help="Also write the standard deviation of each voxel's error, float32.")
 @click.option(
@@ -122,6 +125,7 @@ def reconstruct_command(
     model: str,
     thickness: float,
     offset: float | None,
+    z_positions: Path | None,
     ensemble: int,
     uncertainty: Path | None,
     confidence_mask: float | None,
@@ -157,18 +161,21 @@ def reconstruct_command(
     from emformer_hub.volumes import with_hidden
 
     devices = choose_devices(device)
-    check_one_target(target_nm, factor)
+    check_one_target(target_nm, factor, z_positions, thickness, offset)
     hiding: dict[str, Any] = {name: reading[name] for name in ("nodata", "mask") if name in reading}
-    if follow is not None and (resume or roi or dry_run or reading != hiding):
+    if follow is not None and (resume or roi or dry_run or z_positions or reading != hiding):
         raise click.UsageError(
-            "--follow takes no --resume, --roi, --dry-run or choice of what is read: the stack is not complete yet."
+            "--follow takes no --resume, --roi, --dry-run, --z-positions or choice of what is read: the stack is not "
+            "complete yet."
         )
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     others = [uncertainty, None if confidence_mask is None else confident_path(output)]
     _check_outputs(input_path, output, *others, overwrite=overwrite, resume=resume)
     volume, size = _open(input_path, voxel_size, follow, reading)
-    geometry = geometry_of(size, target_nm, factor, thickness)
+    listed = read_listed(z_positions)
+    geometry = geometry_of(size, target_nm, factor, thickness, offset, listed)
+    geometry.check_sections(volume.data.shape[0], str(input_path))
     _check_isotropy(str(input_path), size, geometry, asked_for=factor is not None)
     page = output.with_name(f"{output.name}.audit.html") if report else None
     if page is not None:
@@ -179,6 +186,7 @@ def reconstruct_command(
         "factor": geometry.factor,
         "thickness": thickness,
         "offset": offset,
+        "z_positions": listed,
         "model": ModelOnce(model),
         "device": device,
         "precision": precision,

@@ -17,7 +17,10 @@ from emformer_hub.cli.options import (
     TARGET_NM,
     THICKNESS,
     VOXEL_SIZE,
+    Z_POSITIONS,
     check_one_target,
+    geometry_of,
+    read_listed,
     reading_labels,
     roi,
 )
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 @FACTOR
 @THICKNESS
 @OFFSET
+@Z_POSITIONS
 @roi("Part of the stack that was reconstructed.")
 @OME_ZARR
 @OVERWRITE
@@ -61,6 +65,7 @@ def transform_command(
     factor: float | None,
     thickness: float,
     offset: float | None,
+    z_positions: Path | None,
     roi: Box | None,
     ome_zarr: str,
     overwrite: bool,
@@ -75,13 +80,15 @@ def transform_command(
     from emformer_hub.transform import transform_file
 
     check_different(source, output)
-    check_one_target(target_nm, factor)
-    given = (voxel_size, target_nm, factor, offset, roi)
+    check_one_target(target_nm, factor, z_positions, thickness, offset)
+    given = (voxel_size, target_nm, factor, offset, z_positions, roi)
     if record is not None and (any(one is not None for one in given) or thickness != 1):
         raise click.UsageError("--record states the geometry; leave out --voxel-size, --factor and the like.")
     if record is None and factor is None and voxel_size is None:
         raise click.UsageError("give --record RESULT, or how the stack was reconstructed: --factor or --voxel-size.")
-    grids = _grids(record, voxel_size, target_nm, factor, thickness, offset, roi)
+    if z_positions is not None and voxel_size is None:
+        raise click.UsageError("--z-positions needs --voxel-size of the stack, which says how far apart planes are.")
+    grids = _grids(record, voxel_size, target_nm, factor, thickness, offset, z_positions, roi)
     transform_file(source, output, grids, to, unit=unit, overwrite=overwrite, ome_zarr=ome_zarr, **reading)
     with said_of(output):
         where = "the isotropic grid" if to == "isotropic" else "the grid of the stack"
@@ -95,6 +102,7 @@ def _grids(
     factor: float | None,
     thickness: float,
     offset: float | None,
+    z_positions: Path | None,
     roi: Box | None,
 ) -> Grids:
     from emformer_hub.transform import Grids
@@ -102,7 +110,8 @@ def _grids(
     if record is not None:
         return Grids.from_record(record)
     size = None if voxel_size is None else VoxelSize.parse(voxel_size)
-    if factor is None:
-        assert size is not None
-        factor = size.factor_to(target_nm)
-    return Grids(SectionModel(factor, thickness, offset), size, region=roi)
+    if size is None:
+        assert factor is not None
+        return Grids(SectionModel(factor, thickness, offset), region=roi)
+    listed = read_listed(z_positions)
+    return Grids(geometry_of(size, target_nm, factor, thickness, offset, listed), size, region=roi)

@@ -223,6 +223,7 @@ def make_job(
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
     repair = choose_repair(stack.volume, chosen["repair"], path)
     repair.check(region)
+    geometry.check_gaps(repair.sections(data.shape[0])[region[0]])
     (z, y, x), device = region, choose_device(chosen["device"])
     tile = chosen["tile_zyx"] or choose_tile(
         (z.stop - z.start, y.stop - y.start, x.stop - x.start),

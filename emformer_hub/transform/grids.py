@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.files import record_path
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.uneven import UnevenSections
 from emformer_hub.volumes.boxes import Box, shape_of
 
 Target = Literal["isotropic", "stack"]
@@ -32,7 +34,7 @@ class Grids:
     """The grid of a stack, and the isotropic one of its reconstruction.
 
     Args:
-        geometry: how sections sample tissue.
+        geometry: how sections sample tissue, all of the stack.
         voxel_size: voxel size of the stack, nm; only lengths and volumes need it.
         shape_zyx: shape of the stack, if it is known.
         region: part of the stack that the isotropic grid covers; default: all of it.
@@ -60,6 +62,7 @@ class Grids:
         try:
             record = json.loads(path.read_text())
             recorded = {name: record[name] for name in _RECORDED}
+            listed = record.get("z_positions")  # which earlier versions did not know
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read ({error.strerror}); it is the record of a run, which lies beside the result "
@@ -67,7 +70,7 @@ class Grids:
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} is not the record of a reconstruction ({error!r}).") from error
-        return cls._recorded(**recorded)
+        return cls._recorded(**recorded, z_positions=listed)
 
     @classmethod
     def _recorded(
@@ -81,17 +84,26 @@ class Grids:
         padding: float | None,
         voxel_size: tuple[float, float, float],
         translation: tuple[float, float, float],
+        z_positions: Any,
     ) -> Grids:
         geometry, planes = SectionModel(factor, thickness, offset), VoxelSize(*voxel_size)
+        if z_positions is not None:
+            geometry = UnevenSections.of(z_positions, planes.z, factor)
         size = planes.with_z(float(f"{planes.z * factor:.12g}"))
-        first = geometry.section_origin(size, (translation[0], translation[1], translation[2]))
-        starts = [start for start, _ in region]
+        inside = geometry.part(slice(*region[0]))
+        first = inside.section_origin(size, (translation[0], translation[1], translation[2]))
+        starts = (geometry.distance(region[0][0]), region[1][0], region[2][0])
         z0, y0, x0 = (at - start * side for at, start, side in zip(first, starts, size.zyx, strict=True))
         z, y, x = (slice(start, stop) for start, stop in region)
         depth, height, width = input_shape
         if padding is not None:  # which was put around the result
             y, x = slice(0, height), slice(0, width)
         return cls(geometry, size, (depth, height, width), (z, y, x), (z0, y0, x0))
+
+    @cached_property
+    def inside(self) -> SectionModel:
+        """How the sections of the region sample tissue."""
+        return self.geometry if self.region is None else self.geometry.part(self.region[0])
 
     @property
     def start(self) -> np.ndarray:
@@ -105,7 +117,7 @@ class Grids:
         sections, height, width = self.shape_zyx or (0, 0, 0)
         if self.region is not None:
             sections, height, width = shape_of(self.region)
-        return (self.geometry.num_planes(sections), height, width)
+        return (self.inside.num_planes(sections), height, width)
 
     def lengths_of(self, grid: Target) -> tuple[VoxelSize, tuple[float, float, float]]:
         """Voxel size of one of the grids, and the centre of its first voxel ``(z, y, x)``, nm.
@@ -118,8 +130,10 @@ class Grids:
             raise InputError("lengths need the voxel size of the stack; give --voxel-size Z,Y,X in nm, as in 40,4,4.")
         if grid == "stack":
             return size, self.first_nm
-        z, y, x = (at + side * n for at, side, n in zip(self.first_nm, size.zyx, self.start, strict=True))
-        return self.geometry.plane_size(size), self.geometry.plane_origin(size, (z, y, x))
+        first, *lateral = self.start.tolist()
+        starts = (self.geometry.distance(first), *lateral)
+        z, y, x = (at + side * n for at, side, n in zip(self.first_nm, size.zyx, starts, strict=True))
+        return self.inside.plane_size(size), self.inside.plane_origin(size, (z, y, x))
 
     def carry(self, points: np.ndarray, to: Target, unit: Unit = "voxels") -> np.ndarray:
         """Coordinates of points on the other grid.
@@ -150,8 +164,8 @@ class Grids:
         """Voxel coordinates on the other grid."""
         if to == "isotropic":
             carried = points - self.start
-            carried[..., 0] = self.geometry.to_planes(carried[..., 0])
+            carried[..., 0] = self.inside.to_planes(carried[..., 0])
             return carried
         carried = points.copy()
-        carried[..., 0] = self.geometry.to_sections(carried[..., 0])
+        carried[..., 0] = self.inside.to_sections(carried[..., 0])
         return carried + self.start

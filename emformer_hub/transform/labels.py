@@ -65,7 +65,7 @@ class CarriedLabels:
 
         Of two that are as near, it is the later one.
         """
-        region, geometry = self.grids.region, self.grids.geometry
+        region, geometry = self.grids.region, self.grids.inside
         assert self.grids.shape_zyx is not None
         sections = self.grids.shape_zyx[0] if region is None else region[0].stop - region[0].start
         planes = geometry.num_planes(sections)
@@ -120,7 +120,7 @@ def _known(volume: Volume[np.ndarray | StoredArray], name: str, grids: Grids, to
         InputError: the labels have another shape than the grid that they come from, or no voxel size is stated.
     """
     here: Target = "stack" if to == "isotropic" else "isotropic"
-    shape, geometry = volume.data.shape, grids.geometry
+    shape, geometry = volume.data.shape, grids.inside
     if grids.voxel_size is None and volume.voxel_size is not None:
         size = volume.voxel_size
         if to == "isotropic":
@@ -139,6 +139,8 @@ def _known(volume: Volume[np.ndarray | StoredArray], name: str, grids: Grids, to
         grids = replace(grids, shape_zyx=(depth, *shape[1:]))
     if grids.region is not None and grids.shape_zyx is not None:
         check_region(grids.region, grids.shape_zyx, "the stack")
+    if grids.shape_zyx is not None:
+        grids.geometry.check_sections(grids.shape_zyx[0], "the stack")
     expected = grids.shape_of(here)
     if shape != expected:
         raise InputError(

@@ -202,10 +202,11 @@ class UnevenSections(SectionModel):
         missing[self._section_rows] = masked
         crowded = np.convolve(missing, np.ones(CROWD), "full")[: len(missing)] > MOST_CROWDED
         if self._lost_rows.any() and crowded.any():
-            around = self._row_sections[max(0, int(crowded.argmax()) - CROWD + 1) : int(crowded.argmax()) + 1]
-            near = around[around >= 0]
+            last = int(crowded.argmax())
+            first = max(0, last - CROWD + 1)
+            lost = first + int(self._lost_rows[first : last + 1].argmax())
             raise InputError(
-                f"by their positions, sections are lost next to section {near[0] if len(near) else 0}, and with those "
+                f"by their positions, sections are lost after section {self._row_sections[:lost].max()}, and with those "
                 f"that are masked more than {MOST_CROWDED} of {CROWD} neighbours are missing; what lies in wider gaps "
                 f"cannot be predicted from what is around them. Reconstruct the parts of the stack on either side by "
                 f"themselves."

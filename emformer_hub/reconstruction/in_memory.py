@@ -155,7 +155,7 @@ def reconstruct(
     geometry = _chosen_geometry(factor, geometry, thickness, offset)
     geometry.check_sections(len(volume), "the volume")
     mask = None if mask is None else check_mask(mask, volume.shape)
-    geometry.check_gaps(np.zeros(len(volume), bool) if mask is None else mask.all(axis=(1, 2)))
+    geometry.check_gaps(np.zeros(len(volume), bool) if mask is None else np.asarray(mask.all(axis=(1, 2))))
     padding = tissue(volume)
     if padding is not None:
         inside = reconstruct(

@@ -100,9 +100,7 @@ class EMformer:
     def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, Reconstruction]:
         done = reconstruct(
             sections,
-            factor=geometry.factor,
-            thickness=geometry.thickness,
-            offset=geometry.offset,
+            geometry=geometry,
             model=self.model,
             ensemble=self.ensemble,
             mode=self.mode,

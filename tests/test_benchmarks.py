@@ -455,6 +455,24 @@ def test_factors_compares_a_model_with_interpolation_at_each(data: Path) -> None
     assert (data / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+# --- uneven sections ---------------------------------------------------------------------------------------------
+
+
+def test_uneven_compares_known_with_assumed_positions(data: Path) -> None:
+    write_volume(data / "uneven.tif", neuropil((48, 24, 26)), VoxelSize(8, 8, 8))
+    words = ["--truth", data / "uneven.tif", "--model", data / "model", "--crop", "48,24,24", "--device", "cpu"]
+    words += ["--factor", "4", "--seed", "5", "--json", data / "uneven.json"]
+    done = run("uneven.py", *words, folder=data)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((data / "uneven.json").read_text())["rows"]
+    assert [(row["sections"], row["taken"]) for row in rows[:3]] == [
+        ("even", "evenly"),
+        ("uneven", "where they do"),
+        ("uneven", "evenly"),
+    ]
+    assert rows[1]["psnr_db"] > rows[2]["psnr_db"] and [row["method"] for row in rows[3:]] == ["trilinear", "bicubic"]
+
+
 # --- what more training bought -----------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -159,12 +160,14 @@ class Rows:
         factor, thickness: planes per row and imaged fraction, as the network is told.
         positions: centres of planes among the rows, float64 ``(planes,)``.
         sections: for each row, the section that it holds, -1 for a lost one; ``None`` where the rows are the sections.
+        wide: planes within gaps that are too wide to be predicted, bool ``(planes,)``; ``None`` if there are none.
     """
 
     factor: float
     thickness: float
     positions: np.ndarray
     sections: np.ndarray | None = None
+    wide: np.ndarray | None = None
 
     def fill(self, sections: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Sections and the mask of what was not measured of them, with lost ones between, which are masked."""
@@ -350,6 +353,17 @@ class SectionModel:
     def lost(self, planes: slice) -> np.ndarray | None:
         """True for planes of lost sections, bool ``(planes,)``; ``None`` if no section is lost."""
         return None
+
+    def wide(self, planes: slice) -> np.ndarray | None:
+        """True for planes of so many lost sections that they cannot be predicted; ``None`` if there are none."""
+        return None
+
+    def gaps(self) -> list[dict[str, Any]]:
+        """Where sections are lost: ``{"after": section, "sections": number, "planes": [first, stop], "wide": bool}``.
+
+        Planes of wide gaps are interpolated, and none of them counts as confident.
+        """
+        return []
 
     def matrix(self, num_sections: int, first_section: int = 0) -> np.ndarray:
         """The matrix A, float64 ``(sections, planes)``; rows sum to one, clipped to the extent of the planes.

@@ -74,6 +74,20 @@ class ErrorQuantiles:
         return float(np.interp(probability, (0, *PROBABILITIES), (0, *multiples)))
 
 
+def sure(width: np.ndarray, tolerance: float, wide: np.ndarray | None) -> np.ndarray:
+    """Mask of voxels whose interval is no wider than a tolerance, bool, shape of the width.
+
+    Args:
+        width: half width of the interval of each voxel, ``(planes, y, x)``.
+        tolerance: largest error, in the unit of the width.
+        wide: planes within gaps that are too wide to be predicted, none of which counts, bool ``(planes,)``.
+    """
+    within = width <= tolerance
+    if wide is not None:
+        within[wide] = False
+    return within
+
+
 def half_width(
     uncertainty: np.ndarray,
     multiples: tuple[float, float],

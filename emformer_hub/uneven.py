@@ -23,8 +23,10 @@ SPACING = 0.01
 """By how much a stated spacing may lie outside of the listed ones: what rounding makes of it."""
 NEAR = 3
 """Spacings on either side of one that say how far apart sections are there."""
+MOST_LOST = 10
+"""Most sections that may be lost in a row."""
 MOST_CROWDED, CROWD = 3, 7
-"""At most 3 of 7 neighbouring sections may be lost, as of masked ones: the widest gaps that networks learn to fill."""
+"""Of lost sections, at most 3 of 7 neighbours are predicted, as of masked ones: wider gaps are not learnt."""
 LEAST_ROOM = 0.65
 """Room for a lost section, in usual spacings beyond the usual space: more than uneven milling leaves."""
 MOST_DEVIATIONS = 2.5
@@ -37,7 +39,8 @@ class UnevenSections(SectionModel):
 
     A slab ends half way between the face of its section and that of the next one. Where the space between two faces
     has room for sections that are lost, the network sees those as masked; all other numbers of sections count those
-    that are there. Positions between listed ones are interpolated, slab by slab.
+    that are there. Planes of lost sections are predicted where at most 3 of 7 neighbours are lost, else interpolated.
+    Positions between listed ones are interpolated, slab by slab.
 
     Args:
         factor: planes per section by the voxel size of the stack; 1 to 16.
@@ -46,7 +49,7 @@ class UnevenSections(SectionModel):
         extent: where the last slab ends, in planes.
 
     Raises:
-        InputError: a slab is thinner than a plane, or too many sections are lost.
+        InputError: a slab is thinner than a plane, or more than 10 sections are lost in a row.
     """
 
     thickness: float = field(init=False)
@@ -67,7 +70,13 @@ class UnevenSections(SectionModel):
                 f"section {thinnest} has {slabs[thinnest]:.2g} planes to itself; expected at least one. Choose a finer "
                 f"spacing of the planes (--target-nm)."
             )
-        self.check_gaps(np.zeros(len(self), bool))
+        longest = int(self._num_lost.argmax())
+        if self._num_lost[longest] > MOST_LOST:
+            raise InputError(
+                f"by their positions, {self._num_lost[longest]} sections are lost after section {longest}; expected at "
+                f"most {MOST_LOST}. Are the positions in nm? Reconstruct the parts of the stack on either side by "
+                f"themselves, with --roi."
+            )
 
     @classmethod
     def of(cls, z_positions: ZPositions, plane_nm: float, factor: float | None = None) -> UnevenSections:
@@ -128,6 +137,10 @@ class UnevenSections(SectionModel):
     @cached_property
     def _lost_rows(self) -> np.ndarray:
         return self._row_sections < 0
+
+    @cached_property
+    def _wide_rows(self) -> np.ndarray:
+        return _crowded(self._lost_rows)
 
     @cached_property
     def _section_rows(self) -> np.ndarray:
@@ -200,16 +213,12 @@ class UnevenSections(SectionModel):
     def check_gaps(self, masked: np.ndarray) -> None:
         missing = self._lost_rows.copy()
         missing[self._section_rows] = masked
-        crowded = np.convolve(missing, np.ones(CROWD), "full")[: len(missing)] > MOST_CROWDED
+        crowded = _crowded(missing)[self._section_rows] & masked
         if self._lost_rows.any() and crowded.any():
-            last = int(crowded.argmax())
-            first = max(0, last - CROWD + 1)
-            lost = first + int(self._lost_rows[first : last + 1].argmax())
             raise InputError(
-                f"by their positions, sections are lost after section {self._row_sections[:lost].max()}, and with those "
-                f"that are masked more than {MOST_CROWDED} of {CROWD} neighbours are missing; what lies in wider gaps "
-                f"cannot be predicted from what is around them. Reconstruct the parts of the stack on either side by "
-                f"themselves."
+                f"section {int(crowded.argmax())} is masked, and by their positions sections are lost next to it: more "
+                f"than {MOST_CROWDED} of {CROWD} neighbours are missing, which cannot be predicted from what is around "
+                f"them. Leave the masked section out of the stack and of the list, so that it is lost too."
             )
 
     def plane_origin(
@@ -271,7 +280,8 @@ class UnevenSections(SectionModel):
         factor = float(np.clip((bounds[last + 1] - bounds[first]) / len(held), FACTOR_MIN, FACTOR_MAX))
         imaged = np.array(self.depths[sections]) / np.diff(bounds)[self._section_rows[sections]]
         thickness = float(np.clip(imaged.mean(), 1 / factor, 1))
-        return Rows(factor, thickness, positions, np.where(held < 0, -1, held - sections.start))
+        within = np.where(held < 0, -1, held - sections.start)
+        return Rows(factor, thickness, positions, within, self.wide(planes))
 
     def weights(self, planes: slice, sections: slice, among: slice) -> np.ndarray:
         wanted = slice(sections.start + among.start, sections.start + among.stop)
@@ -285,11 +295,26 @@ class UnevenSections(SectionModel):
         return overlap / overlap.sum(axis=1, keepdims=True)
 
     def lost(self, planes: slice) -> np.ndarray | None:
-        if not self._lost_rows.any():
+        return self._planes_of_rows(self._lost_rows, planes)
+
+    def wide(self, planes: slice) -> np.ndarray | None:
+        return self._planes_of_rows(self._wide_rows, planes)
+
+    def gaps(self) -> list[dict[str, Any]]:
+        found = []
+        for after in np.flatnonzero(self._num_lost).tolist():
+            first, lost = self.row(after) + 1, int(self._num_lost[after])
+            start, stop = (math.ceil(self._row_bounds[row] - 0.5) for row in (first, first + lost))
+            wide = bool(self._wide_rows[first])
+            found.append({"after": after, "sections": lost, "planes": [start, stop], "wide": wide})
+        return found
+
+    def _planes_of_rows(self, chosen: np.ndarray, planes: slice) -> np.ndarray | None:
+        """True for planes whose centres lie in chosen rows; ``None`` if no row is chosen."""
+        if not chosen.any():
             return None
         centres = np.arange(planes.start, planes.stop) + 0.5
-        rows = np.searchsorted(self._row_bounds, centres, "right").clip(1, len(self._lost_rows)) - 1
-        return self._lost_rows[rows]
+        return chosen[np.searchsorted(self._row_bounds, centres, "right").clip(1, len(chosen)) - 1]
 
     def _overlap(self, planes: np.ndarray, sections: slice) -> np.ndarray:
         """How much of each plane some sections image, ``(sections, planes)``; those at the end within the planes."""
@@ -386,6 +411,13 @@ def _usual(values: np.ndarray) -> np.ndarray:
         return np.full(len(values), np.median(values))
     medians = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
     return np.pad(medians, NEAR, "edge")
+
+
+def _crowded(missing: np.ndarray) -> np.ndarray:
+    """True for missing rows with more than 3 missing ones among any 7 neighbours that they are one of."""
+    counts = np.convolve(missing, np.ones(CROWD), "full")  # of the rows up to each, and after the last
+    near = np.lib.stride_tricks.sliding_window_view(counts > MOST_CROWDED, CROWD)
+    return missing & near.any(axis=1)
 
 
 def _interleaved(bounds: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -340,6 +340,10 @@ def _print_summary(output: Path, record: Path, planes: str, seconds: float, mode
     for section, reason, fraction in facts["repair"]:
         place = "" if fraction == 1 else f" in {fraction:.1%} of it"
         click.echo(f"section {section} was filled{place}: {reason}")
+    for gap in facts["gaps"]:
+        first, stop = gap["planes"]
+        done = "too many to predict: interpolated, and not confident" if gap["wide"] else "predicted"
+        click.echo(f"after section {gap['after']}, {gap['sections']} are lost; planes {first} to {stop - 1} are {done}")
     for what, share in facts["not_measured"].items():
         if share:
             done = "were predicted from their neighbours" if what == "filled" else "stay as they are"

@@ -130,6 +130,7 @@ def reconstruct_file(
             "seconds_now": time.time() - begin,
             "seconds": _seconds(parts, done.values()),
             "residual": _residual(done.values()),
+            "gaps": [gap | {"after": job.region[0][0] + gap["after"]} for gap in parts.geometry.gaps()],
             "not_measured": {
                 what: sum(getattr(part, what) for part in done.values()) / math.prod(parts.plan.output_zyx)
                 for what in ("filled", "kept")

@@ -23,7 +23,7 @@ from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.gaps import Seen, hidden_and_kept, put_back, sections_of_planes
 from emformer_hub.reconstruction.memory import choose_tile
 from emformer_hub.reconstruction.restorer import Restorer, check_ensemble
-from emformer_hub.uncertainty import half_width
+from emformer_hub.uncertainty import half_width, sure
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
 from emformer_hub.volumes.padding import Padding, framed, tissue
 from emformer_hub.volumes.unmeasured import margin_value, margins, mask_of
@@ -93,7 +93,7 @@ class Reconstruction:
         check_number("tolerance", tolerance)
         if not (math.isfinite(tolerance) and tolerance > 0):
             raise InputError(f"tolerance is {tolerance:g} grey levels; expected a positive number, as in 10.")
-        return self.half_width(probability) <= tolerance
+        return sure(self.half_width(probability), tolerance, self.geometry.wide(slice(0, len(self.volume))))
 
 
 def reconstruct(

@@ -24,7 +24,7 @@ from emformer_hub.reconstruction.job import DAMAGE, Job, is_zarr_path, partial_o
 from emformer_hub.reconstruction.repair import Repair
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
-from emformer_hub.uncertainty import half_width
+from emformer_hub.uncertainty import half_width, sure
 from emformer_hub.volumes import boxes
 from emformer_hub.volumes.boxes import Box, within
 from emformer_hub.volumes.checks import unmeasured
@@ -232,7 +232,7 @@ class Parts:
         sections = sections_of_planes(geometry, block.z.output, block.z.input.stop - 1)
         lost = geometry.lost(block.z.output)
         width = half_width(uncertainty, (measured, masked), hidden, sections - block.z.input.start, lost)
-        return width <= TOLERANCE * self.job.std
+        return sure(width, TOLERANCE * self.job.std, geometry.wide(block.z.output))
 
     def judge(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, ...]:
         """What is known of a part: its residual, and how many of its voxels were predicted, and kept."""
@@ -240,9 +240,10 @@ class Parts:
         filled, kept = (
             0 if mask is None else mask[:, *inside_yx].sum(axis=(1, 2))[sections] for mask in (seen.filled, seen.kept)
         )
-        lost = self.geometry.lost(self.boxes[number][0])
+        planes = self.boxes[number][0]
+        lost, wide = self.geometry.lost(planes), self.geometry.wide(planes)
         if lost is not None:
-            filled = np.where(lost, math.prod(volume.shape[1:]) - kept, filled)
+            filled = np.where(lost if wide is None else lost & ~wide, math.prod(volume.shape[1:]) - kept, filled)
         return (*self.residual(number, seen, volume), int(np.sum(filled)), int(np.sum(kept)))
 
     def residual(self, number: int, seen: Seen, volume: np.ndarray) -> tuple[float, float, float]:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from emformer_hub.processing_emformer import EMformerProcessor
     from emformer_hub.reconstruction import Reconstruction, reconstruct, reconstruct_file
     from emformer_hub.transform import Grids, transform_file
+    from emformer_hub.uneven import UnevenSections
     from emformer_hub.volumes import Volume, create_volume, open_volume, read_volume, write_volume
+    from emformer_hub.z_positions import read_z_positions
 
 _HOMES = {
     "EMformerConfig": "configuration_emformer",
@@ -35,12 +37,14 @@ _HOMES = {
     "Inspection": "inspection",
     "Reconstruction": "reconstruction",
     "SectionModel": "geometry",
+    "UnevenSections": "uneven",
     "Volume": "volumes",
     "VoxelSize": "geometry",
     "create_volume": "volumes",
     "inspect_stack": "inspection",
     "open_volume": "volumes",
     "read_volume": "volumes",
+    "read_z_positions": "z_positions",
     "reconstruct": "reconstruction",
     "reconstruct_file": "reconstruction",
     "resolve_pretrained": "pretrained",
@@ -58,12 +62,14 @@ __all__ = [
     "Inspection",
     "Reconstruction",
     "SectionModel",
+    "UnevenSections",
     "Volume",
     "VoxelSize",
     "create_volume",
     "inspect_stack",
     "open_volume",
     "read_volume",
+    "read_z_positions",
     "reconstruct",
     "reconstruct_file",
     "resolve_pretrained",

@@ -94,14 +94,32 @@ def test_a_space_between_sections_is_told_from_a_step_of_the_microscope() -> Non
     assert UnevenSections.of([(c, 4.0) for c in steps], 5).lost(slice(0, 80)) is None
 
 
-def test_a_gap_that_cannot_be_filled_is_refused() -> None:
-    with pytest.raises(InputError, match=r"after section 8, .*more than 3 of 7 neighbours are missing"):
-        UnevenSections.of([(n * 40.0, 40.0) for n in range(20) if n not in (9, 10, 11, 12)], 4)
-    three = UnevenSections.of([(n * 40.0, 40.0) for n in range(20) if n not in (9, 10, 11)], 4)
-    masked = np.zeros(17, bool)
+def evenly(*lost: int) -> UnevenSections:
+    """24 sections of 10 planes each, without those that are lost."""
+    return UnevenSections.of([(n * 40.0, 40.0) for n in range(24) if n not in lost], 4)
+
+
+def test_a_wide_gap_is_told_from_one_that_can_be_predicted() -> None:
+    both = evenly(4, 5, 6, 14, 15, 16, 17)
+    planes = slice(0, 240)
+    assert np.flatnonzero(both.wide(planes)).tolist() == [*range(140, 180)]
+    assert both.gaps() == [
+        {"after": 3, "sections": 3, "planes": [40, 70], "wide": False},
+        {"after": 10, "sections": 4, "planes": [140, 180], "wide": True},
+    ]
+    crowded = evenly(4, 5, 8, 9)
+    assert crowded.wide(planes).sum() == crowded.lost(planes).sum() == 40
+    assert evenly(4, 5, 6).wide(planes) is None and SectionModel(4).gaps() == []
+
+
+def test_what_no_gap_can_be_is_refused() -> None:
+    assert evenly(*range(5, 15)).gaps()[0]["sections"] == 10
+    with pytest.raises(InputError, match=r"11 sections are lost after section 4; expected at most 10.*--roi"):
+        evenly(*range(5, 16))
+    three, masked = evenly(9, 10, 11), np.zeros(21, bool)
     three.check_gaps(masked)
     masked[8] = True
-    with pytest.raises(InputError, match="with those that are masked"):
+    with pytest.raises(InputError, match=r"section 8 is masked, and .* sections are lost next to it"):
         three.check_gaps(masked)
 
 

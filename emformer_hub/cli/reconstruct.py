@@ -163,11 +163,7 @@ def reconstruct_command(
     devices = choose_devices(device)
     check_one_target(target_nm, factor, z_positions, thickness, offset)
     hiding: dict[str, Any] = {name: reading[name] for name in ("nodata", "mask") if name in reading}
-    if follow is not None and (resume or roi or dry_run or z_positions or reading != hiding):
-        raise click.UsageError(
-            "--follow takes no --resume, --roi, --dry-run, --z-positions or choice of what is read: the stack is not "
-            "complete yet."
-        )
+    _check_follow(follow, resume, roi, dry_run, z_positions, reading != hiding)
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     others = [uncertainty, None if confidence_mask is None else confident_path(output)]
@@ -175,8 +171,7 @@ def reconstruct_command(
     volume, size = _open(input_path, voxel_size, follow, reading)
     listed = read_listed(z_positions)
     geometry = geometry_of(size, target_nm, factor, thickness, offset, listed)
-    geometry.check_sections(volume.data.shape[0], str(input_path))
-    _check_isotropy(str(input_path), size, geometry, asked_for=factor is not None)
+    _check_geometry(str(input_path), volume, size, geometry, asked_for=factor is not None)
     page = output.with_name(f"{output.name}.audit.html") if report else None
     if page is not None:
         shape = tuple(side.stop - side.start for side in roi) if roi else volume.data.shape
@@ -220,6 +215,15 @@ def reconstruct_command(
         audit(stack, page, size, geometry, settings["model"], mode, roi, first)
 
 
+def _check_follow(follow: float | None, *excluded: Any) -> None:
+    """Raise a usage error if a stack that grows is given with what takes a complete one."""
+    if follow is not None and any(excluded):
+        raise click.UsageError(
+            "--follow takes no --resume, --roi, --dry-run, --z-positions or choice of what is read: the stack is not "
+            "complete yet."
+        )
+
+
 def _check_page(page: Path, overwrite: bool, shape: tuple[int, ...], geometry: SectionModel, name: str) -> None:
     """Raise, before the run, what would keep its audit from being made or written."""
     from emformer_hub.audit import check_auditable, check_report
@@ -247,8 +251,10 @@ def _open(
     return volume, size
 
 
-def _check_isotropy(name: str, size: VoxelSize, geometry: SectionModel, *, asked_for: bool) -> None:
-    """Say if y and x differ; raise ``InputError`` if there is nothing to restore along z and it was not asked for."""
+def _check_geometry(name: str, volume: Volume, size: VoxelSize, geometry: SectionModel, *, asked_for: bool) -> None:
+    """Say if y and x differ; raise ``InputError`` if there is nothing to restore along z and it was not asked for, or
+    if other sections are listed."""
+    geometry.check_sections(volume.data.shape[0], name)
     if not asked_for and math.isclose(geometry.factor, 1, rel_tol=1e-3):
         raise InputError(
             f"{name} is isotropic already: with voxels of {size}, planes would lie where its sections do. Is the voxel "

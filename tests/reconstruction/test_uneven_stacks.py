@@ -29,6 +29,7 @@ from emformer_hub.uneven import UnevenSections, jittered
 from emformer_hub.volumes import open_volume, read_volume, write_volume
 from emformer_hub.volumes.boxes import parse_region
 from emformer_hub.volumes.phantom import neuropil
+from emformer_hub.z_positions import write_z_positions
 
 SIZE = VoxelSize(32, 8, 8)
 LOST = (9, 10)
@@ -97,6 +98,58 @@ def test_lost_sections_are_what_masked_ones_are(tiny: str) -> None:
     lost = reconstruct(sections[there], geometry=listed, **options)
     np.testing.assert_array_equal(lost.volume, masked.volume)
     np.testing.assert_array_equal(lost.half_width(0.9), masked.half_width(0.9))
+
+
+@pytest.mark.parametrize("mode", ["clean", "faithful"])
+def test_a_wide_gap_is_interpolated_and_marked(tiny: str, tmp_path: Path, mode: str) -> None:
+    even, there = SectionModel(4.0), [n for n in range(24) if not 9 <= n < 14]
+    sections = np.rint(even.degrade(neuropil((96, 24, 40)))).astype(np.uint8)[there]
+    listed = UnevenSections.of([(4.0 * n, 4.0) for n in there], 1.0, 4.0)
+    options = {"model": tiny, "mode": mode} | OPTIONS
+    made = reconstruct(sections.astype(np.float32), geometry=listed, progress=False, **options)
+    shares = (np.arange(20) + 2.5)[:, None, None] / 24  # from the centre of section 8 to that of section 14
+    plain = sections[8] + shares * (sections[9] - sections[8].astype(float))
+    np.testing.assert_allclose(made.volume[36:56], plain, atol=1e-3)
+    sure = made.confident(0.5, 1e9)
+    assert not sure[36:56].any() and sure[:36].all() and sure[56:].all()
+    assert made.uncertainty[40:52].mean() > made.uncertainty[:36].mean()
+    write_volume(tmp_path / "stack.tif", sections, SIZE)
+    told = call(
+        *(
+            "reconstruct",
+            tmp_path / "stack.tif",
+            tmp_path / "out.zarr",
+            "--z-positions",
+            _list(tmp_path / "z.csv", there),
+        ),
+        *("--model", tiny, "--device", "cpu", "--mode", mode, "--ensemble", 1, "--tile", "24,40,48"),
+        *("--precision", "float32", "--confidence-mask", 0.5),
+    )
+    gap = "after section 8, 5 are lost; planes 36 to 55 are too many to predict: interpolated, and not confident"
+    assert told.exit_code == 0 and gap in told.output, told.output
+    memory = reconstruct(sections, geometry=listed, progress=False, **options)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.zarr").data, memory.volume)
+    assert not read_volume(tmp_path / "out.confident.zarr").data[36:56].any()
+    facts = json.loads((tmp_path / "out.zarr.json").read_text())
+    assert facts["gaps"] == [{"after": 8, "sections": 5, "planes": [36, 56], "wide": True}]
+    assert facts["not_measured"] == {"filled": 0, "kept": 0}
+
+
+def _list(path: Path, numbers: list[int]) -> Path:
+    write_z_positions(path, [(32.0 * n, 32.0) for n in numbers])
+    return path
+
+
+def test_masked_sections_of_an_uneven_stack_are_never_looked_at(
+    stack: Path, geometry: UnevenSections, tiny: str
+) -> None:
+    sections = read_volume(stack).data.copy()
+    mask = np.isin(np.arange(28), (3, 20))
+    other = np.where(mask[:, None, None], np.uint8(255), sections)
+    options = {"geometry": geometry, "model": tiny, "progress": False, "mask": mask} | OPTIONS
+    first, second = (reconstruct(one, **options) for one in (sections, other))
+    np.testing.assert_array_equal(first.volume, second.volume)
+    np.testing.assert_array_equal(first.half_width(0.9), second.half_width(0.9))
 
 
 def test_parts_make_what_memory_makes(

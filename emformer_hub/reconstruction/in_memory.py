@@ -202,8 +202,10 @@ def _chosen_geometry(
     """The geometry itself, or an even one by its numbers; raises ``InputError`` for both, and for neither."""
     if geometry is None:
         if factor is None:
-            raise InputError("neither factor nor geometry is given; expected one of them, as in factor=10.")
+            raise InputError("anisotropy factor is None, a NoneType; expected a number, as in 4, or else a geometry.")
         return SectionModel(factor, thickness, offset)
+    if not isinstance(geometry, SectionModel):
+        raise InputError(f"geometry is {geometry!r}; expected SectionModel or UnevenSections, or give a factor.")
     if factor is not None or thickness != 1 or offset is not None:
         raise InputError("the geometry states factor, thickness and offset; give it alone, or these.")
     return geometry

@@ -332,7 +332,9 @@ def test_the_geometry_is_given_in_one_way(tiny: str, geometry: UnevenSections) -
     for options in ({"factor": 4.0}, {"thickness": 0.5}, {"offset": 1.0}):
         with pytest.raises(InputError, match="give it alone"):
             reconstruct(sections, geometry=geometry, model=tiny, **options)
-    with pytest.raises(InputError, match="neither factor nor geometry"):
+    with pytest.raises(InputError, match="expected a number, as in 4, or else a geometry"):
         reconstruct(sections, model=tiny)
+    with pytest.raises(InputError, match="geometry is 4; expected SectionModel or UnevenSections"):
+        reconstruct(sections, geometry=4, model=tiny)
     with pytest.raises(InputError, match="has 9 sections, and there are 28 positions"):
         reconstruct(sections[:9], geometry=geometry, model=tiny)

@@ -29,6 +29,9 @@ MOST_CROWDED, CROWD = 3, 7
 """Of lost sections, at most 3 of 7 neighbours are predicted, as of masked ones: wider gaps are not learnt."""
 LEAST_ROOM = 0.65
 """Room for a lost section, in usual spacings beyond the usual space: more than uneven milling leaves."""
+OCTAVES, FRACTIONS = 0.5, 0.25
+"""Steps in which the network is told that sections of a block are further apart, and thicker, than those of the stack:
+so coarse that jitter makes none, and blocks of other sizes give the same, and fine enough for new milling steps."""
 MOST_DEVIATIONS = 2.5
 """Largest deviation of a simulated thickness, in standard deviations."""
 
@@ -277,9 +280,11 @@ class UnevenSections(SectionModel):
         first, last = self.row(sections.start), self.row(sections.stop - 1)
         positions = _piecewise(np.arange(planes.start, planes.stop) + 0.5, *self._row_knots) - first
         bounds, held = self._row_bounds, self._row_sections[first : last + 1]
-        factor = float(np.clip((bounds[last + 1] - bounds[first]) / len(held), FACTOR_MIN, FACTOR_MAX))
+        octaves = math.log2((bounds[last + 1] - bounds[first]) / len(held) / self.factor)
+        factor = float(np.clip(self.factor * 2 ** _stepwise(octaves, OCTAVES), FACTOR_MIN, FACTOR_MAX))
         imaged = np.array(self.depths[sections]) / np.diff(bounds)[self._section_rows[sections]]
-        thickness = float(np.clip(imaged.mean(), 1 / factor, 1))
+        thicker = _stepwise(float(imaged.mean()) - self.thickness, FRACTIONS)
+        thickness = float(np.clip(self.thickness + thicker, 1 / factor, 1))
         within = np.where(held < 0, -1, held - sections.start)
         return Rows(factor, thickness, positions, within, self.wide(planes))
 
@@ -418,6 +423,11 @@ def _crowded(missing: np.ndarray) -> np.ndarray:
     counts = np.convolve(missing, np.ones(CROWD), "full")  # of the rows up to each, and after the last
     near = np.lib.stride_tricks.sliding_window_view(counts > MOST_CROWDED, CROWD)
     return missing & near.any(axis=1)
+
+
+def _stepwise(value: float, step: float) -> float:
+    """The nearest whole number of steps."""
+    return round(value / step) * step
 
 
 def _interleaved(bounds: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

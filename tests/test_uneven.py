@@ -174,6 +174,16 @@ def test_both_kinds_of_file_say_the_same(tmp_path: Path) -> None:
             read_z_positions(tmp_path / name)
 
 
+def test_the_network_is_told_of_new_steps_and_not_of_jitter() -> None:
+    uneven = jittered(SectionModel(8.0), 60, 0.2, seed=0)
+    told = {uneven.rows(slice(z, z + 18), slice(0, 8)).factor for z in range(0, 42, 4)}
+    assert told == {8.0}
+    steps = UnevenSections.of([(c, 10.0) for c in np.cumsum([10.0] * 20 + [40.0] * 10)], 2.0)
+    fine, coarse = (steps.rows(sections, slice(0, 8)) for sections in (slice(0, 12), slice(21, 30)))
+    assert (fine.factor, fine.thickness) == (5.0, 1.0)
+    assert coarse.factor == pytest.approx(16) and coarse.thickness == 0.25
+
+
 def test_lengths_in_another_unit_are_noticed() -> None:
     micrometres = [(0.0, 0.04), (0.04, 0.04), (0.08, 0.04)]
     with pytest.raises(InputError, match=r"sections are 40 nm apart, .* Are the positions in nm\?.*--voxel-size 0.04"):

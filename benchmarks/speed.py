@@ -56,7 +56,7 @@ TRAINING_ZYX = (192, 192, 256)
 """Of the volume to train on: the recipe's largest clips fit beside the columns that are held out for validation."""
 TRAINING_STEPS = 4
 
-MATMUL_SIDES = {"cpu": 2048, "cuda": 8192}
+MATMUL_SIDE, MATMUL_SIDE_GPU = 2048, 8192
 """Side of the square products that measure a device's rate: large enough to keep it busy for the whole product."""
 ATTENTION = {"eager": "eager", "sdpa": "fused"}
 
@@ -264,7 +264,7 @@ def precisions(device: torch.device) -> list[str]:
 
 def matmul_flop_per_s(device: torch.device, precision: str, attempts: int = 10) -> float:
     """The rate of the fastest of several square matrix products, after one to warm up."""
-    side = MATMUL_SIDES[device.type]
+    side = MATMUL_SIDE if device.type == "cpu" else MATMUL_SIDE_GPU
     a, b = torch.randn(2, side, side, device=device).to(getattr(torch, precision))
     seconds = [timed(lambda: torch.matmul(a, b), device)[0] for _ in range(attempts + 1)]
     return 2 * side**3 / min(seconds[1:])

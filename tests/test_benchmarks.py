@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from _methods import EMformer, Interpolation, SlicedUNet
 from _pipeline import Cluster, Stage, bounds, simulate
 from _report import start
 from _unet import UNet, trained_unet
+from click.testing import CliRunner, Result
 from finetuning import beside_zero_shot, spoil
 from learning_curve import Curve, read_curves
 from quality import RECIPE, Truth, read_truth
@@ -44,11 +44,16 @@ TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY_CONFIG = ",".join(f"{name}={value}" for name, value in TINY.items())
 
 
-def run(script: str, *arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a script in a folder whose ``train`` and ``eval`` are the data."""
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    environment = os.environ | ({"EMFORMER_DATA": str(folder)} if folder else {})
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
+def run(script: str, *arguments: str | Path, folder: Path | None = None) -> Result:
+    """Run a script, in this process, in a folder whose ``train`` and ``eval`` are the data."""
+    words = list(map(str, arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        module = import_module(Path(script).stem)
+        patch.setattr(sys, "argv", [str(BENCHMARKS / script), *words])
+        if folder is not None:
+            patch.setattr(module, "DATA", folder)
+            patch.chdir(folder)
+        return CliRunner().invoke(module.main, words)
 
 
 @dataclass
@@ -68,10 +73,10 @@ class Outcome:
         return found
 
 
-def finish(process: subprocess.CompletedProcess[str], folder: Path, truth: np.ndarray) -> Outcome:
-    assert process.returncode == 0, process.stderr
+def finish(done: Result, folder: Path, truth: np.ndarray) -> Outcome:
+    assert done.exit_code == 0, done.output
     report = json.loads((folder / "out.json").read_text())
-    return Outcome(truth, folder, process.stdout, report["run"], report["rows"])
+    return Outcome(truth, folder, done.stdout, report["run"], report["rows"])
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +289,9 @@ def speed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("speed")
     words = ["--config", TINY_CONFIG, "--device", "cpu", "--factor", "2.5", "--factor", "5"]
     words += ["--shape", "8,64,64", "--shape", "12,64,64", "--tile", "8,48,48", "--repeats", "2", "--threads", "1"]
-    return finish(run("speed.py", *words, "--json", folder / "out.json"), folder, np.empty(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speed_script, "MATMUL_SIDE", 256)
+        return finish(run("speed.py", *words, "--json", folder / "out.json"), folder, np.empty(0))
 
 
 def rows_of(speed: Outcome, what: str) -> list[dict[str, Any]]:
@@ -441,7 +448,7 @@ def test_factors_compares_a_model_with_interpolation_at_each(data: Path) -> None
     words = ["--truth", data / "sweep.tif", "--model", data / "model", "--crop", "36,24,24", "--device", "cpu"]
     words += ["--factor", "2.5", "--factor", "7", "--json", data / "sweep.json", "--figure", data / "sweep.png"]
     done = run("factors.py", *words, folder=data)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     rows = json.loads((data / "sweep.json").read_text())["rows"]
     assert [row["factor"] for row in rows] == [2.5, 7]
     cropped = truth[2:38, :, 1:25]
@@ -488,7 +495,7 @@ def test_the_learning_curve_finds_the_law_that_made_it() -> None:
 
 def test_the_learning_curve_of_the_repository_is_drawn(tmp_path: Path) -> None:
     done = run("learning_curve.py", "--figure", tmp_path / "curve.png")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     runs, curves = read_curves(BENCHMARKS / "learning_curve.json")
     assert all(run_["run"] in done.stdout for run_ in runs) and all(curve.task in done.stdout for curve in curves)
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -504,7 +511,7 @@ def test_fine_tuning_of_a_spoilt_instrument_is_compared_row_by_row(tmp_path: Pat
         write_volume(tmp_path / folder / name, neuropil((104, 20, 136)), VoxelSize(8, 8, 8))
     words = ["--part", "spoilt", "--minutes", "0.01", "--scratch-minutes", "0.01", "--device", "cpu"]
     done = run("finetuning.py", *words, "--json", tmp_path / "out.json", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     rows = {row["method"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
     assert list(rows) == ["zero-shot", "lora", "full", "from scratch"]
     assert rows["zero-shot"]["trained"] == 0
@@ -555,7 +562,7 @@ def test_a_forecast_grows_with_the_volume() -> None:
 def test_every_planned_part_is_given_out(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     done = run("scale.py", "--part", "planning", "--blocks", "400", "--json", tmp_path / "out.json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert row["blocks"] == 400 and 0 < row["parts"] < 400
     assert row["plan_s"] > 0 and row["give_out_s"] > 0 and row["peak_bytes"] > 1e8
@@ -571,6 +578,7 @@ def test_workers_are_compared_with_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert one["same"] and two["same"]
 
 
+@pytest.mark.slow
 def test_memory_and_overhead_are_those_of_runs_from_file_to_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,9 @@ def page(request: pytest.FixtureRequest, browser: sync_api.Browser, address: str
     width, height = request.param
     context = browser.new_context(viewport={"width": width, "height": height})
     page, wrong = context.new_page(), []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: wrong.append(f"{message.text} {message.location}") if message.type == "error" else 0
+    )
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on(
         "request", lambda asked: wrong.append(asked.url) if not asked.url.startswith((address, "data:", "blob:")) else 0

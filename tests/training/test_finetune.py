@@ -225,15 +225,6 @@ def test_only_the_named_sections_are_used(place: Path, tmp_path: Path) -> None:
 # --- equalities --------------------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_weights(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
-    again = launch([], arguments(place, tmp_path / "again"))
-    _, errors = again.communicate(timeout=600)
-    assert again.returncode == 0, errors
-    name = "adapter_model.safetensors"
-    assert checksum(tmp_path / "again" / name) == checksum(finished[0] / name)
-    assert losses(tmp_path / "again") == losses(finished[0])
-
-
 def test_a_killed_run_resumes_digit_for_digit(
     finished: tuple[Path, str], place: Path, tmp_path: Path, killed_after: Callable[[int], list[str]]
 ) -> None:
@@ -263,11 +254,15 @@ def test_two_processes_of_one_clip_equal_one_of_two(finished: tuple[Path, str], 
         torch.testing.assert_close(together.state_dict()[name], weight, rtol=0, atol=1e-4)
 
 
-def test_the_command_takes_the_stack_as_it_is(finished: tuple[Path, str], place: Path, tmp_path: Path) -> None:
+def test_the_command_takes_the_stack_as_it_is_and_the_same_seed_gives_the_same_weights(
+    finished: tuple[Path, str], place: Path, tmp_path: Path
+) -> None:
     stack, *options = arguments(place, tmp_path / "run")[1:]
     result = CliRunner().invoke(main, ["finetune", stack, *options])
     assert result.exit_code == 0, result.output
     assert losses(tmp_path / "run") == losses(finished[0])
+    name = "adapter_model.safetensors"
+    assert checksum(tmp_path / "run" / name) == checksum(finished[0] / name)
     other = CliRunner().invoke(main, ["finetune", stack, *options])
     assert "already holds a run; add --resume" in refused(other)
 

@@ -312,10 +312,12 @@ def test_every_format_gives_the_same_batches(stored_root: Path, path: str, worke
 
 
 def test_a_run_on_stored_volumes_gives_the_same_losses(stored_root: Path, tmp_path: Path) -> None:
-    paths = {"tif": "neuropil.tif", "h5": "neuropil.h5:/em/raw"}
+    paths = {"tif": ("neuropil.tif", 0), "h5": ("neuropil.h5:/em/raw", 1)}
     runs = [
-        train_here(tmp_path / name, stored_root, steps=3, workers=2, volumes=[{"path": path, "voxel_size": "8,8,8"}])
-        for name, path in paths.items()
+        train_here(
+            tmp_path / name, stored_root, steps=3, workers=workers, volumes=[{"path": path, "voxel_size": "8,8,8"}]
+        )
+        for name, (path, workers) in paths.items()
     ]
     assert losses(runs[0]) == losses(runs[1])
     assert_same_weights(runs[0] / "model.safetensors", runs[1] / "model.safetensors")

@@ -8,8 +8,26 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from .errors import InputError
+
+
+class Somewhere(Protocol):
+    """A path on this machine, or what has these of its methods elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+
+    def with_name(self, name: str, /) -> Any:
+        """The path beside it that has this name."""
+
+    def exists(self) -> bool:
+        """Whether something is there."""
+
+
+Place = TypeVar("Place", bound=Somewhere)
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -37,15 +55,16 @@ def check_folder(path: Path) -> None:
         )
 
 
-def check_overwrite(path: Path, overwrite: bool) -> None:
+def check_overwrite(path: Somewhere, overwrite: bool) -> None:
     """Raise ``InputError`` if the output exists already and must not be replaced."""
     if path.exists() and not overwrite:
         raise InputError(f"output {path} already exists. Choose another name, or give --overwrite to replace it.")
 
 
-def record_path(output: Path) -> Path:
+def record_path(output: Place) -> Place:
     """Path of the record of a run: ``out.ome.zarr`` -> ``out.ome.zarr.json``."""
-    return output.with_name(f"{output.name}.json")
+    record: Place = output.with_name(f"{output.name}.json")
+    return record
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Settings that all tests share."""
 
 import os
+from collections.abc import Iterator
 
+import httpx
+import pytest
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says nothing on a busy machine.
@@ -9,3 +12,22 @@ PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("random", PATIENT, derandomize=False)
 settings.register_profile("same", PATIENT, derandomize=True)  # the same examples in every run: no failure by chance
 settings.load_profile("same" if os.environ.get("CI") else "random")
+
+
+@pytest.fixture(scope="module")
+def object_store() -> Iterator[str]:
+    """Address of an object store on loopback that speaks S3, with the bucket ``volumes``; the variables name it."""
+    server = pytest.importorskip("moto.server", reason="the bucket is moto's").ThreadedMotoServer(
+        ip_address="127.0.0.1", port=0, verbose=False
+    )
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        httpx.post(f"{url}/moto-api/reset").raise_for_status()  # what it holds outlives the server
+        httpx.put(f"{url}/volumes").raise_for_status()
+        yield url
+    server.stop()

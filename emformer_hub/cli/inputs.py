@@ -17,12 +17,12 @@ from emformer_hub.volumes.volume import check_plausible
 
 if TYPE_CHECKING:
     from emformer_hub.volumes import Volume
+    from emformer_hub.volumes.remote import Remote
 
 
-def check_different(*paths: Path | str) -> None:
-    """Raise ``InputError`` if two of the paths are the same file."""
-    local = [path for path in paths if isinstance(path, Path)]
-    if len({path.resolve() for path in local}) < len(local):
+def check_different(*paths: Path | str | Remote) -> None:
+    """Raise ``InputError`` if two of the paths are the same file, or two addresses the same."""
+    if len({str(path.resolve() if isinstance(path, Path) else path).rstrip("/") for path in paths}) < len(paths):
         raise InputError(f"{', '.join(map(str, paths))} are not all different; an output may not replace an input.")
 
 
@@ -78,7 +78,7 @@ def _is_length(text: str) -> bool:
 
 
 @contextmanager
-def said_of(output: Path) -> Iterator[None]:
+def said_of(output: Path | Remote) -> Iterator[None]:
     """Print about a complete output; if stdout is closed or full, say so on stderr, and let the command succeed."""
     try:
         yield

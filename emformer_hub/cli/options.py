@@ -35,6 +35,15 @@ class Input(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Output(Input):
+    """A volume to write: a path, or the address of one in a bucket."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from emformer_hub.volumes.remote import place
+
+        return place(super().convert(value, param, ctx))
+
+
 class Region(click.ParamType):
     """A part of a volume, ``Z0:Z1,Y0:Y1,X0:X1`` in voxels."""
 
@@ -63,6 +72,7 @@ class Sides(click.ParamType):
 
 
 INPUT = Input()
+OUTPUT = Output()
 TILE = Sides("tile")
 VOXEL_SIZE = click.option(
     "--voxel-size",

@@ -23,8 +23,8 @@ from emformer_hub.cli.options import (
     MODEL,
     OFFSET,
     OME_ZARR,
+    OUTPUT,
     OVERWRITE,
-    PATH,
     PRECISION,
     TARGET_NM,
     THICKNESS,
@@ -46,11 +46,12 @@ if TYPE_CHECKING:
     from emformer_hub.reconstruction.settings import FileSettings, OpenStack
     from emformer_hub.volumes import Volume
     from emformer_hub.volumes.boxes import Box
+    from emformer_hub.volumes.remote import Remote
 
 
 @click.command("reconstruct")
 @click.argument("input_path", metavar="INPUT", type=INPUT)
-@click.argument("output", metavar="OUTPUT", type=PATH)
+@click.argument("output", metavar="OUTPUT", type=OUTPUT)
 @reading
 @VOXEL_SIZE
 @TARGET_NM
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 @OFFSET
 @Z_POSITIONS
 @click.option("--ensemble", type=int, default=2, show_default=True, help="Passes to average: 1, 2, 4, 8 or 16.")
-@click.option("--uncertainty", type=PATH, help="Also write the standard deviation of each voxel's error, float32.")
+@click.option("--uncertainty", type=OUTPUT, help="Also write the standard deviation of each voxel's error, float32.")
 @click.option(
     "--confidence-mask",
     type=float,
@@ -117,7 +118,7 @@ if TYPE_CHECKING:
 @OVERWRITE
 def reconstruct_command(
     input_path: Path | str,
-    output: Path,
+    output: Path | Remote,
     reading: dict[str, Any],
     voxel_size: str | None,
     target_nm: float | None,
@@ -127,7 +128,7 @@ def reconstruct_command(
     offset: float | None,
     z_positions: Path | None,
     ensemble: int,
-    uncertainty: Path | None,
+    uncertainty: Path | Remote | None,
     confidence_mask: float | None,
     repair: str,
     mode: Mode,
@@ -150,8 +151,9 @@ def reconstruct_command(
 
     INPUT is a TIFF stack, an OME-TIFF, a folder of TIFF or PNG slices, an OME-Zarr, N5, precomputed, HDF5, or MRC, or
     the s3://, https://, gs:// or hf:// address of an OME-Zarr, N5 or precomputed. OUTPUT ends in .zarr, .tif, .ome.tif,
-    .h5, .mrc, .n5, .precomputed or .wkw; without a suffix it becomes a folder of TIFF slices. It is made part by part:
-    it need not fit into memory, and an interrupted run continues with --resume.
+    .h5, .mrc, .n5, .precomputed or .wkw; without a suffix it becomes a folder of TIFF slices. A .zarr may also be
+    written into a bucket, s3:// or gs://. OUTPUT is made part by part: it need not fit into memory, and an interrupted
+    run continues with --resume.
     """
     from emformer_hub.devices import choose_devices
     from emformer_hub.reconstruction.cluster import on_dask
@@ -164,6 +166,10 @@ def reconstruct_command(
     check_one_target(target_nm, factor, z_positions, thickness, offset)
     hiding: dict[str, Any] = {name: reading[name] for name in ("nodata", "mask") if name in reading}
     _check_follow(follow, resume, roi, dry_run, z_positions, reading != hiding)
+    if not isinstance(output, Path) and (follow is not None or report):
+        raise click.UsageError(
+            "--follow and --report write files beside OUTPUT; give OUTPUT as a path on this machine, or leave them out."
+        )
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     others = [uncertainty, None if confidence_mask is None else confident_path(output)]
@@ -172,7 +178,7 @@ def reconstruct_command(
     listed = read_listed(z_positions)
     geometry = geometry_of(size, target_nm, factor, thickness, offset, listed)
     _check_geometry(str(input_path), volume, size, geometry, asked_for=factor is not None)
-    page = output.with_name(f"{output.name}.audit.html") if report else None
+    page = output.with_name(f"{output.name}.audit.html") if report and isinstance(output, Path) else None
     if page is not None:
         shape = tuple(side.stop - side.start for side in roi) if roi else volume.data.shape
         _check_page(page, overwrite, shape, geometry, str(input_path))
@@ -201,13 +207,13 @@ def reconstruct_command(
     if dry_run:
         _print_forecast(stack, output, alone, len(devices))
         return
-    if follow is not None:
+    if follow is not None and isinstance(output, Path):
         landed = _follow(Path(input_path), output, follow, alone)
         stack = OpenStack(str(input_path), with_hidden(landed, input_path, **hiding), hiding)
     settings["repair"] = repair
     cluster = None if scheduler == "local" else on_dask(scheduler, workers)
     record, seconds = _run(stack, output, settings, overwrite=overwrite, resume=resume, scheduler=cluster)
-    if follow is not None:
+    if follow is not None and isinstance(output, Path):
         shutil.rmtree(preview_path(output))
     with said_of(output):
         _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
@@ -268,7 +274,9 @@ def _check_geometry(name: str, volume: Volume, size: VoxelSize, geometry: Sectio
         )
 
 
-def _check_outputs(input_path: Path | str, output: Path, *others: Path | None, overwrite: bool, resume: bool) -> None:
+def _check_outputs(
+    input_path: Path | str, output: Path | Remote, *others: Path | Remote | None, overwrite: bool, resume: bool
+) -> None:
     """Raise an error, before the work, if an output cannot be written."""
     from emformer_hub.reconstruction.job import check_record
     from emformer_hub.volumes import check_output
@@ -306,13 +314,13 @@ def _follow(folder: Path, output: Path, idle_s: float, settings: FileSettings) -
 
 def _run(
     stack: OpenStack,
-    output: Path,
+    output: Path | Remote,
     settings: FileSettings,
     *,
     overwrite: bool,
     resume: bool,
     scheduler: Scheduler | None,
-) -> tuple[Path, float]:
+) -> tuple[Path | Remote, float]:
     """Reconstruct, with a progress bar on a terminal; return the record of the run, and how many seconds it took."""
     from tqdm import tqdm
 
@@ -334,11 +342,11 @@ def _run(
     return record, time.monotonic() - start
 
 
-def _print_summary(output: Path, record: Path, planes: str, seconds: float, model: str) -> None:
+def _print_summary(output: Path | Remote, record: Path | Remote, planes: str, seconds: float, model: str) -> None:
     """Print what was made, what was repaired, and how far it is from the measured sections."""
     from emformer_hub.volumes import open_volume
 
-    volume, facts = open_volume(output).data, json.loads(record.read_text())
+    volume, facts = open_volume(str(output)).data, json.loads(record.read_text())
     click.echo(
         f"{output}: {shape_text(volume)} {volume.dtype}, {planes}; "
         f"{seconds:.1f} s, {volume.size / seconds / 1e6:.2f} Mvoxel/s ({facts['ensemble']} passes, {model})"
@@ -358,7 +366,7 @@ def _print_summary(output: Path, record: Path, planes: str, seconds: float, mode
         click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
 
 
-def _print_forecast(stack: OpenStack, output: Path, settings: FileSettings, devices: int) -> None:
+def _print_forecast(stack: OpenStack, output: Path | Remote, settings: FileSettings, devices: int) -> None:
     """Compute one block, and print what the whole run takes."""
     from tqdm import tqdm
 
@@ -374,5 +382,8 @@ def _print_forecast(stack: OpenStack, output: Path, settings: FileSettings, devi
     seconds = tqdm.format_interval(expected.seconds / devices)
     click.echo(f"time    about {seconds}, by this process; {expected.block_seconds:.2f} s a block")
     click.echo(f"memory  about {needs.memory / 1e9:.1f} GB, of which {needs.free_memory / 1e9:.1f} GB are free")
-    click.echo(f"disk    about {needs.disk / 1e9:.2g} GB, of which {needs.free_disk / 1e9:.1f} GB are free")
+    if needs.disk:
+        click.echo(f"disk    about {needs.disk / 1e9:.2g} GB, of which {needs.free_disk / 1e9:.1f} GB are free")
+    if needs.bucket:
+        click.echo(f"bucket  about {needs.bucket / 1e9:.2g} GB")
     needs.check(str(output))

@@ -23,12 +23,14 @@ class Needs:
 
     Attributes:
         disk, free_disk: disk that the outputs take up at their peak, and free disk.
+        bucket: what outputs at addresses take up there.
         memory, free_memory: memory for the largest block and what is read and written meanwhile, and free memory; on
             a GPU its own.
     """
 
     disk: int
     free_disk: int
+    bucket: int
     memory: int
     free_memory: int
 
@@ -49,16 +51,17 @@ class Needs:
 def needs(parts: Parts) -> Needs:
     """Disk and memory that a run needs on this machine."""
     job, plan = parts.job, parts.plan
-    voxels, disk = math.prod(plan.output_zyx), 0.0
+    voxels, used = math.prod(plan.output_zyx), {True: 0.0, False: 0.0}
     sizes = [dtype.itemsize for dtype in job.dtypes]
     for path, size in zip(job.outputs, sizes, strict=True):
         # compression saves less than half of an electron micrograph; a pyramid is a seventh of its image
-        disk += voxels * size * (8 / 7 / 2 if is_zarr_path(path) else 1)
-        disk += 0 if parts.is_made_in_place(path) else voxels * size / 2
-    free = shutil.disk_usage(Path(job.output).parent).free
+        here = isinstance(path, Path)
+        used[here] += voxels * size * (8 / 7 / 2 if is_zarr_path(path) else 1)
+        used[here] += 0 if parts.is_made_in_place(path) else voxels * size / 2
+    free = min((shutil.disk_usage(path.parent).free for path in job.outputs if isinstance(path, Path)), default=0)
     config, device = parts.restorer.network.config, parts.restorer.device
     memory = block_bytes(plan, config, device, np.dtype(job.input_dtype).itemsize)
-    return Needs(int(disk), free, int(memory), free_memory(device))
+    return Needs(int(used[True]), free, int(used[False]), int(memory), free_memory(device))
 
 
 @dataclass(frozen=True)

@@ -7,44 +7,32 @@ once it is on the disk.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from emformer_hub.devices import choose_devices
 from emformer_hub.errors import InputError
-from emformer_hub.files import put_in_place, record_path, write_text
+from emformer_hub.files import put_in_place, record_path
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction.forecast import needs
-from emformer_hub.reconstruction.job import (
-    DAMAGE,
-    Job,
-    check_record,
-    make_job,
-    partial_output,
-)
+from emformer_hub.reconstruction.job import DAMAGE, Job, check_record, make_job, write_whole
 from emformer_hub.reconstruction.parts import Made, Parts, Scheduler, chunk_sides, here, part_sides, put_to_work
 from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, with_defaults
 from emformer_hub.reconstruction.several_devices import on_devices
+from emformer_hub.reconstruction.state import State
 from emformer_hub.volumes import StoredArray, check_output, open_volume, write_volume
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter
 from emformer_hub.volumes.padding import Padding, framed
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
-log = logging.getLogger(__name__)
+from emformer_hub.volumes.remote import Remote, Unfinished, place
 
 Progress = Callable[[float, int], None]
 """A function that is called with the number of finished blocks and the number of all blocks."""
@@ -52,27 +40,29 @@ Progress = Callable[[float, int], None]
 
 def reconstruct_file(
     stack: str | os.PathLike[str] | OpenStack,
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | Remote,
     *,
     overwrite: bool = False,
     resume: bool = False,
     scheduler: Scheduler | None = None,
     progress: Progress = lambda done, blocks: None,
     **settings: Unpack[FileSettings],
-) -> Path:
+) -> Path | Remote:
     """Reconstruct a stack that need not fit into memory.
 
     The outputs appear under their names once they are complete. Until then they lie beside their final place under
-    hidden names, with a list of what is done, and ``resume`` continues a run that was killed. Voxels equal those of
+    hidden names, with a list of what is done, and ``resume`` continues a run that was killed. In a bucket, which
+    renames nothing, the voxels lie where they belong, and what makes them an image appears last. Voxels equal those of
     :func:`~emformer_hub.reconstruct` to the bit.
 
     Args:
         stack: path or address of a stack, in any format of ``open_volume``, or the stack itself if it is open. Zarr,
             HDF5 and TIFF are never loaded as a whole.
-        output: path of the result; the suffix chooses the format, as for ``create_volume``. OME-Zarr is written as it
-            is made. Any other format is written at the end from a hidden OME-Zarr, which takes up disk until then. The
-            record of the run lies beside the output as ``.json``.
-        overwrite: replace outputs that already exist, and discard an unfinished run.
+        output: path of the result, or its address in a bucket; the suffix chooses the format, as for
+            ``create_volume``. OME-Zarr is written as it is made. Any other format is written at the end from a hidden
+            OME-Zarr, which takes up disk until then. The record of the run lies beside the output as ``.json``.
+        overwrite: replace outputs that already exist, and discard an unfinished run. In a bucket they are gone once
+            the new run begins.
         resume: continue an unfinished run.
         scheduler: function that makes the parts, as :func:`~emformer_hub.reconstruction.cluster.on_dask` returns it;
             default: this process makes them.
@@ -84,7 +74,7 @@ def reconstruct_file(
             parts: ``"cuda:0,cuda:1"``, or ``"all"``.
 
     Returns:
-        Path of the record of the run.
+        Path, or address, of the record of the run.
 
     Raises:
         InputError: the stack, a setting or an output is unusable; the disk is too small; or the run to resume is a
@@ -112,17 +102,18 @@ def reconstruct_file(
         job = dataclasses.replace(job, **{name: getattr(first, name) for name, keep in kept.items() if keep})
     for one in job.outputs:
         check_output(one, overwrite or resume)
-    check_record(Path(output), overwrite=overwrite, resume=resume)
-    with _alone(job):
-        parts = put_to_work(Parts(job, device, stack=stack, model=model))
-        _begin(job, parts, repair, resume=resume, overwrite=overwrite)
-        done = _done(job)
+    check_record(place(output), overwrite=overwrite, resume=resume)
+    parts = put_to_work(Parts(job, device, stack=stack, model=model))
+    state = State.of(parts)
+    with state.alone():
+        _begin(state, repair, resume=resume, overwrite=overwrite)
+        done = state.done()
         numbers = [number for number in range(len(parts)) if number not in done]
-        _make(parts, numbers, done, device, scheduler, progress)
+        _make(state, numbers, done, device, scheduler, progress)
         for writer, final in zip(parts.writers, job.outputs, strict=True):
             if writer.path.exists():  # a run may have been killed between two outputs
                 _complete(parts, writer, final)
-        record = record_path(Path(output))
+        record = record_path(place(output))
         facts = {
             **dataclasses.asdict(job),
             "parts": len(parts.boxes),
@@ -136,21 +127,21 @@ def reconstruct_file(
                 for what in ("filled", "kept")
             },
         }
-        write_text(record, json.dumps(facts, indent=2) + "\n")
-        shutil.rmtree(job.folder, ignore_errors=True)
+        write_whole(record, json.dumps(facts, indent=2) + "\n")
+        state.forget()
     return record
 
 
 def _make(
-    parts: Parts,
+    state: State,
     numbers: list[int],
     done: dict[int, Made],
     device: str | None,
     scheduler: Scheduler | None,
     progress: Progress,
 ) -> None:
-    """Make the parts with these numbers, and add each to ``done`` and to the list on the disk once it is written."""
-    job = parts.job
+    """Make the parts with these numbers, and add each to ``done`` and to the list of the run once it is written."""
+    parts, job = state.parts, state.job
     made = float(sum(map(parts.num_blocks, done)))
 
     def tick(blocks: float) -> None:
@@ -159,43 +150,41 @@ def _make(
         progress(round(made, 3), len(parts.plan))  # a sum of fractions is a whole number at last
 
     tick(0)
-    _write_done(job, done)
     at_work = here(job, numbers, device, tick) if scheduler is None else scheduler(job, numbers, device)
-    with (job.folder / "done").open("a") as file:
+    with state.listing(done) as add:
         for part in at_work:
             done[part.number] = part
-            file.write(_line(part))
-            file.flush()
-            os.fsync(file.fileno())
+            add(part)
             if scheduler is not None and (blocks := parts.num_blocks(part.number)):
                 tick(blocks)
 
 
-def _begin(job: Job, parts: Parts, repair: Repair, *, resume: bool, overwrite: bool) -> None:
+def _begin(state: State, repair: Repair, *, resume: bool, overwrite: bool) -> None:
     """Create the outputs, or check that the unfinished ones belong to this job."""
+    parts, job = state.parts, state.job
     file = job.folder / "job.json"
     if file.exists() and resume:
         _check_same(Job.load(file), job)
+        state.claim()
         return
-    if file.exists() and not overwrite and _done(job):
+    if file.exists() and not overwrite and ((done := state.done()) or isinstance(file, Remote)):
+        at_work = " or is still at work" if isinstance(file, Remote) else ""  # no lock says so
         raise InputError(
-            f"{job.output} belongs to a run that did not finish ({len(_done(job))} of {len(parts)} parts are "
+            f"{job.output} belongs to a run that did not finish{at_work} ({len(done)} of {len(parts)} parts are "
             f"done); add --resume to continue it, or --overwrite to begin again."
         )
     if resume and all(path.exists() for path in job.outputs):
         raise InputError(f"{job.output} is complete; there is nothing to resume. Give --overwrite to make it again.")
     if resume and not file.exists():
         raise InputError(f"there is no unfinished run of {job.output} to resume; leave out --resume to begin one.")
-    for path in job.outputs:
-        shutil.rmtree(partial_output(path), ignore_errors=True)
-    (job.folder / "done").unlink(missing_ok=True)
     shape = parts.plan.output_zyx
     needs(parts).check(job.output)
+    state.clear()
     if repair.damage:
         repair.save(job.folder / DAMAGE)
     for path, dtype in zip(job.outputs, job.dtypes, strict=True):
         OMEZarrWriter.create(
-            partial_output(path),
+            parts.unfinished(path),
             shape,
             dtype,
             VoxelSize(*job.voxel_size),
@@ -229,22 +218,25 @@ def _residual(done: Iterable[Made]) -> dict[str, float] | None:
     return {"rms": rms, "maximum": max(part.furthest for part in parts)}
 
 
-def _complete(parts: Parts, writer: OMEZarrWriter, final: Path) -> None:
+def _complete(parts: Parts, writer: OMEZarrWriter, final: Path | Remote) -> None:
     """Bring a finished output into its format and give it its name."""
-    job = parts.job
-    if parts.is_made_in_place(final):
-        put_in_place(writer.path, final)
+    job, made = parts.job, writer.path
+    if isinstance(made, Unfinished):
+        made.complete()
         return
-    result, place = open_volume(writer.path).data, job.translation
+    if parts.is_made_in_place(final) and isinstance(made, Path) and isinstance(final, Path):
+        put_in_place(made, final)
+        return
+    result, first = open_volume(str(made)).data, job.translation
     if job.padding is not None:
-        result, place = _with_padding(job, result, final)
+        result, first = _with_padding(job, result, final)
     size = VoxelSize(*job.voxel_size)
     try:
         write_volume(
             final,
             result,
             size,
-            translation_nm=place,
+            translation_nm=first,
             overwrite=True,
             ome_zarr=job.ome_zarr,
             chunk_zyx=job.chunk_zyx,
@@ -253,11 +245,11 @@ def _complete(parts: Parts, writer: OMEZarrWriter, final: Path) -> None:
         raise InputError(
             f"{error} The reconstruction is complete: the same command with --resume writes it."
         ) from error
-    shutil.rmtree(writer.path)
+    shutil.rmtree(made) if isinstance(made, Path) else made.remove()
 
 
 def _with_padding(
-    job: Job, result: np.ndarray | StoredArray, final: Path
+    job: Job, result: np.ndarray | StoredArray, final: Path | Remote
 ) -> tuple[StoredArray, tuple[float, float, float]]:
     """A result within the padding of its input, which is as certain as it was, and the place of its first voxel."""
     assert job.padding is not None
@@ -282,69 +274,3 @@ def _check_same(begun: Job, job: Job) -> None:
             f"the unfinished run of {job.output} is another one: {'; '.join(different)}. Resume it with the settings "
             f"that it began with, or begin again with --overwrite."
         )
-
-
-def _done(job: Job) -> dict[int, Made]:
-    """Finished parts by number; an incomplete last line, from a run that was killed, does not count."""
-    file = job.folder / "done"
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    parts = (Made(int(number), *map(float, seconds)) for number, *seconds in map(str.split, lines))
-    return {part.number: part for part in parts}
-
-
-def _line(part: Made) -> str:
-    number, *figures = part
-    return " ".join([str(number), *(f"{figure:.9g}" for figure in figures)]) + "\n"
-
-
-def _write_done(job: Job, done: dict[int, Made]) -> None:
-    """Rewrite the list without an incomplete line, whole or not at all."""
-    write_text(job.folder / "done", "".join(map(_line, done.values())))
-
-
-@contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Keep other processes from making this output at the same time."""
-    from filelock import Timeout
-
-    job.folder.mkdir(exist_ok=True)
-    try:
-        lock = _locked(job.folder / "lock")
-    except Timeout as error:
-        raise InputError(
-            f"{job.output} is being made by another run; wait for it, or choose another output."
-        ) from error
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{job.output} could not be written: {error.strerror or error}. Finished parts are kept: free some disk, "
-            f"and continue with --resume."
-        ) from error
-    finally:
-        if not _done(job):  # or all is done, and in its place
-            for path in (*map(partial_output, job.outputs), job.folder):
-                shutil.rmtree(path, ignore_errors=True)
-            left = job.folder.exists()  # on Windows, which removes no file that is open
-            lock.release()
-            if left:
-                shutil.rmtree(job.folder, ignore_errors=True)
-        lock.release()
-
-
-def _locked(file: Path) -> BaseFileLock:
-    """A lock that is held; where the file system knows none, a file that says so, which a killed run leaves behind."""
-    from filelock import FileLock, SoftFileLock
-
-    lock: BaseFileLock = FileLock(file, timeout=0)
-    try:
-        lock.acquire()
-    except (NotImplementedError, OSError) as error:
-        unknown = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-        if not isinstance(error, NotImplementedError) and error.errno not in unknown:
-            raise
-        file = file.with_name("in-use")
-        log.warning("%s: this file system has no locks; if no other run is at work, delete %s.", file.parent, file)
-        lock = SoftFileLock(file, timeout=0)
-        lock.acquire()
-    return lock

@@ -13,13 +13,13 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Unpack
 
 import numpy as np
 
 from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
-from emformer_hub.files import check_file, record_path, write_text
+from emformer_hub.files import Place, check_file, check_overwrite, record_path, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
 from emformer_hub.processing_emformer import IntensityStatistics
@@ -35,7 +35,7 @@ from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES, check_chunks, check_writable
 from emformer_hub.volumes.padding import Padding, tissue
-from emformer_hub.volumes.remote import absolute, is_url, plain_address
+from emformer_hub.volumes.remote import Remote, absolute, is_url, place, plain_address
 from emformer_hub.volumes.unmeasured import margin_value
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Job:
     version: str
 
     @classmethod
-    def load(cls, path: Path) -> Job:
+    def load(cls, path: Path | Remote) -> Job:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -123,9 +123,9 @@ class Job:
             )
         return cls(**content)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | Remote) -> None:
         """Write the job as JSON, whole or not at all."""
-        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        write_whole(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -140,14 +140,14 @@ class Job:
         return UnevenSections.of(self.z_positions, self.voxel_size[0], self.factor).part(slice(*self.region[0]))
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Path | Remote:
         """Folder of the job and of the list of finished parts, until the output is complete."""
-        return state_folder(Path(self.output))
+        return state_folder(place(self.output))
 
     @property
-    def outputs(self) -> list[Path]:
-        """Paths of all outputs: the result, its uncertainty, and the mask of confident voxels."""
-        return [Path(path) for path in (self.output, self.uncertainty, self.confident) if path is not None]
+    def outputs(self) -> list[Path | Remote]:
+        """Paths and addresses of all outputs: the result, its uncertainty, and the mask of confident voxels."""
+        return [place(path) for path in (self.output, self.uncertainty, self.confident) if path is not None]
 
     @property
     def dtypes(self) -> list[np.dtype]:
@@ -158,40 +158,54 @@ class Job:
         return [np.dtype(dtype) for path, dtype in every if path is not None]
 
 
-def state_folder(output: Path) -> Path:
+def write_whole(path: Path | Remote, text: str) -> None:
+    """Write a small file, whole or not at all; raises ``OSError`` if that is refused."""
+    if isinstance(path, Remote):
+        path.write_text(text)
+    else:
+        write_text(path, text)
+
+
+def state_folder(output: Place) -> Place:
     """Folder beside an unfinished output that keeps the state of the run."""
-    return output.with_name(f".{output.name}.run")
+    folder: Place = output.with_name(f".{output.name}.run")
+    return folder
 
 
-def check_record(output: Path, *, overwrite: bool, resume: bool) -> None:
+def check_record(output: Path | Remote, *, overwrite: bool, resume: bool) -> None:
     """Raise ``InputError`` if the record of a run would replace a file, except that of this run where it is resumed."""
     record = record_path(output)
-    if resume and not state_folder(output).exists():
+    if resume and not (state_folder(output) / "job.json").exists():
         return  # there is nothing to resume, which is said where it is begun
     if resume and record.exists():
         with suppress(OSError, ValueError, LookupError, TypeError):
-            overwrite = overwrite or json.loads(record.read_text())["output"] == str(output.absolute())
-    check_file(record, overwrite)
+            overwrite = overwrite or json.loads(record.read_text())["output"] == absolute(output)
+    if isinstance(record, Remote):
+        check_overwrite(record, overwrite)
+    else:
+        check_file(record, overwrite)
 
 
-def confident_path(output: Path) -> Path:
+def confident_path(output: Place) -> Place:
     """Path of the mask of confident voxels: ``out.ome.zarr`` -> ``out.confident.ome.zarr``."""
     name, dot, suffix = output.name.partition(".")
-    return output.with_name(f"{name}.confident{dot}{suffix}")
+    confident: Place = output.with_name(f"{name}.confident{dot}{suffix}")
+    return confident
 
 
-def partial_output(output: Path) -> Path:
+def partial_output(output: Place) -> Place:
     """Hidden path of an unfinished output; it does not name the process, so that another one can continue."""
-    return output.with_name(f".{output.name}.partial")
+    partial: Place = output.with_name(f".{output.name}.partial")
+    return partial
 
 
-def is_zarr_path(path: Path) -> bool:
+def is_zarr_path(path: Path | Remote) -> bool:
     """Test whether a path names an OME-Zarr, by its suffix."""
     return path.suffix.lower() in ZARR_SUFFIXES
 
 
 def make_job(
-    stack: str | os.PathLike[str] | OpenStack, output: str | os.PathLike[str], **settings: Unpack[FileSettings]
+    stack: str | os.PathLike[str] | OpenStack, output: str | os.PathLike[str] | Remote, **settings: Unpack[FileSettings]
 ) -> Job:
     """Examine the stack and the model, and fix what the run makes.
 
@@ -272,10 +286,10 @@ def make_job(
         std=statistics.std,
         voxel_size=(float(planes_size.z), float(planes_size.y), float(planes_size.x)),
         translation=geometry.plane_origin(size, (at_z, at_y, at_x)),
-        output=_absolute(output),
-        uncertainty=_absolute(chosen["uncertainty"]),
+        output=absolute(output),
+        uncertainty=None if chosen["uncertainty"] is None else absolute(chosen["uncertainty"]),
         confidence=confidence,
-        confident=None if confidence is None else _absolute(confident_path(Path(output))),
+        confident=None if confidence is None else absolute(confident_path(place(output))),
         repair=repair.listed,
         damage=repair.digest,
         mode=chosen["mode"],
@@ -319,14 +333,6 @@ def _measure(
     except InputError:
         check_volume(stack, path, mask)
         raise
-
-
-@overload
-def _absolute(path: str | os.PathLike[str]) -> str: ...
-@overload
-def _absolute(path: str | os.PathLike[str] | None) -> str | None: ...
-def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
 
 
 def _modified(path: Path) -> float:

@@ -29,6 +29,7 @@ from emformer_hub.volumes import boxes
 from emformer_hub.volumes.boxes import Box, within
 from emformer_hub.volumes.checks import unmeasured
 from emformer_hub.volumes.ome_zarr import OMEZarrWriter, pyramid
+from emformer_hub.volumes.remote import Remote, Unfinished
 from emformer_hub.volumes.unmeasured import not_measured
 
 PART_VOXELS = 2**24
@@ -119,14 +120,20 @@ class Parts:
     @cached_property
     def writers(self) -> list[OMEZarrWriter]:
         """Writers of the unfinished outputs."""
-        return [OMEZarrWriter(partial_output(path)) for path in self.job.outputs]
+        return [OMEZarrWriter(self.unfinished(path)) for path in self.job.outputs]
+
+    def unfinished(self, output: Path | Remote) -> Path | Remote:
+        """Place of an output while it is made: hidden beside it; in a bucket, which renames nothing, where it stays."""
+        if isinstance(output, Remote) and self.is_made_in_place(output):
+            return Unfinished(output.url)
+        return partial_output(output)
 
     @cached_property
     def boxes(self) -> Sequence[Box]:
         """Box of the output that each part fills: whole blocks, and one file."""
         return boxes(self.plan.output_zyx, part_sides(self.plan))
 
-    def is_made_in_place(self, output: Path) -> bool:
+    def is_made_in_place(self, output: Path | Remote) -> bool:
         """Whether an output is an OME-Zarr that only needs its name at the end; any other is written from one then."""
         wanted = self.job.chunk_zyx
         fits = wanted is None or chunk_sides(self.plan, wanted) == wanted

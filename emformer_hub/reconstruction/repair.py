@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 from emformer_hub.errors import InputError
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD, check_mask
+from emformer_hub.volumes.remote import Remote
 from emformer_hub.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -90,18 +92,19 @@ class Repair:
                         f"sections out with --roi."
                     )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | Remote) -> None:
         """Write the damage to a compressed file."""
         masks: dict[str, Any] = {str(z): mask for z, mask in self.damage.items()}
-        np.savez_compressed(path, **masks)
+        np.savez_compressed(file := io.BytesIO(), **masks)
+        path.write_bytes(file.getvalue())
 
     @classmethod
-    def load(cls, listed: Sequence[tuple[int, str, float]], path: Path) -> Repair:
+    def load(cls, listed: Sequence[tuple[int, str, float]], path: Path | Remote) -> Repair:
         """Restore a repair from its list and from what :meth:`save` wrote."""
         reasons = {z: why for z, why, _ in listed}
         if not path.exists():
             return cls(reasons)
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             return cls(reasons, {int(z): file[z] for z in file.files})
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emformer_hub.processing_emformer import EMformerProcessor
     from emformer_hub.reconstruction.repair import Repair
     from emformer_hub.volumes.boxes import Box
+    from emformer_hub.volumes.remote import Remote
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,8 @@ class FileSettings(Settings, total=False):
         reading: keyword arguments of :func:`~emformer_hub.open_volume` that choose axes, channel and the like. Voxels
             that its ``nodata`` and ``mask`` hide are predicted from their neighbours, in gaps of at most 3 of 7
             sections; within wider ones they stay as they are, and so do constant margins.
-        uncertainty: path of an additional output, in any of the formats: the standard deviation of each voxel's error.
+        uncertainty: path or address of an additional output, in any of the formats: the standard deviation of each
+            voxel's error.
         confidence: probability from 0 to 0.99. Adds an output beside the main one, ``.confident``, uint8: 1 where the
             error is below half a standard deviation of the stack's intensities with this probability, else 0.
         region: part of the stack to reconstruct. Intensities are measured on the whole stack, so that a trial looks
@@ -142,7 +144,7 @@ class FileSettings(Settings, total=False):
     """
 
     reading: Mapping[str, Any] | None
-    uncertainty: str | os.PathLike[str] | None
+    uncertainty: str | os.PathLike[str] | Remote | None
     confidence: float | None
     region: Box | None
     repair: str | Sequence[int] | Repair

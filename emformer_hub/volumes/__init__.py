@@ -3,8 +3,8 @@
 
 In: TIFF stacks (multi-page, ImageJ, OME, BigTIFF), folders of TIFF or PNG sections, OME-Zarr 0.4 and 0.5, Zarr arrays,
 HDF5 datasets, MRC, N5, Neuroglancer precomputed; of these, folders also at an address (``s3://``, ``https://``,
-``gs://``, ``hf://``). Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5, HDF5, MRC, N5, Neuroglancer
-precomputed, WEBKNOSSOS. Axes are z, y, x; lengths are nm. Voxel sizes are read, never guessed.
+``gs://``, ``hf://``). Out: OME-TIFF, folders of TIFF sections, OME-Zarr 0.4 and 0.5 (also into buckets), HDF5, MRC, N5,
+Neuroglancer precomputed, WEBKNOSSOS. Axes are z, y, x; lengths are nm. Voxel sizes are read, never guessed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from emformer_hub.volumes.output import (
     check_output,
     check_writable,
 )
-from emformer_hub.volumes.remote import Remote, is_url, plain_address
+from emformer_hub.volumes.remote import Remote, is_url, place, plain_address, replacing_remote
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.unmeasured import hidden_voxels
 from emformer_hub.volumes.volume import Volume
@@ -244,7 +244,7 @@ def _open_folder(place: Path | Remote, choice: Choice) -> Volume[StoredArray]:
 
 @contextmanager
 def create_volume(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Remote,
     shape_zyx: Sequence[int],
     dtype: np.dtype,
     voxel_size: VoxelSize,
@@ -266,13 +266,14 @@ def create_volume(
             ``.ome.tif``, ``.ome.tiff``, ``.tif`` or ``.tiff``: OME-TIFF that ImageJ reads without plugins too (up to
             4 GB). ``.h5`` or ``.hdf5``: HDF5. ``.mrc``: MRC. ``.n5``, ``.precomputed`` or ``.wkw``: N5,
             Neuroglancer precomputed or WEBKNOSSOS, with a pyramid. None: a folder with one TIFF for each section.
+            OME-Zarr also in a bucket, as ``s3://`` or ``gs://``.
         shape_zyx: of the volume.
         dtype: uint8, uint16, int16, float16 (float32 in TIFF; not in N5, precomputed and WEBKNOSSOS), float32 or
             float64 (not in MRC and precomputed). Of labels, uint8 to uint64 and int8 to int64; 64 bits not in TIFF
             and MRC.
         voxel_size: nm.
         translation_nm: ``(z, y, x)`` position of the first voxel's centre, nm.
-        overwrite: replace an existing output, once the new one is complete.
+        overwrite: replace an existing output, once the new one is complete; in a bucket, before the new one begins.
         ome_zarr: version of OME-Zarr: ``"0.5"``, or ``"0.4"`` for older viewers.
         labels: whether voxels are labels of objects; where the format knows segmentations, it becomes one.
         chunk_zyx: sides of a chunk, (z, y, x), in OME-Zarr, N5, precomputed and HDF5; default: what viewers like.
@@ -280,7 +281,7 @@ def create_volume(
     Raises:
         InputError: as ``check_output``; no 3-D shape; a dtype that the format has not; or the disk refuses.
     """
-    path = Path(path)
+    path = place(path)
     check_output(path, overwrite)
     if len(shape_zyx) != 3 or min(shape_zyx) < 1:
         raise InputError(f"data for {path} have shape {tuple(shape_zyx)}; expected (z, y, x), each at least 1.")
@@ -293,14 +294,14 @@ def create_volume(
         create = partial(create, labels=True) if suffix in LEVELS_SUFFIXES else create
     if chunk_zyx is not None:
         create = partial(create, chunk_zyx=check_chunks(path, chunk_zyx))
-    with replacing(path) as partly:
+    with replacing(path) if isinstance(path, Path) else replacing_remote(path) as partly:
         writer = create(partly, tuple(shape_zyx), dtype, voxel_size, translation_nm)
         yield writer
         writer.finish()
 
 
 def write_volume(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Remote,
     data: np.ndarray | StoredArray,
     voxel_size: VoxelSize,
     *,

@@ -15,17 +15,32 @@ if TYPE_CHECKING:
     from tensorstore import KvStore
 
 TIMEOUT_S = 60.0
+DESCRIPTIONS = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
+"""Names of the files without which a folder is not a Zarr."""
 RETRIES = {"max_retries": 4, "initial_delay": "100ms", "max_delay": "2s"}
 CONTEXT: dict[str, Any] = {f"{kind}_request_retries": RETRIES for kind in ("http", "s3", "gcs")}
 
 
 def not_reached(url: str, error: BaseException) -> InputError:
     """Error for an address that cannot be read."""
-    said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
     return InputError(
-        f"{url} cannot be read: {said}. Is the address right, is there a network, and may you read there "
+        f"{url} cannot be read: {_said(error)}. Is the address right, is there a network, and may you read there "
         f"(AWS_* variables for s3://, a login for hf://)?"
     )
+
+
+def not_written(url: str, error: BaseException) -> OSError:
+    """Error for an address that cannot be written to."""
+    return OSError(
+        f"{url} cannot be written: {_said(error)}. Does the bucket exist, is there a network, and may you write there "
+        f"(AWS_* variables for s3://, `gcloud auth application-default login` for gs://)?"
+    )
+
+
+def _said(error: BaseException) -> str:
+    """First line of an error of TensorStore, without the answer of the server in full."""
+    lines = str(error).splitlines()
+    return lines[0].split(" [http_response", 1)[0][:300] if lines else type(error).__name__
 
 
 def import_tensorstore(what: object) -> Any:

@@ -51,15 +51,15 @@ class OMEZarrWriter:
     It holds no open file, and may be pickled.
 
     Args:
-        path: of the image, which :meth:`create` made.
+        path: of the image, which :meth:`create` made, on this machine or in a bucket.
     """
 
-    path: Path
+    path: Path | Remote
 
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: Path | Remote,
         shape_zyx: tuple[int, int, int],
         dtype: np.dtype,
         voxel_size: VoxelSize,
@@ -114,7 +114,7 @@ class OMEZarrWriter:
         described: dict[str, Any] = {"ome": {"version": version, "multiscales": [multiscale], **of_labels}}
         if version == "0.4":
             described = {"multiscales": [{"version": version, **multiscale}], **of_labels}
-        group = zarr.create_group(path, zarr_format=VERSIONS[version], attributes=described)
+        group = zarr.create_group(_store(path), zarr_format=VERSIONS[version], attributes=described)
         for number, level in enumerate(levels):
             chunks = tuple(map(min, level.shape, chunk_zyx))
             parts = tuple(
@@ -129,18 +129,24 @@ class OMEZarrWriter:
 
     @cached_property
     def _labels(self) -> bool:
+        return LABELS in self._described
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
         import zarr
 
-        attributes: dict[str, Any] = zarr.open_group(self.path, mode="r").attrs.asdict()
-        return LABELS in attributes.get("ome", attributes)
+        attributes: dict[str, Any] = zarr.open_group(_store(self.path), mode="r").attrs.asdict()
+        described: dict[str, Any] = attributes.get("ome", attributes)
+        return described
 
     @cached_property
     def _arrays(self) -> list[zarr.Array[Any]]:
         import zarr
 
         with zarr.config.set({"array.write_empty_chunks": True}):
-            group = zarr.open_group(self.path, mode="r+")
-            return [cast("zarr.Array[Any]", group[str(number)]) for number in range(len(list(group.array_keys())))]
+            group = zarr.open_group(_store(self.path), mode="r+")
+            levels = self._described["multiscales"][0]["datasets"]
+            return [cast("zarr.Array[Any]", group[level["path"]]) for level in levels]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -257,8 +263,15 @@ def coarsened(voxels: np.ndarray, steps: Sequence[int], *, labels: bool) -> np.n
     return (np.rint(mean) if dtype.kind in "iu" else mean).astype(dtype, copy=False)
 
 
-def _write(root: Path, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:
+def _store(path: Path | Remote) -> Any:
+    """What zarr opens to write."""
+    return path if isinstance(path, Path) else path.store(read_only=False)
+
+
+def _write(root: Path | Remote, array: zarr.Array[Any], box: Box, voxels: np.ndarray) -> None:
     array[box] = voxels
+    if not isinstance(root, Path):
+        return  # a bucket has what it has answered for
     for file, _ in files_of(array, box):
         with (root / file).open("r+b") as written:  # Windows brings to the disk only what may be written
             os.fsync(written.fileno())

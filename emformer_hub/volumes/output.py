@@ -14,7 +14,7 @@ from emformer_hub.files import check_folder, check_overwrite
 from emformer_hub.volumes.mrc import MODES
 from emformer_hub.volumes.n5_precomputed import is_n5_or_precomputed
 from emformer_hub.volumes.ome_zarr import is_zarr
-from emformer_hub.volumes.remote import is_url
+from emformer_hub.volumes.remote import Remote, Unfinished, place
 from emformer_hub.volumes.slices import is_ours
 from emformer_hub.volumes.tensorstore_writing import (
     N5_DTYPES,
@@ -49,9 +49,9 @@ _REPLACEABLE: dict[str, Callable[[Path], bool]] = {
 _LABELS_IN_TIFF = ("uint8", "uint16", "uint32", "int8", "int16", "int32")
 
 
-def check_writable(path: str | os.PathLike[str], dtype: np.dtype, *, labels: bool = False) -> None:
+def check_writable(path: str | os.PathLike[str] | Remote, dtype: np.dtype, *, labels: bool = False) -> None:
     """Raise ``InputError`` if the format that the suffix of ``path`` chooses has no such voxels, or no such labels."""
-    path = Path(path)
+    path = place(path)
     suffix = path.suffix.lower()
     held: dict[str, tuple[str, Iterable[str]]] = {
         ".mrc": ("MRC", MODES),
@@ -70,9 +70,9 @@ def check_writable(path: str | os.PathLike[str], dtype: np.dtype, *, labels: boo
         )
 
 
-def check_chunks(path: str | os.PathLike[str], chunk_zyx: Sequence[int]) -> tuple[int, int, int]:
+def check_chunks(path: str | os.PathLike[str] | Remote, chunk_zyx: Sequence[int]) -> tuple[int, int, int]:
     """Return the sides of a chunk, (z, y, x); raise ``InputError`` if the format that ``path`` names has none."""
-    path = Path(path)
+    path = place(path)
     if path.suffix.lower() not in CHUNKED_SUFFIXES:
         blocks = path.suffix.lower() in WKW_SUFFIXES
         raise InputError(
@@ -88,17 +88,18 @@ def check_chunks(path: str | os.PathLike[str], chunk_zyx: Sequence[int]) -> tupl
     return (z, y, x)
 
 
-def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raise, before a long computation, if its result could not be written to ``path``.
+def check_output(path: str | os.PathLike[str] | Remote, overwrite: bool) -> None:
+    """Raise, before a long computation, if its result could not be written to ``path``, on this machine or in a bucket.
 
     Raises:
         InputError: the suffix is not one that can be written, or needs an extra that is not installed; the folder is
-            missing or not writable; the output exists and ``overwrite`` is false; or it exists and is not an image of
-            that format, which is never destroyed.
+            missing or not writable, or the bucket cannot be reached; the output exists and ``overwrite`` is false; or
+            it exists and is not an image of that format, which is never destroyed.
     """
-    if is_url(path):
-        raise InputError(f"output {path} is an address; expected a path on this machine. Copy the result there then.")
-    path = Path(path)
+    path = place(path)
+    if isinstance(path, Remote):
+        _check_bucket(path, overwrite)
+        return
     suffix = path.suffix.lower()
     ours = (*TIFF_SUFFIXES, *ZARR_SUFFIXES, *HDF5_SUFFIXES, *MRC_SUFFIXES, *SLICES_SUFFIXES)
     if suffix not in (*ours, *PRECOMPUTED_SUFFIXES, *N5_SUFFIXES, *WKW_SUFFIXES):
@@ -125,3 +126,26 @@ def check_output(path: str | os.PathLike[str], overwrite: bool) -> None:
             f"output {path} exists and is a {found}, not such a volume; it is never replaced. Choose another name."
         )
     check_overwrite(path, overwrite)
+
+
+def _check_bucket(output: Remote, overwrite: bool) -> None:
+    """As :func:`check_output`, for an address."""
+    if not output.in_bucket:
+        raise InputError(
+            f"output {output} cannot be written to; expected s3://, gs://, or a path on this machine. Copy the result "
+            f"there then."
+        )
+    if output.suffix.lower() not in ZARR_SUFFIXES:
+        raise InputError(
+            f"output {output} has the suffix {output.suffix!r}; expected .ome.zarr or .zarr, the format that is "
+            f"written into buckets. Make another one on this machine, and copy it there."
+        )
+    import_extra("tensorstore", "remote", f"{output} is written by TensorStore")
+    found = output.files()
+    if is_zarr(output):
+        check_overwrite(output, overwrite)
+    elif found and not Unfinished(output.url).exists():
+        raise InputError(
+            f"output {output} exists and is not such a volume: it holds {found[0]}; it is never replaced. Choose "
+            f"another name."
+        )

@@ -176,7 +176,7 @@ def _read(array: zarr.Array[Any], path: Path | Remote, grid: Grid | None, index:
     """Without a grid, every chunk is there by the word of who wrote them."""
     box = _as_slices(index)
     for file, held in files_of(array, box) if grid is None else ():
-        if not (path / file).exists():
+        if not (path / file).is_file():
             raise InputError(f"{path / file} is missing; it held voxels {listed(held)}. Copy {path} again.")
     if isinstance(path, Path):
         _check_whole(array, path, box)

@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from emformer_hub.cli.inputs import check_different
-from emformer_hub.cli.options import FACTOR_REQUIRED, LICENCE, LIST_ONLY, MODE, PATH, PRIVATE, THICKNESS, TILE
+from emformer_hub.cli.options import (
+    FACTOR_REQUIRED,
+    INPUT,
+    LICENCE,
+    LIST_ONLY,
+    MODE,
+    PATH,
+    PRIVATE,
+    THICKNESS,
+    TILE,
+    reading,
+)
 from emformer_hub.errors import InputError
 
 if TYPE_CHECKING:
@@ -148,19 +159,36 @@ def download_command(names: tuple[str, ...], everything: bool, folder: Path, rev
     help="Sections, rows, columns of a tile.",
 )
 @MODE
+@click.option(
+    "--statistics-of",
+    metavar="STACK",
+    type=INPUT,
+    help="Stack that a .zip is for: its mean and standard deviation normalise every tile.",
+)
+@reading
 def export_command(
-    model: str, output: Path, factor: float, thickness: float, tile: tuple[int, int, int], mode: Mode
+    model: str,
+    output: Path,
+    factor: float,
+    thickness: float,
+    tile: tuple[int, int, int],
+    mode: Mode,
+    statistics_of: Path | str | None,
+    reading: dict[str, Any],
 ) -> None:
     """Write a model for other programs, with a fixed factor and tile size.
 
-    OUT ends in .onnx, .pt2 (a torch.export program) or .zip (a bioimage.io package).
+    OUT ends in .onnx, .pt2 (a torch.export program) or .zip (a bioimage.io package, which carries the brightness and
+    contrast of STACK).
     """
     from transformers.utils.logging import disable_progress_bar
 
     from emformer_hub.hub.export import export
+    from emformer_hub.reconstruction.settings import OpenStack
 
     disable_progress_bar()
-    export(model, output, factor=factor, thickness=thickness, tile_zyx=tile, mode=mode)
+    stack = None if statistics_of is None else OpenStack.of(statistics_of, reading)
+    export(model, output, factor=factor, thickness=thickness, tile_zyx=tile, mode=mode, statistics_of=stack)
     click.echo(
         f"{output}: {output.stat().st_size / 1e6:.1f} MB, factor {factor:g}, tiles of {' x '.join(map(str, tile))}"
     )

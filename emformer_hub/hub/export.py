@@ -1,13 +1,15 @@
 """Models for other programs: one geometry and one tile size, in a file that needs none of our code.
 
-Such a file has no factor or thickness to choose at run time, no other tile sizes, no masked sections, no statistics of
-the whole volume, and no calibrated intervals. It is for programs that do their own tiling.
+Such a file has no factor or thickness to choose at run time, no other tile sizes, no masked sections and no calibrated
+intervals. It is for programs that do their own tiling. A bioimage.io package carries the mean and standard deviation of
+a stack, so that all tiles are normalised alike.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +25,15 @@ from emformer_hub.geometry import SectionModel
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import DEFAULT_MODE, Mode, check_mode
 from emformer_hub.pretrained import registry
+from emformer_hub.processing_emformer import EMformerProcessor
+from emformer_hub.reconstruction.blocks import HALO_ZYX, window_grid
+from emformer_hub.reconstruction.job import measure_stack
+from emformer_hub.reconstruction.settings import OpenStack
 from emformer_hub.volumes.phantom import neuropil
 
 LEAST_TILE = (4, 16, 16)
 ONNX_OPSET = 18
+OUTPUTS = ("volume", "uncertainty")
 TITLE = "EMformer: Transformer-Based Isotropic Reconstruction for Volume Electron Microscopy"
 DOI = "10.1101/2023.11.22.567807"
 AUTHORS = ("Jia He", "Yan Zhang", "Wenhao Sun", "Ge Yang", "Fei Sun")
@@ -37,9 +44,25 @@ planes one pixel apart, and states the standard deviation of the error at each v
 weights `{model}` of emformer_hub, in the mode `{mode}`: `clean` leaves the noise of the sections out, `faithful` keeps
 it.
 
-Factor, thickness and tile ({tile_zyx} sections, y, x) are fixed, and each tile is normalised by itself, so that
-neighbouring tiles may differ a little in brightness. emformer_hub itself takes any factor, normalises by the whole
-volume, blends overlapping tiles, fills masked sections and calibrates the uncertainty.
+Factor, thickness and tile ({tile_zyx} sections, y, x) are fixed. emformer_hub itself takes any factor, fills masked
+sections and calibrates the uncertainty.
+
+## Intensities
+
+Every tile is normalised by the same mean ({mean:.6g}) and standard deviation ({std:.6g}), those of `{stack}`, and its
+result is brought back with them, so that tiles do not differ in brightness. The package is for that stack, and for
+stacks of the same brightness and contrast. For another stack, make another package:
+
+    {command}
+
+or put its mean and standard deviation into `rdf.yaml`: `mean` and `std` of the preprocessing of `sections`, `gain` and
+`offset` of the postprocessing of `volume`, and `gain` of that of `uncertainty`. Voxels beyond the percentiles 0.5 and
+99.5 of the stack count as these percentiles in both numbers.
+
+## Tiles
+
+Let tiles overlap, and leave out the halo that the description states ({halo_zyx} planes, y, x), but not at the ends of
+the stack. Let them begin at multiples of {grid_zyx} (sections, y, x), on which the network divides a tile. {along_z}
 
 ## Validation
 
@@ -67,20 +90,6 @@ class EMformerTile(nn.Module):
         return out.reconstruction.permute(back), out.scale.permute(back)
 
 
-class GreyTile(nn.Module):
-    """The same in grey levels; each tile is normalised separately."""
-
-    def __init__(self, tile: nn.Module):
-        super().__init__()
-        self.tile = tile
-
-    def forward(self, sections: Tensor) -> tuple[Tensor, Tensor]:
-        mean = sections.mean((1, 2, 3, 4), keepdim=True)
-        std = (sections - mean).square().mean((1, 2, 3, 4), keepdim=True).sqrt().clamp(min=1e-6)
-        value, error = self.tile((sections - mean) / std)
-        return value * std + mean, error * std
-
-
 def export(
     name: str,
     output: Path,
@@ -89,6 +98,7 @@ def export(
     thickness: float = 1.0,
     tile_zyx: tuple[int, int, int] = (16, 64, 64),
     mode: Mode = DEFAULT_MODE,
+    statistics_of: str | os.PathLike[str] | OpenStack | None = None,
 ) -> None:
     """Write a model as ONNX, as an exported torch program, or as a bioimage.io package, by the suffix of ``output``.
 
@@ -100,10 +110,12 @@ def export(
         factor, thickness: geometry of the sections; fixed in the file.
         tile_zyx: tile size (sections, y, x); fixed in the file.
         mode: what becomes of the noise of the sections; fixed in the file.
+        statistics_of: stack that a bioimage.io package is for: by its mean and standard deviation, which the package
+            carries, every tile is normalised. Other formats carry none.
 
     Raises:
-        InputError: the model cannot be loaded, the suffix is unknown, the output exists, the tile is too small, or a
-            package that the format needs is not installed.
+        InputError: the model cannot be loaded, the suffix is unknown, the output exists, the tile is too small, a
+            package that the format needs is not installed, or the stack is missing, unusable, or not called for.
     """
     if output.suffix not in WRITERS:
         raise InputError(f"output {output} has the suffix {output.suffix!r}; expected one of {', '.join(WRITERS)}.")
@@ -111,6 +123,16 @@ def export(
     check_file(output, overwrite=False)
     if len(tile_zyx) != 3 or any(side < least for side, least in zip(tile_zyx, LEAST_TILE, strict=True)):
         raise InputError(f"tile_zyx is {tile_zyx}; expected sections, y and x of at least {LEAST_TILE}.")
+    if statistics_of is None and output.suffix == ".zip":
+        raise InputError(
+            f"a bioimage.io package such as {output} carries the mean and standard deviation of the stack that it is "
+            f"for; name the stack with --statistics-of."
+        )
+    if statistics_of is not None and output.suffix != ".zip":
+        raise InputError(
+            f"{output} takes tiles that are normalised already; leave out --statistics-of, or write a .zip, a "
+            f"bioimage.io package."
+        )
     geometry = SectionModel(factor, thickness)
     network = EMformerModel.from_pretrained(name)
     network.set_attn_implementation("eager")
@@ -118,8 +140,17 @@ def export(
     example = geometry.degrade(neuropil((planes, *tile_zyx[1:])))[: tile_zyx[0]].astype(np.float32)
     facts = {"model": name, "factor": factor, "thickness": thickness, "tile_zyx": tile_zyx, "mode": mode}
     facts |= {"licence": _licence(name)}
+    if statistics_of is not None:
+        stack = OpenStack.of(statistics_of)
+        statistics = measure_stack(stack, EMformerProcessor.from_pretrained(name))
+        facts |= {"stack": Path(stack.path).name, "mean": statistics.mean, "std": statistics.std}
+        example = np.float32(statistics.mean) + np.float32(statistics.std) * _standardised(example)
     with replacing(output) as partial, torch.no_grad():
         WRITERS[output.suffix](partial, EMformerTile(network.eval(), geometry, mode), example, facts)
+
+
+def _standardised(example: np.ndarray) -> np.ndarray:
+    return (example - example.mean()) / example.std()
 
 
 def _licence(name: str) -> str | None:
@@ -142,7 +173,7 @@ def _write_onnx(path: Path, tile: nn.Module, example: np.ndarray, facts: dict[st
         _exported(tile, example),
         dynamo=True,
         input_names=["sections"],
-        output_names=["volume", "uncertainty"],
+        output_names=list(OUTPUTS),
         opset_version=ONNX_OPSET,
         verbose=False,
     )
@@ -157,29 +188,17 @@ def _write_bioimageio(path: Path, tile: EMformerTile, example: np.ndarray, facts
     from bioimageio.spec import save_bioimageio_package
     from bioimageio.spec.model import v0_5 as spec
 
-    grey = GreyTile(tile)
-    volume, uncertainty = grey(torch.from_numpy(example)[None, None])
-    tensors = {"sections": example[None, None], "volume": volume.numpy(), "uncertainty": uncertainty.numpy()}
+    mean, std = np.float32(facts["mean"]), np.float32(facts["std"])
+    clip = (example - mean) / std
+    volume, uncertainty = (part.numpy() for part in tile(torch.from_numpy(clip)[None, None]))
+    tensors = {"sections": example[None, None], "volume": volume * std + mean, "uncertainty": uncertainty * std}
+    halo_zyx = halo(tile, facts["tile_zyx"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, tensor in tensors.items():
             np.save(folder / f"{name}.npy", tensor)
-        _write_onnx(folder / "weights.onnx", grey, example, facts)
-        (folder / "README.md").write_text(DOCUMENTATION.format(**facts))
-
-        def described(name: str, describe: type, axis: type) -> Any:
-            space = zip("zyx", tensors[name].shape[2:], strict=True)
-            return describe(
-                id=spec.TensorId(name),
-                axes=[
-                    spec.BatchAxis(size=1),
-                    spec.ChannelAxis(channel_names=[spec.Identifier("grey")]),
-                    *(axis(id=spec.AxisId(letter), size=size) for letter, size in space),
-                ],
-                test_tensor=spec.FileDescr(source=folder / f"{name}.npy"),
-                data=spec.IntervalOrRatioDataDescr(type="float32"),
-            )
-
+        _write_onnx(folder / "weights.onnx", tile, clip, facts)
+        (folder / "README.md").write_text(_documentation(path, tile, facts, halo_zyx))
         description = spec.ModelDescr(
             name="EMformer",
             description=f"Isotropic volumes and their uncertainty from sections {facts['factor']:g} pixels apart",
@@ -188,15 +207,94 @@ def _write_bioimageio(path: Path, tile: EMformerTile, example: np.ndarray, facts
             license=spec.LicenseId(facts["licence"]) if facts["licence"] else None,
             documentation=spec.FileDescr(source=folder / "README.md"),
             tags=["electron-microscopy", "3d", "super-resolution", "isotropic", "transformer"],
-            inputs=[described("sections", spec.InputTensorDescr, spec.SpaceInputAxis)],
-            outputs=[
-                described(name, spec.OutputTensorDescr, spec.SpaceOutputAxis) for name in ("volume", "uncertainty")
-            ],
+            inputs=[_described_input(folder, example.shape, facts)],
+            outputs=[_described_output(folder, name, tensors[name].shape[2:], halo_zyx, facts) for name in OUTPUTS],
             weights=spec.WeightsDescr(
                 onnx=spec.OnnxWeightsDescr(source=folder / "weights.onnx", opset_version=ONNX_OPSET)
             ),
         )
         save_bioimageio_package(description, output_path=path)
+
+
+def halo(tile: EMformerTile, tile_zyx: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Planes, rows and columns at either side of a result that depend on what lies beyond the tile.
+
+    0 along an axis that a tile is too short for, and along z where planes of neighbouring tiles do not coincide.
+    """
+    grid, factor = window_grid(tile.network.config), tile.geometry.factor
+    z, y, x = (
+        around if side >= 2 * around + step else 0 for side, around, step in zip(tile_zyx, HALO_ZYX, grid, strict=True)
+    )
+    return (round(z * factor) if factor == round(factor) else 0, y, x)
+
+
+def _documentation(path: Path, tile: EMformerTile, facts: dict[str, Any], halo_zyx: tuple[int, int, int]) -> str:
+    """README of a package."""
+    sides, halo_text, grid = (
+        ",".join(map(str, sides)) for sides in (facts["tile_zyx"], halo_zyx, window_grid(tile.network.config))
+    )
+    command = (
+        f"emformer-hub export {facts['model']} {path.stem}-other.zip --factor {facts['factor']:g} --thickness "
+        f"{facts['thickness']:.6g} --mode {facts['mode']} --tile {sides} --statistics-of OTHER"
+    )
+    along_z = "" if halo_zyx[0] else "Along z, give all sections in one tile: neighbouring tiles share no planes there."
+    return DOCUMENTATION.format(**facts, command=command, halo_zyx=halo_text, grid_zyx=grid, along_z=along_z)
+
+
+def _described_input(folder: Path, shape_zyx: tuple[int, ...], facts: dict[str, Any]) -> Any:
+    """The tile of sections: normalised by the statistics of the stack, whatever the tile."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    scales = (float(facts["factor"]), 1.0, 1.0)
+    return spec.InputTensorDescr(
+        id=spec.TensorId("sections"),
+        axes=[
+            *_batch_and_channel(),
+            *(
+                spec.SpaceInputAxis(id=spec.AxisId(letter), size=size, scale=scale)
+                for letter, size, scale in zip("zyx", shape_zyx, scales, strict=True)
+            ),
+        ],
+        test_tensor=spec.FileDescr(source=folder / "sections.npy"),
+        data=spec.IntervalOrRatioDataDescr(type="float32"),
+        preprocessing=[
+            spec.FixedZeroMeanUnitVarianceDescr(
+                kwargs=spec.FixedZeroMeanUnitVarianceKwargs(mean=facts["mean"], std=facts["std"])
+            )
+        ],
+    )
+
+
+def _described_output(
+    folder: Path, name: str, shape_zyx: tuple[int, ...], halo_zyx: tuple[int, int, int], facts: dict[str, Any]
+) -> Any:
+    """A result, brought back to grey levels by the same statistics."""
+    from bioimageio.spec.model import v0_5 as spec
+
+    def axis(letter: str, size: int, around: int) -> Any:
+        if not around:
+            return spec.SpaceOutputAxis(id=spec.AxisId(letter), size=size)
+        of_input = spec.SizeReference(tensor_id=spec.TensorId("sections"), axis_id=spec.AxisId(letter))
+        return spec.SpaceOutputAxisWithHalo(id=spec.AxisId(letter), size=of_input, halo=around)
+
+    grey = {"gain": facts["std"], "offset": facts["mean"] if name == "volume" else 0.0}
+    unchanged = grey == {"gain": 1.0, "offset": 0.0}  # which the specification has no scaling for
+    return spec.OutputTensorDescr(
+        id=spec.TensorId(name),
+        axes=[
+            *_batch_and_channel(),
+            *(axis(*one) for one in zip("zyx", shape_zyx, halo_zyx, strict=True)),
+        ],
+        test_tensor=spec.FileDescr(source=folder / f"{name}.npy"),
+        data=spec.IntervalOrRatioDataDescr(type="float32"),
+        postprocessing=[] if unchanged else [spec.ScaleLinearDescr(kwargs=spec.ScaleLinearKwargs(**grey))],
+    )
+
+
+def _batch_and_channel() -> list[Any]:
+    from bioimageio.spec.model import v0_5 as spec
+
+    return [spec.BatchAxis(size=1), spec.ChannelAxis(channel_names=[spec.Identifier("grey")])]
 
 
 WRITERS: dict[str, Callable[[Path, EMformerTile, np.ndarray, dict[str, Any]], None]] = {

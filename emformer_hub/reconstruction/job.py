@@ -22,14 +22,14 @@ from emformer_hub.errors import InputError
 from emformer_hub.files import Place, check_file, check_overwrite, record_path, write_text
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import Mode, check_mode
-from emformer_hub.processing_emformer import IntensityStatistics
+from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.gaps import Gaps
 from emformer_hub.reconstruction.memory import choose_tile
-from emformer_hub.reconstruction.repair import choose_repair
+from emformer_hub.reconstruction.repair import Repair, choose_repair
 from emformer_hub.reconstruction.restorer import check_ensemble
 from emformer_hub.reconstruction.settings import FileSettings, ModelOnce, OpenStack, geometry_of, with_defaults
 from emformer_hub.uneven import UnevenSections, check_z_positions
-from emformer_hub.volumes import StoredArray, check_volume
+from emformer_hub.volumes import check_volume
 from emformer_hub.volumes.boxes import check_region
 from emformer_hub.volumes.checks import check_mask, check_stack
 from emformer_hub.volumes.hdf5 import split_address
@@ -259,10 +259,7 @@ def make_job(
         check_volume(np.ma.getdata(data[region]), part, gaps.mask(data, region))
     if confidence is not None:
         model.processor.interval(confidence, geometry, mode=chosen["mode"])  # says what is wrong with it
-    everything = (slice(0, data.shape[0]), slice(0, inside.shape[1]), slice(0, inside.shape[2]))
-    if padding is not None:
-        everything = (everything[0], padding.rows, padding.columns)
-    statistics = _measure(model, inside, gaps.mask(data, everything), path)
+    statistics = _measured(model.processor, stack, padding, gaps)
     first, starts = stack.volume.translation_nm or (0.0, 0.0, 0.0), (whole.distance(z.start), y.start, x.start)
     at_z, at_y, at_x = (at + start * length for at, start, length in zip(first, starts, size.zyx, strict=True))
     planes_size = geometry.plane_size(size)
@@ -324,14 +321,33 @@ def _say_what_stays(path: str, padding: Padding | None, margin: float | None) ->
         log.warning("%s: its sections have margins of %g, which stay as they are.", path, margin)
 
 
-def _measure(
-    model: ModelOnce, stack: np.ndarray | StoredArray, mask: StoredArray | None, path: str
+def measure_stack(stack: OpenStack, processor: EMformerProcessor) -> IntensityStatistics:
+    """Intensities of a stack as its reconstruction measures them: without padding, margins and hidden voxels.
+
+    Raises:
+        InputError: the stack has too few sections or no contrast, or holds NaN or infinite voxels.
+    """
+    data = stack.volume.data
+    check_stack(data.shape, data.dtype, stack.path)
+    padding = tissue(data)
+    gaps = Gaps(stack.volume.hidden, margin_value(data if padding is None else padding.crop(data)), Repair())
+    return _measured(processor, stack, padding, gaps)
+
+
+def _measured(
+    processor: EMformerProcessor, stack: OpenStack, padding: Padding | None, gaps: Gaps
 ) -> IntensityStatistics:
-    """Intensities of a stack, without masked voxels; where nothing was measured is said by the check of the stack."""
+    """Intensities within the padding and without gaps; where nothing was measured is said by the check of the stack."""
+    data = stack.volume.data
+    inside = data if padding is None else padding.crop(data)
+    rows, columns = (
+        (slice(0, data.shape[1]), slice(0, data.shape[2])) if padding is None else (padding.rows, padding.columns)
+    )
+    mask = gaps.mask(data, (slice(0, data.shape[0]), rows, columns))
     try:
-        return model.processor.measure(stack, mask)
+        return processor.measure(inside, mask)
     except InputError:
-        check_volume(stack, path, mask)
+        check_volume(inside, stack.path, mask)
         raise
 
 

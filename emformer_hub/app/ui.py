@@ -1,215 +1,57 @@
-"""The demo page in Gradio: ``emformer-hub reconstruct`` within limits, and a view of the result."""
+"""The page in Gradio: a stack is checked, reconstructed and learned from within limits, and looked at."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
+from emformer_hub.app.checking import chosen_repair
+from emformer_hub.app.losses import Losses
 from emformer_hub.app.views import ACROSS, Plane, Views
-from emformer_hub.app.words import FACE, KEPT, THROUGH, thickness_of
-from emformer_hub.audit.held_back import left_out_gain
-from emformer_hub.devices import choose_device
+from emformer_hub.app.words import FACE, KEPT, METHODS, THROUGH
+from emformer_hub.app.work import (
+    Checked,
+    Limits,
+    Request,
+    Stopped,
+    check,
+    described,
+    make_sample,
+    read_upload,
+    run,
+    tune,
+)
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.loading import load_model
-from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import registry
-from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction import reconstruct
-from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
-from emformer_hub.volumes.boxes import evenly_spaced, middle
-from emformer_hub.volumes.phantom import sample_stack
+from emformer_hub.reconstruction.repair import Repair, parse_sections
 
-HIDDEN_SECTIONS, HIDDEN_SIDE = 6, 128
-"""Number and side of the sections that are left out in turn to see whether the model helps."""
-WORTH_IT = 0.1
-"""dB over the mean of both neighbours from which on the page says that the model helps."""
 NOTHING_YET = "A TIFF, OME-TIFF or HDF5 file, or one image for each section."
-TELLING = 0.02
-"""Finished fraction from which on the time left is told, and held against the limit."""
 KEPT_S = 3600
 """Seconds for which the page keeps results that nobody views any more."""
+SHOWN_S = 0.5
+"""Seconds between two pictures of the loss as it falls."""
+MOST_POINTS = 400
+"""Points of each curve; of longer trainings, evenly spaced steps are shown."""
+NOT_REPAIRED = "Repaired: nothing. *Check stack* finds sections to repair."
+TABLE = ["| section | flags | highest score |", "|---|---|---|"]
 LAUNCH: dict[str, Any] = {
     "theme": gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-    "css": ".gradio-container {max-width: 1200px !important; margin: auto} #views img {image-rendering: pixelated}",
+    "css": ".gradio-container {max-width: 1200px !important; margin: auto} #views img {image-rendering: pixelated}"
+    " @media (max-width: 500px) {.tab-container button {padding: 0 8px !important}}"
+    " #report, #checked {contain: inline-size}"  # wide tables scroll, and do not widen the page
+    " #report table, #checked table {display: block; overflow-x: auto; border: none !important}"
+    " #report table {white-space: nowrap}",
     "footer_links": [],
     "ssr_mode": False,
 }
 """Options for serving the page; it uses system fonts, because it fetches nothing from elsewhere."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of the page.
-
-    Args:
-        mvoxels: largest result, in millions of voxels.
-        minutes: longest reconstruction, as estimated from its first block.
-    """
-
-    mvoxels: float = 64.0
-    minutes: float = 15.0
-
-    def check_size(self, shape_zyx: tuple[int, ...], command: str) -> None:
-        """Raise ``InputError`` for a result that is too large, naming the command that has no limit."""
-        size = math.prod(shape_zyx) / 1e6
-        if size > self.mvoxels:
-            raise InputError(
-                f"the result would be {_times(shape_zyx)} voxels, {size:,.0f} million; this page makes at most "
-                f"{self.mvoxels:g} million. Give a smaller part, or run: {command}"
-            )
-
-    def check_time(self, seconds: float, command: str) -> None:
-        """Raise ``InputError`` for a reconstruction that would take too long."""
-        if seconds > 60 * self.minutes:
-            raise InputError(
-                f"this would take about {seconds / 60:.0f} minutes here; this page computes for at most "
-                f"{self.minutes:g}. Give a smaller part, or run: {command}"
-            )
-
-
-class Stopped(Exception):
-    """The user stopped the reconstruction."""
-
-
-def read_upload(paths: list[str]) -> Volume[np.ndarray]:
-    """Read a volume from one file, or from one file per section in natural order of their names."""
-    if not paths:
-        raise InputError("there is no stack yet; drop a file, or take the sample.")
-    if len(paths) == 1:
-        return read_volume(paths[0])
-    with tempfile.TemporaryDirectory() as folder:
-        for path in paths:
-            (Path(folder) / Path(path).name).symlink_to(path)
-        return read_volume(folder)
-
-
-def described(volume: Volume[np.ndarray]) -> str:
-    """Describe a volume in one line."""
-    stated = f"voxel size {volume.voxel_size}, from {volume.source}" if volume.voxel_size else "no voxel size stated"
-    return f"{_times(volume.data.shape)} voxels (z, y, x), {volume.data.dtype}; {stated}"
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def make_sample(folder: Path) -> Path:
-    """Write a synthetic stack of 20 sections of 128 x 128 voxels of 40 x 8 x 8 nm; return its path."""
-    path = folder / "sample.ome.tif"
-    stack, size = sample_stack()
-    write_volume(path, stack, size, overwrite=True)
-    return path
-
-
-def run(
-    paths: list[str],
-    voxel_size: str,
-    thickness: str,
-    model: str,
-    noise: str,
-    *,
-    limits: Limits,
-    device: str,
-    folder: Path,
-    progress: Callable[[float, str], None],
-) -> tuple[Views, str, list[Path]]:
-    """Reconstruct an upload to the lateral voxel size.
-
-    Args:
-        paths: files of the upload.
-        voxel_size: ``Z,Y,X`` in nm.
-        thickness: ``THROUGH`` or ``FACE``.
-        model: a published name.
-        noise: a key of ``KEPT``.
-        limits: limits of size and time.
-        device: as for ``reconstruct``.
-        folder: folder for the files to download.
-        progress: called with the fraction done and the current step; may raise :class:`Stopped`.
-
-    Returns:
-        Views, figures as Markdown, and two OME-TIFF files to download: the volume and its uncertainty.
-
-    Raises:
-        InputError: the upload or a field is unusable, or a limit is exceeded.
-    """
-    volume = read_upload(paths)
-    name = Path(paths[0]).name.split(".")[0]
-    stack = volume.data
-    check_volume(stack, name)
-    if not voxel_size.strip():
-        raise InputError("the voxel size is missing; give Z,Y,X in nm, section spacing first, as in 40,4,4.")
-    size = VoxelSize.parse(voxel_size)
-    factor = size.factor_to()
-    geometry = SectionModel(factor, thickness_of(thickness, factor))
-    command = (
-        f"emformer-hub reconstruct {Path(paths[0]).name} isotropic.ome.zarr --voxel-size {voxel_size.strip()} "
-        f"--thickness {geometry.thickness:.4g} --model {model} --mode {KEPT[noise]}"
-    )
-    planes = geometry.num_planes(len(stack))
-    limits.check_size((planes, *stack.shape[1:]), command)
-    progress(0, "Reconstructing")
-    network, processor = load_model(model)
-    begin = time.monotonic()
-
-    def show(done: float, count: int) -> None:
-        passed, fraction = time.monotonic() - begin, done / count
-        if fraction >= TELLING:
-            limits.check_time(passed / fraction, command)
-            progress(fraction, f"Reconstructing: about {passed * (1 / fraction - 1):.0f} s left")
-
-    result = reconstruct(
-        stack,
-        factor=factor,
-        model=model,
-        thickness=geometry.thickness,
-        mode=KEPT[noise],
-        device=device,
-        progress=show,
-    )
-    seconds = time.monotonic() - begin
-    planes_size = geometry.plane_size(size)
-    z, _, _ = geometry.plane_origin(size, volume.translation_nm)
-    files = [folder / f"{name}_{what}.ome.tif" for what in ("isotropic", "uncertainty")]
-    for path, data in zip(files, (result.volume, result.uncertainty), strict=True):
-        write_volume(path, data, planes_size, translation_nm=(z, 0.0, 0.0), overwrite=True)
-
-    progress(1, "Hiding sections, to see whether the model helps")
-    views = Views(stack, result, planes_size)
-    network.to(device=choose_device(device))  # type: ignore[call-arg]  # transformers hides the signature
-    gain = _gain_where_sections_are_hidden(network, processor, stack, geometry)
-    within = float(np.median(result.half_width(0.95)[evenly_spaced(planes, 32)]))
-    return views, _figures(result.volume.shape, planes_size, seconds, gain, within), files
-
-
-def _gain_where_sections_are_hidden(
-    network: EMformerModel, processor: EMformerProcessor, stack: np.ndarray, geometry: SectionModel
-) -> float:
-    """Gain over the mean of both neighbours, in the middle of the plane, for a few sections spread over the stack."""
-    y, x = middle(stack.shape[1:], (HIDDEN_SIDE, HIDDEN_SIDE))
-    part = processor.normalise(stack[:, y, x], processor.measure(stack))
-    hidden = [1 + number for number in evenly_spaced(len(stack) - 2, HIDDEN_SECTIONS)]
-    return left_out_gain(network, part, geometry, hidden)[0]
-
-
-def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: float, within: float) -> str:
-    closer = "closer to what was measured" if gain > 0 else "farther from what was measured"
-    verdict = "The model helps on this stack." if gain > WORTH_IT else "Look closely before you trust it on this stack."
-    return (
-        f"**{gain:+.1f} dB.** Sections hidden from the model were predicted {closer} than by the mean of both "
-        f"neighbours. {verdict}\n\n{_times(shape)} voxels of {size}, in {seconds:.0f} s. The interval "
-        f"that holds the truth with a probability of 95 % is ±{within:.3g} grey levels wide at half of the voxels."
-    )
 
 
 @contextmanager
@@ -272,12 +114,77 @@ def to_middle(views: Views | None, plane: Plane) -> Any:
     return gr.update(maximum=count - 1, value=count // 2)
 
 
-class _Runs:
-    """The reconstructions of all sessions, which may be stopped."""
+def repair_of_choice(checked: Checked | None, sections: Sequence[int], also: str) -> tuple[Repair, str]:
+    """The repair of the sections that were ticked and named, and what the page says of it."""
+    reasons = {row.section: row.flags for row in checked.rows if row.section in sections} if checked else {}
+    with _said_on_the_page():
+        named = parse_sections(also) if also.strip() else []
+    reasons |= {section: "named" for section in named if section not in reasons}
+    repair = chosen_repair(reasons, checked.repair if checked else None)
+    numbers = ", ".join(map(str, repair.reasons))
+    return repair, f"Repaired: sections {numbers}." if numbers else NOT_REPAIRED
+
+
+def another_stack() -> tuple[Any, ...]:
+    """What is left of the check once there is another stack: nothing."""
+    return None, gr.update(choices=[], value=[]), "", "", Repair(), NOT_REPAIRED
+
+
+def curve(losses: Losses) -> str:
+    """A picture of the loss of each step and its moving average over the whole width, within the range of the loss."""
+    count = len(losses.smooth)
+    if count < 2:
+        return ""
+    each, smooth = losses.each[:count], losses.smooth[:count]
+    low, high = min(each), max(each)
+    steps = range(0, count, 1 + count // MOST_POINTS)
+
+    def line(values: list[float], colour: str, width: int) -> str:
+        points = " ".join(
+            f"{1000 * step / (count - 1):.1f},{2 + 96 * (high - values[step]) / max(high - low, 1e-9):.2f}"
+            for step in steps
+        )
+        look = f'fill="none" stroke="{colour}" stroke-width="{width}" vector-effect="non-scaling-stroke"'
+        return f'<polyline points="{points}" {look}/>'
+
+    return (
+        f'<svg viewBox="0 0 1000 100" preserveAspectRatio="none" width="100%" height="140" role="img" '
+        f'aria-label="Loss of {count} steps">{line(each, "#80cbc4", 1)}{line(smooth, "#ff7043", 2)}</svg>'
+        f"<small>Loss of {count} steps, from {low:.3g} to {high:.3g}; orange: moving average, now "
+        f"{smooth[-1]:.3g}.</small>"
+    )
+
+
+class _Work:
+    """The long work of all sessions, which may be stopped."""
 
     def __init__(self, limits: Limits, device: str):
         self.limits, self.device = limits, device
-        self._stopping: set[str] = set()  # sessions whose reconstruction is to end
+        self._stopping: set[str] = set()  # sessions whose work is to end
+
+    def checked(
+        self,
+        paths: list[str] | None,
+        voxel_size: str,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
+    ) -> tuple[Any, ...]:
+        """Inspect an upload; may be stopped."""
+        tell = self._begun(request)
+
+        def show(share: float, doing: str) -> None:
+            tell()
+            progress(share, desc=doing)
+
+        with _said_on_the_page():
+            found = check(paths or [], voxel_size, progress=show)
+        choices = [(f"{row.section}: {row.flags}", row.section) for row in found.rows]
+        said = "\n\n".join([f"{len(found.rows)} of {found.sections} sections are flagged.", *found.remarks])
+        if found.rows:
+            rows = [f"| {row.section} | {row.flags} | {row.score} |" for row in found.rows]
+            said = "\n".join([said, "", *TABLE, *rows])
+        ticked = [row.section for row in found.rows if row.repaired]
+        return found, gr.update(choices=choices, value=ticked), said
 
     def reconstructed(
         self,
@@ -286,25 +193,21 @@ class _Runs:
         thickness: str,
         model: str,
         noise: str,
+        region: str,
+        repair: Repair,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
     ) -> tuple[Any, ...]:
         """Reconstruct an upload; may be stopped."""
-        session = str(request.session_hash)
-        self._stopping.discard(session)
+        tell = self._begun(request)
 
         def show(share: float, doing: str) -> None:
-            if session in self._stopping:
-                raise Stopped
+            tell()
             progress(share, desc=doing)
 
         with _said_on_the_page():
             views, figures, files = run(
-                paths or [],
-                voxel_size,
-                thickness,
-                model,
-                noise,
+                Request(paths or [], voxel_size, thickness, model, noise, region, repair),
                 limits=self.limits,
                 device=self.device,
                 folder=_folder_of(request),
@@ -313,68 +216,204 @@ class _Runs:
         volume, uncertainty = (gr.update(value=str(path), interactive=True) for path in files)
         return views, figures, gr.update(visible=True), volume, uncertainty
 
+    def tuned(
+        self,
+        paths: list[str] | None,
+        voxel_size: str,
+        base: str,
+        method: str,
+        minutes: float,
+        models: list[Any],
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Adapt a model to an upload, and show the loss as it falls; may be stopped."""
+        tell, latest = self._begun(request), ("Loading", Losses())
+
+        def show(share: float, doing: str, losses: Losses) -> None:
+            nonlocal latest
+            tell()
+            latest = (f"{doing} ({share:.0%})", losses)
+
+        with _said_on_the_page(), ThreadPoolExecutor(1) as worker:
+            work = worker.submit(
+                tune,
+                paths or [],
+                voxel_size,
+                base,
+                method,
+                minutes or 0,
+                limits=self.limits,
+                folder=_folder_of(request),
+                progress=show,
+            )
+            try:
+                while not work.done():
+                    yield latest[0], curve(latest[1]), "", None, gr.skip(), gr.skip(), models
+                    wait([work], timeout=SHOWN_S)
+            finally:
+                if not work.done():  # the visitor has left
+                    self.stopped(request)
+            made = work.result()
+        models = [*models, (f"{made.folder.name}, on {base}", str(made.folder))]
+        picture = made.folder / "comparison.png"
+        yield (
+            f"The model {made.folder.name} can be chosen in *Reconstruct*.",
+            curve(latest[1]),
+            made.report,
+            str(picture) if picture.exists() else None,
+            gr.update(choices=models, value=str(made.folder)),
+            gr.update(value=str(made.archive), interactive=True),
+            models,
+        )
+
     def stopped(self, request: gr.Request) -> None:
-        """End the reconstruction of a session at its next block."""
+        """End the work of a session at its next step."""
         self._stopping.add(str(request.session_hash))
+
+    def _begun(self, request: gr.Request) -> Any:
+        """Forget that the session was stopped; what is returned raises :class:`Stopped` once it is again."""
+        session = str(request.session_hash)
+        self._stopping.discard(session)
+
+        def tell() -> None:
+            if session in self._stopping:
+                raise Stopped
+
+        return tell
 
 
 def build(limits: Limits, device: str = "auto") -> gr.Blocks:
     """The page; ``launch(**LAUNCH)`` serves it."""
-    runs = _Runs(limits, device)
+    work, names = _Work(limits, device), list(registry())
+    heavy: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "work"}
     with gr.Blocks(title="EMformer", analytics_enabled=False, delete_cache=(600, KEPT_S)) as page:
-        views = gr.State(None, time_to_live=KEPT_S)
+        repair, models = gr.State(Repair()), gr.State(list(names))
         gr.Markdown(
             "# EMformer\nA volume-electron-microscopy stack in, an isotropic volume out, and how sure it is. This page "
-            f"makes at most {limits.mvoxels:g} million voxels, in at most {limits.minutes:g} minutes; "
-            "`emformer-hub reconstruct` has no such limits."
+            f"makes at most {limits.mvoxels:g} million voxels, and computes for at most {limits.minutes:g} minutes; "
+            "`emformer-hub` has no such limits."
         )
         with gr.Row():
             with gr.Column(min_width=300):
                 files = gr.File(label="Stack", file_count="multiple")
                 about = gr.Markdown(NOTHING_YET, elem_id="about")
                 take_sample = gr.Button("Take the sample")
-            with gr.Column(min_width=300):
                 voxel_size = gr.Textbox(label="Voxel size Z,Y,X in nm", placeholder="40,4,4", elem_id="voxel-size")
-                thickness = gr.Radio([THROUGH, FACE], value=THROUGH, label="Sections are")
-                names = list(registry())
-                model = gr.Dropdown(names, value="emformer-small", label="Model")
-                noise = gr.Radio(list(KEPT), value=next(iter(KEPT)), label="Noise of the sections is")
-                with gr.Row():
-                    start = gr.Button("Reconstruct", variant="primary", elem_id="start")
-                    stop = gr.Button("Stop", elem_id="stop")
-        figures = gr.Markdown(elem_id="figures", min_height=60)
-        with gr.Column(visible=False, elem_id="views") as look:
-            with gr.Row():
-                plane = gr.Radio(["xz", "yz", "xy"], value="xz", label="Plane")
-                position = gr.Slider(0, 1, value=0, step=1, label="Position in voxels", elem_id="position")
-                overlay = gr.Checkbox(label="Show uncertainty", elem_id="overlay")
-            legend = gr.Markdown(elem_id="legend")
-            with gr.Row():
-                panels = [
-                    gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"])
-                    for label in ("Input", "Cubic interpolation", "EMformer")
-                ]
-            with gr.Row():
-                volume = gr.DownloadButton("Download the volume", interactive=False)
-                uncertainty = gr.DownloadButton("Download its uncertainty", interactive=False)
-
+            with gr.Column(min_width=300), gr.Tabs():
+                with gr.Tab("Reconstruct"):
+                    thickness = gr.Radio([THROUGH, FACE], value=THROUGH, label="Sections are")
+                    model = gr.Dropdown(list(names), value="emformer-small", label="Model", elem_id="model")
+                    noise = gr.Radio(list(KEPT), value=next(iter(KEPT)), label="Noise of the sections is")
+                    region = gr.Textbox(
+                        label="Only this part, as a trial", placeholder="0:20,100:356,100:356", elem_id="region"
+                    )
+                    repaired = gr.Markdown(NOT_REPAIRED, elem_id="repaired")
+                    start, stop = _start_and_stop("Reconstruct", "start")
+                with gr.Tab("Check stack"):
+                    look, check_stop = _start_and_stop("Check", "check")
+                    checked = _check_tab(work, files, voxel_size, look, repair, repaired, heavy)
+                with gr.Tab("Fine-tune"):
+                    base = gr.Dropdown(list(names), value="emformer-small", label="Base")
+                    method = gr.Radio(list(METHODS), value=next(iter(METHODS)), label="Train")
+                    minutes = gr.Number(min(5.0, limits.minutes), label="Minutes", elem_id="minutes")
+                    learn, learn_stop = _start_and_stop("Fine-tune", "learn")
+                    shown = _tuning()
+        results = _results()
         take_sample.click(taken_sample, outputs=files, show_progress="minimal")
         files.change(described_upload, files, [about, voxel_size], show_progress="minimal")
-        running = start.click(
-            runs.reconstructed,
-            [files, voxel_size, thickness, model, noise],
-            [views, figures, look, volume, uncertainty],
-            show_progress_on=figures,
-            concurrency_limit=1,
+        files.change(another_stack, outputs=[*checked, repair, repaired], show_progress="hidden")
+        learn.click(
+            work.tuned,
+            [files, voxel_size, base, method, minutes, models],
+            [*shown[:4], model, shown[4], models],
+            show_progress="hidden",
+            **heavy,
         )
-        now = {"inputs": [views, plane, position, overlay], "outputs": [*panels, legend]}
-        quick = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "always_last"}
-        running.success(to_middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
-        plane.change(to_middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
-        gr.on([position.change, overlay.change], shown, **now, **quick)
-        stop.click(runs.stopped, queue=False)
+        _show_results(
+            start.click(
+                work.reconstructed,
+                [files, voxel_size, thickness, model, noise, region, repair],
+                results[:5],
+                show_progress_on=results[1],
+                **heavy,
+            ),
+            results,
+        )
+        gr.on([stop.click, check_stop.click, learn_stop.click], work.stopped, queue=False)
         page.unload(_forget)
     return page
+
+
+def _start_and_stop(verb: str, name: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        return gr.Button(verb, variant="primary", elem_id=name), gr.Button("Stop", elem_id=f"{name}-stop")
+
+
+def _check_tab(
+    work: _Work,
+    files: gr.File,
+    voxel_size: gr.Textbox,
+    look: gr.Button,
+    repair: gr.State,
+    repaired: gr.Markdown,
+    heavy: dict[str, Any],
+) -> list[Any]:
+    """What an inspection found, and the choice of what is repaired; what is left of it with another stack."""
+    found = gr.State(None, time_to_live=KEPT_S)
+    said = gr.Markdown(elem_id="checked", min_height=40)
+    sections = gr.CheckboxGroup([], label="Predict these from their neighbours", elem_id="sections")
+    also = gr.Textbox(label="And these", placeholder="3,7-9", elem_id="also")
+    look.click(work.checked, [files, voxel_size], [found, sections, said], show_progress_on=said, **heavy)
+    gr.on(
+        [sections.change, also.submit, also.blur],
+        repair_of_choice,
+        [found, sections, also],
+        [repair, repaired],
+        show_progress="hidden",
+    )
+    return [found, sections, also, said]
+
+
+def _tuning() -> list[Any]:
+    """What is seen of a fine-tuning: a line, the loss, whether it helped, before and after, and the model as a file."""
+    return [
+        gr.Markdown(elem_id="tuning", min_height=30),
+        gr.HTML(elem_id="loss"),
+        gr.Markdown(elem_id="report"),
+        gr.Image(label="Before and after", format="png", interactive=False, buttons=["download", "fullscreen"]),
+        gr.DownloadButton("Download the model", interactive=False),
+    ]
+
+
+def _results() -> list[Any]:
+    """What is seen of a reconstruction, and what shows it."""
+    views = gr.State(None, time_to_live=KEPT_S)
+    figures = gr.Markdown(elem_id="figures", min_height=60)
+    with gr.Column(visible=False, elem_id="views") as look:
+        with gr.Row():
+            plane = gr.Radio(["xz", "yz", "xy"], value="xz", label="Plane")
+            position = gr.Slider(0, 1, value=0, step=1, label="Position in voxels", elem_id="position")
+            overlay = gr.Checkbox(label="Show uncertainty", elem_id="overlay")
+        legend = gr.Markdown(elem_id="legend")
+        with gr.Row():
+            panels = [
+                gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"])
+                for label in ("Input", "Cubic interpolation", "EMformer")
+            ]
+        with gr.Row():
+            volume = gr.DownloadButton("Download the volume", interactive=False)
+            uncertainty = gr.DownloadButton("Download its uncertainty", interactive=False)
+    return [views, figures, look, volume, uncertainty, plane, position, overlay, *panels, legend]
+
+
+def _show_results(running: Any, results: list[Any]) -> None:
+    """Show planes of a result once it is there, and others as they are chosen."""
+    views, _, _, _, _, plane, position, overlay, *seen = results
+    now = {"inputs": [views, plane, position, overlay], "outputs": seen}
+    quick = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "always_last"}
+    running.success(to_middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
+    plane.change(to_middle, [views, plane], position, show_progress="hidden").then(shown, **now, **quick)
+    gr.on([position.change, overlay.change], shown, **now, **quick)
 
 
 def serve(host: str, port: int, limits: Limits, device: str) -> None:

@@ -8,6 +8,8 @@ KEPT: dict[str, Mode] = {"left out": "clean", "kept, as it was measured": "faith
 """What becomes of the noise of sections."""
 THROUGH, FACE = "seen through (ssTEM, array tomography)", "block faces (SBF-SEM, FIB-SEM)"
 """How sections are imaged."""
+METHODS = {"an adapter (LoRA)": "lora", "the decoder": "head", "all weights": "full"}
+"""What is trained."""
 
 
 def thickness_of(imaged: str, factor: float) -> float:

@@ -123,10 +123,10 @@ def _centre(volume: Volume) -> tuple[float, float, float]:
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
 @click.option("--max-mvoxels", type=float, default=64.0, show_default=True, help="Largest result, in million voxels.")
-@click.option("--max-minutes", type=float, default=15.0, show_default=True, help="Longest reconstruction, in minutes.")
+@click.option("--max-minutes", type=float, default=15.0, show_default=True, help="Longest reconstruction or training.")
 @DEVICE
 def app_command(host: str, port: int, max_mvoxels: float, max_minutes: float, device: str) -> None:
-    """Serve a page for the browser: drop a stack, see its reconstruction, download it."""
+    """Serve a page for the browser: drop a stack, check it, see its reconstruction, fine-tune a model on it."""
     from emformer_hub.devices import choose_device
 
     choose_device(device)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from napari.layers import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractItemView, QTableWidgetItem
 
+from emformer_hub.app.checking import chosen_repair, flagged
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.napari_plugin.layers import finest, stack_of
@@ -56,7 +56,7 @@ class CheckPanel(Panel):
         self.column.addWidget(self.table)
         self.column.addWidget(self.add_button)
         self._of: Image | None = None
-        self._damage: dict[int, np.ndarray] = {}
+        self._automatic: Repair | None = None
         self._filling = False
 
     def prepare(self) -> Callable[[Tell], Checked]:
@@ -67,20 +67,15 @@ class CheckPanel(Panel):
     def finish(self, result: Checked) -> str:
         """Fill the table: flagged sections, with those ticked that an automatic repair would take."""
         self._of, inspection, repair = result
-        self._damage = repair.damage
+        self._automatic = repair
         self._filling = True
         self.table.setRowCount(0)
-        for quality in inspection.sections:
-            if quality.flags:
-                highest = max(quality.scores.items(), key=lambda score: score[1] * (score[0] != "constant"))
-                score = "" if "missing" in quality.flags else f"{highest[0]} {highest[1]:.1f}"
-                self._add(quality.section, ", ".join(quality.flags), score, quality.section in repair.reasons)
+        for row in flagged(inspection, repair):
+            self._add(*row)
         self._filling = False
         self._choose()
-        flagged, count = self.table.rowCount(), len(inspection.sections)
-        return "\n".join(
-            [f"{flagged} of {count} sections are flagged; click one to see it.", *inspection.stack.remarks]
-        )
+        found, count = self.table.rowCount(), len(inspection.sections)
+        return "\n".join([f"{found} of {count} sections are flagged; click one to see it.", *inspection.stack.remarks])
 
     def show_section(self, section: int) -> None:
         """Move the viewer to a section of the stack that was checked, along its first axis."""
@@ -99,7 +94,7 @@ class CheckPanel(Panel):
             self.refuse(str(error))
             return
         if layer is not self._of:  # another stack: nothing of it was checked yet
-            self._of, self._damage = layer, {}
+            self._of, self._automatic = layer, None
             self.table.setRowCount(0)
         section = round(float(layer.world_to_data(self.viewer.dims.point)[-3]))
         section = min(max(section, 0), finest(layer).shape[-3] - 1)
@@ -130,16 +125,12 @@ class CheckPanel(Panel):
         """Make the ticked sections those that are repaired of the layer, in places where they are only damaged."""
         if self._filling or self._of is None:
             return
-        from emformer_hub.reconstruction.repair import Repair
-
-        reasons, damage = {}, {}
-        for place in range(self.table.rowCount()):
-            if self.table.item(place, CHOICE).checkState() == Qt.CheckState.Checked:
-                section = self._section(place)
-                reasons[section] = self.table.item(place, FLAGS).text()
-                if section in self._damage:
-                    damage[section] = self._damage[section]
-        session.choose_repair(self._of, Repair(dict(sorted(reasons.items())), damage))
+        reasons = {
+            self._section(place): self.table.item(place, FLAGS).text()
+            for place in range(self.table.rowCount())
+            if self.table.item(place, CHOICE).checkState() == Qt.CheckState.Checked
+        }
+        session.choose_repair(self._of, chosen_repair(reasons, self._automatic))
 
 
 def inspect(layer: Image, stack: OpenStack, size: VoxelSize | None, tell: Tell) -> Checked:

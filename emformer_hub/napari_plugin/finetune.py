@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,21 +12,19 @@ from qtpy.QtCore import QPointF, Qt
 from qtpy.QtGui import QColor, QPainter, QPaintEvent, QPen, QPixmap
 from qtpy.QtWidgets import QLabel, QScrollArea, QWidget
 
+from emformer_hub.app.losses import Losses
+from emformer_hub.app.words import METHODS
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.napari_plugin.panel import ModelField, Panel
 from emformer_hub.napari_plugin.session import session
 from emformer_hub.napari_plugin.work import Tell
-from emformer_hub.volumes import write_volume
 
 if TYPE_CHECKING:
     from napari import Viewer
 
     from emformer_hub.reconstruction.settings import OpenStack
 
-METHODS = {"an adapter (LoRA)": "lora", "the decoder": "head", "all weights": "full"}
-SMOOTHING = 0.95
-"""Share of the past in the curve of the loss, which is drawn over the loss of each step."""
 LEAST_WIDTH = 400
 """Pixels of the picture before and after."""
 
@@ -52,7 +49,7 @@ class FinetunePanel(Panel):
         napari_viewer: the viewer that the stack is in; napari passes it to an argument of this name.
     """
 
-    library = ("emformer_hub.training.loop", "matplotlib.figure")
+    library = ("emformer_hub.training.on_stack", "matplotlib.figure")
 
     def __init__(self, napari_viewer: Viewer):
         super().__init__(napari_viewer, "Fine-tune")
@@ -138,22 +135,21 @@ class Curve(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self.setMinimumHeight(90)
-        self.losses: list[float] = []
-        self.smooth: list[float] = []
-        self._sum = 0.0
+        self._shown = Losses()
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each step."""
+        return self._shown.each
 
     def add(self, loss: float) -> None:
         """Add a step."""
-        self.losses.append(loss)
-        self._sum = SMOOTHING * self._sum + (1 - SMOOTHING) * loss
-        self.smooth.append(self._sum / (1 - SMOOTHING ** len(self.losses)))
+        self._shown.add(loss)
         self.update()
 
     def clear(self) -> None:
         """Forget all steps."""
-        self.losses.clear()
-        self.smooth.clear()
-        self._sum = 0.0
+        self._shown = Losses()
         self.update()
 
     def paintEvent(self, event: QPaintEvent) -> None:
@@ -164,7 +160,7 @@ class Curve(QWidget):
         across, down = self.width() / (len(self.losses) - 1), (self.height() - 4) / max(high - low, 1e-9)
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        for values, colour, width in ((self.losses, "#80cbc4", 1.0), (self.smooth, "#ff7043", 2.0)):
+        for values, colour, width in ((self.losses, "#80cbc4", 1.0), (self._shown.smooth, "#ff7043", 2.0)):
             painter.setPen(QPen(QColor(colour), width))
             painter.drawPolyline(
                 [QPointF(step * across, 2 + (high - value) * down) for step, value in enumerate(values)]
@@ -183,24 +179,18 @@ def holds_model(folder: Path) -> bool:
 
 
 def finetune(request: Request, tell: Tell) -> tuple[Path, str]:
-    """Train on a stack; one that is only in memory is written to a temporary file, which training reads.
-
-    Returns:
-        Folder of the model, and the report: whether it helped, as Markdown.
-    """
-    from emformer_hub.training.loop import train
-    from emformer_hub.training.recipe import Recipe
+    """Train on a stack; return the folder of the model, and the report: whether it helped, as Markdown."""
+    from emformer_hub.training.on_stack import finetune_on
 
     tell((None, "Loading the model and measuring the stack"))
-    stack, size = request.stack, request.size
-    with tempfile.TemporaryDirectory(prefix="emformer-") as folder:
-        path = Path(stack.path).absolute()
-        if not stack.stored:
-            path = Path(folder) / f"{stack.path.replace('/', '-')}.ome.zarr"
-            write_volume(path, stack.volume.data, size)
-        entry = {"path": str(path), "voxel_size": ",".join(f"{length:.12g}" for length in size.zyx)}
-        length: dict[str, Any] = {"steps": request.steps} if request.steps else {"minutes": request.minutes}
-        recipe = "full" if request.method == "full" else "lora"
-        chosen = Recipe.load(recipe, volumes=[entry], base=request.base, method=request.method, **length)
-        report = train(chosen, request.output, resume=request.resume, progress=tell)
-    return request.output, report or ""
+    report = finetune_on(
+        request.stack,
+        request.size,
+        request.output,
+        base=request.base,
+        method=request.method,
+        length={"steps": request.steps} if request.steps else {"minutes": request.minutes},
+        resume=request.resume,
+        progress=tell,
+    )
+    return request.output, report

@@ -18,7 +18,7 @@ import pytest
 
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.volumes import read_volume, write_volume
-from emformer_hub.volumes.phantom import neuropil
+from emformer_hub.volumes.phantom import neuropil, sample_stack
 
 pytest.importorskip("gradio", reason="the page needs the extra [app]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -129,6 +129,38 @@ def test_a_stack_is_reconstructed_looked_at_and_downloaded(page: sync_api.Page, 
     download.value.save_as(tmp_path / "got.ome.tif")
     got = read_volume(tmp_path / "got.ome.tif")
     assert got.data.shape == (32, 32, 48) and got.data.dtype == np.uint8 and got.voxel_size == VoxelSize(8, 8, 8)
+
+
+@pytest.mark.parametrize("page", [(390, 844)], ids=["phone"], indirect=True)
+def test_a_stack_is_checked_learned_from_and_tried(page: sync_api.Page, tmp_path: Path) -> None:
+    data = sample_stack()[0][:12, :64, :96].copy()
+    data[5] = 0
+    write_volume(tmp_path / "spoilt.tif", data, VoxelSize(40, 8, 8))
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "spoilt.tif")
+    page.locator("#about").get_by_text("12 x 64 x 96 voxels (z, y, x), uint8").wait_for()
+    page.get_by_role("tab", name="Check stack").click()
+    page.get_by_role("button", name="Check").click()
+    page.locator("#checked").get_by_text("1 of 12 sections are flagged").wait_for()
+    sync_api.expect(page.locator("#checked td").first).to_have_text("5")
+    sync_api.expect(page.get_by_label("5: missing")).to_be_checked()
+    page.get_by_label("And these").fill("9")
+    page.keyboard.press("Tab")
+
+    page.get_by_role("tab", name="Fine-tune").click()
+    page.get_by_label("Base").click()
+    page.get_by_role("option", name="emformer-tiny").click()
+    page.get_by_role("button", name="Fine-tune").click()
+    page.get_by_label(re.compile(r"Loss of \d+ steps")).wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("There is no result").wait_for()
+
+    page.get_by_role("tab", name="Reconstruct").click()
+    sync_api.expect(page.locator("#repaired")).to_have_text("Repaired: sections 5, 9.")
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="emformer-tiny").click()
+    page.get_by_label("Only this part, as a trial").fill("2:10,0:32,8:56")
+    page.get_by_role("button", name="Reconstruct").click()
+    page.locator("#figures").get_by_text("40 x 32 x 48 voxels of 8,8,8 nm").wait_for()
 
 
 def test_mistakes_are_said_in_words(page: sync_api.Page, stack: Path) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+import zipfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +16,16 @@ import tifffile
 
 pytest.importorskip("gradio", reason="the page needs the extra [app]")
 
-from emformer_hub.app.ui import Limits, Stopped, make_sample, read_upload, run
+from emformer_hub.app import ui
+from emformer_hub.app.losses import Losses
 from emformer_hub.app.words import FACE, THROUGH
+from emformer_hub.app.work import Limits, Request, Stopped, check, make_sample, read_upload, run, tune
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.reconstruction import reconstruct
+from emformer_hub.reconstruction import reconstruct, reconstruct_file
 from emformer_hub.volumes import read_volume, write_volume
-from emformer_hub.volumes.phantom import neuropil
+from emformer_hub.volumes.boxes import parse_region
+from emformer_hub.volumes.phantom import neuropil, sample_stack
 
 
 @pytest.fixture
@@ -29,9 +36,10 @@ def stack(tmp_path: Path) -> Path:
 
 
 def upload(*paths: Path, folder: Path, **changed: Any) -> Any:
-    settings = {"voxel_size": "24,8,8", "thickness": FACE, "model": "emformer-tiny", "noise": "left out"}
-    settings |= {"device": "cpu", "limits": Limits(), "progress": lambda share, doing: None}
-    return run([str(path) for path in paths], folder=folder, **settings | changed)
+    words = {"voxel_size": "24,8,8", "thickness": FACE, "model": "emformer-tiny", "noise": "left out"}
+    words |= {name: changed.pop(name) for name in Request._fields if name in changed}
+    settings = {"device": "cpu", "limits": Limits(), "progress": lambda share, doing: None}
+    return run(Request([str(path) for path in paths], **words), folder=folder, **settings | changed)
 
 
 def test_the_result_is_that_of_the_library_and_can_be_downloaded(stack: Path, tmp_path: Path) -> None:
@@ -102,6 +110,104 @@ def test_the_command_in_a_message_does_what_the_page_would_have_done(stack: Path
         upload(stack, folder=tmp_path, limits=Limits(mvoxels=0))
     with pytest.raises(InputError, match=r"--thickness 1 "):
         upload(stack, folder=tmp_path, limits=Limits(mvoxels=0), thickness=THROUGH)
+
+
+def test_a_trial_of_a_part_is_that_part_of_the_whole(stack: Path, tmp_path: Path) -> None:
+    views, figures, files = upload(stack, folder=tmp_path, region="1:7,4:28,8:44", noise="kept, as it was measured")
+    given = read_volume(stack).data[1:7, 4:28, 8:44]
+    np.testing.assert_array_equal(views.result.volume[1::3], given)
+    assert read_volume(files[0]).translation_nm == (16 + 24 - 8, 4 * 8, 8 * 8)
+    assert "18 x 24 x 36 voxels" in figures
+    whole = tmp_path / "whole.zarr"
+    reconstruct_file(
+        stack,
+        whole,
+        voxel_size=VoxelSize(24, 8, 8),
+        factor=3,
+        thickness=1 / 3,
+        model="emformer-tiny",
+        mode="faithful",
+        region=parse_region("1:7,4:28,8:44"),
+        device="cpu",
+    )
+    np.testing.assert_array_equal(read_volume(whole).data, views.result.volume)
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 sections of 64 x 96 voxels, of which section 5 is lost."""
+    data = sample_stack()[0][:12, :64, :96].copy()
+    data[5] = 0
+    path = tmp_path_factory.mktemp("spoilt") / "spoilt.tif"
+    write_volume(path, data, VoxelSize(24, 8, 8))
+    return path
+
+
+def test_flagged_sections_are_listed_chosen_and_repaired(spoilt: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+    found = check([str(spoilt)], "", progress=lambda share, doing: told.append(share))
+    assert [(row.section, row.repaired) for row in found.rows] == [(5, True)] and "missing" in found.rows[0].flags
+    assert found.sections == 12 and told == sorted(told) and told[-1] == 1
+    repair, said = ui.repair_of_choice(found, [5], "9")
+    assert list(repair.reasons.items()) == [(5, "missing"), (9, "named")] and "sections 5, 9" in said
+    assert ui.repair_of_choice(found, [], "")[1] == ui.NOT_REPAIRED
+    views, _, _ = upload(spoilt, folder=tmp_path, repair=repair)
+    expected = tmp_path / "expected.zarr"
+    reconstruct_file(
+        spoilt,
+        expected,
+        voxel_size=VoxelSize(24, 8, 8),
+        factor=3,
+        thickness=1 / 3,
+        model="emformer-tiny",
+        repair=[5, 9],
+        device="cpu",
+    )
+    np.testing.assert_array_equal(views.result.volume, read_volume(expected).data)
+    assert views.result.volume[16].std() > 5  # something was predicted where section 5 is black
+    with pytest.raises(InputError, match=r"--roi 0:8,0:32,0:32 --repair 5,9"):
+        upload(spoilt, folder=tmp_path, repair=repair, region="0:8,0:32,0:32", limits=Limits(mvoxels=0))
+
+
+def test_a_model_is_adapted_to_the_upload_and_can_be_chosen(
+    stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ui, "tune", partial(tune, steps=2))
+    visitor = SimpleNamespace(session_hash="visitor")
+    write_volume(tmp_path / "mine.tif", neuropil((16, 64, 128))[::2].copy(), VoxelSize(16, 8, 8))
+    words = ("16,8,8", "emformer-tiny", "an adapter (LoRA)", 1.0)
+    work = ui._Work(Limits(), "cpu")
+    *_, last = work.tuned([str(tmp_path / "mine.tif")], *words, ["emformer-tiny"], visitor)  # type: ignore[arg-type]
+    said, loss, report, picture, chosen, archive, models = last
+    folder = Path(chosen["value"])
+    assert models == ["emformer-tiny", ("mine-tuned, on emformer-tiny", str(folder))] and chosen["choices"] == models
+    assert "mine-tuned can be chosen in *Reconstruct*" in said and "Loss of 2 steps" in loss
+    assert "| volume |" in report and Path(picture).exists()
+    with zipfile.ZipFile(archive["value"]) as packed:
+        assert "mine-tuned/adapter_config.json" in packed.namelist()
+    views, _, _ = upload(stack, folder=tmp_path, model=str(folder))
+    expected = reconstruct(
+        read_volume(stack).data, factor=3, thickness=1 / 3, model=str(folder), device="cpu", progress=False
+    )
+    np.testing.assert_array_equal(views.result.volume, expected.volume)
+
+
+def test_a_training_beyond_the_limit_is_refused_and_one_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "mine.tif"
+    write_volume(path, neuropil((16, 64, 64))[::2].copy(), VoxelSize(16, 8, 8))
+
+    def stop(share: float, doing: str, losses: Losses) -> None:
+        if losses.each:
+            raise Stopped
+
+    settings: dict[str, Any] = {"limits": Limits(), "folder": tmp_path / "visitor", "progress": stop}
+    words = ("16,8,8", "emformer-tiny", "an adapter (LoRA)")
+    with pytest.raises(InputError, match=r"for more than 0 and at most 15 minutes, not 60\. .*emformer-hub finetune"):
+        tune([str(path)], *words, 60.0, **settings)
+    with pytest.raises(Stopped):
+        tune([str(path)], *words, 1.0, **settings)
+    assert list((tmp_path / "visitor").iterdir()) == []
 
 
 def test_nothing_uploaded_is_said(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from emformer_hub.cli.options import (
     MODE,
     MODEL,
     OME_ZARR,
+    OUTPUT,
     OVERWRITE,
     PATH,
     TARGET_NM,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
     from emformer_hub.volumes import StoredArray, Volume
     from emformer_hub.volumes.boxes import Box
+    from emformer_hub.volumes.remote import Remote
 
 
 @click.command("inspect")
@@ -248,7 +250,7 @@ def _measured_part(volume: Volume, shape_zyx: tuple[int, int, int], name: str) -
 
 @click.command("degrade")
 @click.argument("truth", type=INPUT)
-@click.argument("output", metavar="OUT", type=PATH)
+@click.argument("output", metavar="OUT", type=OUTPUT)
 @reading
 @VOXEL_SIZE
 @FACTOR_REQUIRED
@@ -265,7 +267,7 @@ def _measured_part(volume: Volume, shape_zyx: tuple[int, int, int], name: str) -
 @OVERWRITE
 def degrade_command(
     truth: Path | str,
-    output: Path,
+    output: Path | Remote,
     reading: dict[str, Any],
     voxel_size: str | None,
     factor: float,

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from emformer_hub.cli.inputs import shape_text
-from emformer_hub.cli.options import OVERWRITE, PATH, PRIVATE, REPO_ID, roi
+from emformer_hub.cli.options import OUTPUT, OVERWRITE, PATH, PRIVATE, REPO_ID, roi
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 
 if TYPE_CHECKING:
     from emformer_hub.volumes.boxes import Box
+    from emformer_hub.volumes.remote import Remote
 
 
 @click.group("dataset")
@@ -41,10 +42,10 @@ def list_command(as_json: bool) -> None:
 
 @dataset_group.command("fetch")
 @click.argument("name")
-@click.argument("output", metavar="OUT", type=PATH)
+@click.argument("output", metavar="OUT", type=OUTPUT)
 @roi("Fetch only this part, in voxels of the store.  [default: all]")
 @OVERWRITE
-def fetch_command(name: str, output: Path, roi: Box | None, overwrite: bool) -> None:
+def fetch_command(name: str, output: Path | Remote, roi: Box | None, overwrite: bool) -> None:
     """Fetch a public volume, or a part of one, into OUT (.ome.tif, .tif or .zarr) with its voxel size."""
     from emformer_hub.datasets.public import fetch, public_volumes
     from emformer_hub.volumes import check_output, write_volume

@@ -17,7 +17,17 @@ from emformer_hub.uneven import UnevenSections, ZPositions, check_spacing
 Command = Callable[..., Any]
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-PATH = click.Path(path_type=Path)
+
+class LocalPath(click.Path):
+    """A path on this machine; an address is refused (``Path`` would turn ``//`` into ``/``)."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "://" in value:
+            self.fail(f"{value} is an address; expected a path on this machine.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = LocalPath(path_type=Path)
 
 
 class Input(click.ParamType):

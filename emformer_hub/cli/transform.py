@@ -12,6 +12,7 @@ from emformer_hub.cli.options import (
     FACTOR,
     OFFSET,
     OME_ZARR,
+    OUTPUT,
     OVERWRITE,
     PATH,
     TARGET_NM,
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
     from emformer_hub.transform import Grids
     from emformer_hub.transform.grids import Target, Unit
     from emformer_hub.volumes.boxes import Box
+    from emformer_hub.volumes.remote import Remote
 
 
 @click.command("transform")
 @click.argument("source", type=PATH)
 @click.argument("output", metavar="OUT", type=PATH)
 @click.option("--to", type=click.Choice(["isotropic", "stack"]), required=True, help="Grid to carry SOURCE to.")
-@click.option("--record", metavar="RESULT", type=PATH, help="Take the geometry from the record of this reconstruction.")
+@click.option("--record", metavar="RESULT", type=OUTPUT, help="Take the geometry from the record of this run.")
 @click.option(
     "--units",
     "unit",
@@ -57,7 +59,7 @@ def transform_command(
     source: Path,
     output: Path,
     to: Target,
-    record: Path | None,
+    record: Path | Remote | None,
     unit: Unit | None,
     reading: dict[str, Any],
     voxel_size: str | None,
@@ -96,7 +98,7 @@ def transform_command(
 
 
 def _grids(
-    record: Path | None,
+    record: Path | Remote | None,
     voxel_size: str | None,
     target_nm: float | None,
     factor: float | None,

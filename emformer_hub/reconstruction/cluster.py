@@ -1,7 +1,7 @@
 """Parts of a reconstruction made with Dask: by processes of this machine, or by the workers of a cluster.
 
-Workers read the input and write the output themselves, so both must be visible to all of them under the same path; each
-loads the weights once. The parts of a lost worker are given to another.
+Workers read the input and write the output themselves, so both must be visible to all of them under the same path or
+address; each loads the weights once. The parts of a lost worker are given to another.
 """
 
 from __future__ import annotations

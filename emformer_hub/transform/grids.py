@@ -10,7 +10,6 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,6 +19,7 @@ from emformer_hub.files import record_path
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.uneven import UnevenSections
 from emformer_hub.volumes.boxes import Box, shape_of
+from emformer_hub.volumes.remote import Remote, place
 
 Target = Literal["isotropic", "stack"]
 """The grid that something is carried to."""
@@ -48,16 +48,17 @@ class Grids:
     first_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @classmethod
-    def from_record(cls, output: str | os.PathLike[str]) -> Grids:
+    def from_record(cls, output: str | os.PathLike[str] | Remote) -> Grids:
         """The grids of a run, by the record beside its output.
 
         Args:
-            output: path of the output of ``reconstruct_file`` or ``emformer-hub reconstruct``, or of its record.
+            output: path or address of the output of ``reconstruct_file`` or ``emformer-hub reconstruct``, or of its
+                record.
 
         Raises:
             InputError: there is no record, or it is not of a reconstruction.
         """
-        path = Path(output)
+        path = place(output)
         path = path if path.suffix == ".json" and path.is_file() else record_path(path)
         try:
             record = json.loads(path.read_text())
@@ -65,8 +66,8 @@ class Grids:
             listed = record.get("z_positions")  # which earlier versions did not know
         except OSError as error:
             raise InputError(
-                f"{path} cannot be read ({error.strerror}); it is the record of a run, which lies beside the result "
-                f"that `reconstruct` was told to write. Give the path of that result, or --factor and the like."
+                f"{path} cannot be read ({error.strerror or error}); it is the record of a run, which lies beside the "
+                f"result that `reconstruct` was told to write. Give the path of that result, or --factor and the like."
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} is not the record of a reconstruction ({error!r}).") from error

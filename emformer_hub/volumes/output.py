@@ -141,10 +141,9 @@ def _check_bucket(output: Remote, overwrite: bool) -> None:
             f"written into buckets. Make another one on this machine, and copy it there."
         )
     import_extra("tensorstore", "remote", f"{output} is written by TensorStore")
-    found = output.files()
     if is_zarr(output):
         check_overwrite(output, overwrite)
-    elif found and not Unfinished(output.url).exists():
+    elif not Unfinished(output.url).exists() and (found := output.files()):
         raise InputError(
             f"output {output} exists and is not such a volume: it holds {found[0]}; it is never replaced. Choose "
             f"another name."

@@ -25,6 +25,7 @@ from emformer_hub.reconstruction import parts, reconstruct_file
 from emformer_hub.reconstruction.cluster import on_dask
 from emformer_hub.reconstruction.job import Job
 from emformer_hub.reconstruction.settings import ModelOnce
+from emformer_hub.transform import Grids
 from emformer_hub.volumes import check_output, ome_zarr, open_volume, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 from emformer_hub.volumes.remote import Remote, Unfinished
@@ -123,6 +124,7 @@ def test_a_run_that_was_killed_goes_on_from_anywhere(stack: Path, local: Path) -
     check(sure, local / "sure.zarr")
     record = json.loads(Remote(f"{output}.json").read_text())
     assert record["parts"] - record["made_now"] == 2 and record["output"] == output
+    assert Grids.from_record(output) == Grids.from_record(local / "out.zarr")
     assert {name for name in everything() if name.startswith("killed/")} == {
         "killed/out.zarr",
         "killed/out.zarr.json",
@@ -295,6 +297,38 @@ def test_what_keeps_a_bucket_from_being_written_is_said(
     assert same.exit_code == 2 and "an output may not replace an input" in same.output
     beside = CliRunner().invoke(main, ["reconstruct", str(stack), "s3://volumes/b.zarr", "--report"])
     assert beside.exit_code == 2 and "give OUTPUT as a path on this machine" in beside.output
+
+
+class Forbidden(http.server.BaseHTTPRequestHandler):
+    """A bucket of somebody else."""
+
+    def do_GET(self) -> None:
+        content = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None: ...
+
+
+def test_a_bucket_that_wants_credentials_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Forbidden) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        with pytest.raises(InputError, match=r"private/out\.zarr cannot be read: .*Access.?Denied.*AWS_\* variables"):
+            check_output("s3://private/out.zarr", overwrite=False)
+        server.shutdown()
+
+
+def test_commands_that_write_here_say_so() -> None:
+    for words in (
+        ["inspect", "a.tif", "--picture", "s3://volumes/a.png"],
+        ["transform", "a.swc", "gs://volumes/b.swc"],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 2 and "is an address; expected a path on this machine" in result.output
 
 
 def test_a_forecast_of_a_bucket_writes_nothing(stack: Path) -> None:

@@ -166,10 +166,7 @@ def reconstruct_command(
     check_one_target(target_nm, factor, z_positions, thickness, offset)
     hiding: dict[str, Any] = {name: reading[name] for name in ("nodata", "mask") if name in reading}
     _check_follow(follow, resume, roi, dry_run, z_positions, reading != hiding)
-    if not isinstance(output, Path) and (follow is not None or report):
-        raise click.UsageError(
-            "--follow and --report write files beside OUTPUT; give OUTPUT as a path on this machine, or leave them out."
-        )
+    here = _on_this_machine(output) if follow is not None or report else None
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     others = [uncertainty, None if confidence_mask is None else confident_path(output)]
@@ -178,7 +175,7 @@ def reconstruct_command(
     listed = read_listed(z_positions)
     geometry = geometry_of(size, target_nm, factor, thickness, offset, listed)
     _check_geometry(str(input_path), volume, size, geometry, asked_for=factor is not None)
-    page = output.with_name(f"{output.name}.audit.html") if report and isinstance(output, Path) else None
+    page = here.with_name(f"{output.name}.audit.html") if here and report else None
     if page is not None:
         shape = tuple(side.stop - side.start for side in roi) if roi else volume.data.shape
         _check_page(page, overwrite, shape, geometry, str(input_path))
@@ -207,14 +204,14 @@ def reconstruct_command(
     if dry_run:
         _print_forecast(stack, output, alone, len(devices))
         return
-    if follow is not None and isinstance(output, Path):
-        landed = _follow(Path(input_path), output, follow, alone)
+    if follow is not None and here:
+        landed = _follow(Path(input_path), here, follow, alone)
         stack = OpenStack(str(input_path), with_hidden(landed, input_path, **hiding), hiding)
     settings["repair"] = repair
     cluster = None if scheduler == "local" else on_dask(scheduler, workers)
     record, seconds = _run(stack, output, settings, overwrite=overwrite, resume=resume, scheduler=cluster)
-    if follow is not None and isinstance(output, Path):
-        shutil.rmtree(preview_path(output))
+    if follow is not None and here:
+        shutil.rmtree(preview_path(here))
     with said_of(output):
         _print_summary(output, record, f"{geometry.plane_size(size)}, factor {geometry.factor:g}", seconds, model)
     if page is not None:
@@ -228,6 +225,15 @@ def _check_follow(follow: float | None, *excluded: Any) -> None:
             "--follow takes no --resume, --roi, --dry-run, --z-positions or choice of what is read: the stack is not "
             "complete yet."
         )
+
+
+def _on_this_machine(output: Path | Remote) -> Path:
+    """The output; raises a usage error if it is in a bucket."""
+    if not isinstance(output, Path):
+        raise click.UsageError(
+            "--follow and --report write files beside OUTPUT; give OUTPUT as a path on this machine, or leave them out."
+        )
+    return output
 
 
 def _check_page(page: Path, overwrite: bool, shape: tuple[int, ...], geometry: SectionModel, name: str) -> None:

@@ -25,7 +25,7 @@ def not_reached(url: str, error: BaseException) -> InputError:
     """Error for an address that cannot be read."""
     return InputError(
         f"{url} cannot be read: {_said(error)}. Is the address right, is there a network, and may you read there "
-        f"(AWS_* variables for s3://, a login for hf://)?"
+        f"(AWS_* variables for s3://, `gcloud auth application-default login` for gs://, a login for hf://)?"
     )
 
 

@@ -27,6 +27,7 @@ from emformer_hub.reconstruction.job import Job
 from emformer_hub.reconstruction.settings import ModelOnce
 from emformer_hub.transform import Grids
 from emformer_hub.volumes import check_output, ome_zarr, open_volume, read_volume, write_volume
+from emformer_hub.volumes.boxes import parse_region
 from emformer_hub.volumes.phantom import neuropil
 from emformer_hub.volumes.remote import Remote, Unfinished
 
@@ -138,7 +139,7 @@ def test_a_run_that_was_killed_goes_on_from_anywhere(stack: Path, local: Path) -
 
 def test_workers_of_dask_write_into_a_bucket(stack: Path, tmp_path: Path) -> None:
     pytest.importorskip("distributed", reason="Dask is the extra [cluster]")
-    output, changed = "s3://volumes/dask/out.zarr", {"ome_zarr": "0.4", "chunk_zyx": (10, 16, 16)}
+    output, changed = "s3://volumes/dask/out.zarr", {"ome_zarr": "0.4"}
     reconstruct_file(stack, output, scheduler=on_dask("threads", 2), **SETTINGS | changed)
     reconstruct_file(stack, tmp_path / "out.zarr", **SETTINGS | changed)
     check(output, tmp_path / "out.zarr")
@@ -187,15 +188,16 @@ def test_a_run_that_made_no_part_leaves_nothing(stack: Path, monkeypatch: pytest
     assert not any(name.startswith("none/") for name in everything())
 
 
-def test_an_output_is_replaced_only_when_that_is_asked_for(stack: Path, local: Path) -> None:
-    output, other = "s3://volumes/again/out.zarr", {"factor": 5.0}
+def test_an_output_is_replaced_only_when_that_is_asked_for(stack: Path, tmp_path: Path) -> None:
+    output, part = "s3://volumes/again/out.zarr", SETTINGS | {"region": parse_region("0:8,0:32,0:36")}
+    reconstruct_file(stack, tmp_path / "out.zarr", **part)
     with pytest.raises(Interrupted):
-        reconstruct_file(stack, output, scheduler=interrupted_after(1), **SETTINGS | other)
+        reconstruct_file(stack, output, scheduler=interrupted_after(1), **part | {"factor": 5.0})
     with pytest.raises(InputError, match=r"is another one: factor was 5\.0, is 3\.0"):
-        reconstruct_file(stack, output, resume=True, **SETTINGS)
+        reconstruct_file(stack, output, resume=True, **part)
     for _ in range(2):  # an unfinished run, then a complete output
-        reconstruct_file(stack, output, overwrite=True, **SETTINGS)
-        check(output, local / "out.zarr")
+        reconstruct_file(stack, output, overwrite=True, **part)
+        check(output, tmp_path / "out.zarr")
 
 
 def test_padding_around_the_tissue_returns_in_a_bucket_too(tmp_path: Path) -> None:

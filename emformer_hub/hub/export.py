@@ -144,6 +144,7 @@ def export(
         stack = OpenStack.of(statistics_of)
         statistics = measure_stack(stack, EMformerProcessor.from_pretrained(name))
         facts |= {"stack": Path(stack.path).name, "mean": statistics.mean, "std": statistics.std}
+        facts |= {"file": output.stem}  # what is written has another name until it is complete
         example = np.float32(statistics.mean) + np.float32(statistics.std) * _standardised(example)
     with replacing(output) as partial, torch.no_grad():
         WRITERS[output.suffix](partial, EMformerTile(network.eval(), geometry, mode), example, facts)
@@ -198,7 +199,7 @@ def _write_bioimageio(path: Path, tile: EMformerTile, example: np.ndarray, facts
         for name, tensor in tensors.items():
             np.save(folder / f"{name}.npy", tensor)
         _write_onnx(folder / "weights.onnx", tile, clip, facts)
-        (folder / "README.md").write_text(_documentation(path, tile, facts, halo_zyx))
+        (folder / "README.md").write_text(_documentation(tile, facts, halo_zyx))
         description = spec.ModelDescr(
             name="EMformer",
             description=f"Isotropic volumes and their uncertainty from sections {facts['factor']:g} pixels apart",
@@ -228,13 +229,13 @@ def halo(tile: EMformerTile, tile_zyx: tuple[int, int, int]) -> tuple[int, int, 
     return (round(z * factor) if factor == round(factor) else 0, y, x)
 
 
-def _documentation(path: Path, tile: EMformerTile, facts: dict[str, Any], halo_zyx: tuple[int, int, int]) -> str:
+def _documentation(tile: EMformerTile, facts: dict[str, Any], halo_zyx: tuple[int, int, int]) -> str:
     """README of a package."""
     sides, halo_text, grid = (
         ",".join(map(str, sides)) for sides in (facts["tile_zyx"], halo_zyx, window_grid(tile.network.config))
     )
     command = (
-        f"emformer-hub export {facts['model']} {path.stem}-other.zip --factor {facts['factor']:g} --thickness "
+        f"emformer-hub export {facts['model']} {facts['file']}-other.zip --factor {facts['factor']:g} --thickness "
         f"{facts['thickness']:.6g} --mode {facts['mode']} --tile {sides} --statistics-of OTHER"
     )
     along_z = "" if halo_zyx[0] else "Along z, give all sections in one tile: neighbouring tiles share no planes there."

@@ -193,6 +193,7 @@ def test_the_readme_of_a_package_says_what_to_do_for_another_stack(
     readme, written = Runner(package).readme, {}
     (command,) = re.findall(r"^    emformer-hub (export .*)$", readme, re.M)
     write_volume(tmp_path / "other.tif", uneven // 2, VoxelSize(24, 8, 8))
+    assert command.startswith(f"export {NAME} model-other.zip --factor 3 ")
     words = command.replace("model-other.zip", str(tmp_path / "model-other.zip"))
     words = words.replace("OTHER", str(tmp_path / "other.tif"))
 

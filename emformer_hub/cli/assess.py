@@ -287,8 +287,11 @@ def degrade_command(
 
     check_different(truth, output)
     check_output(output, overwrite)
-    positions = output.with_name(f"{output.name}.z-positions.csv")
+    positions = None
     if jitter is not None:
+        if not isinstance(output, Path):
+            raise click.UsageError("--jitter writes the positions beside OUT; give OUT as a path on this machine.")
+        positions = output.with_name(f"{output.name}.z-positions.csv")
         check_file(positions, overwrite)
     geometry = SectionModel(factor, thickness)
     volume, size = with_voxel_size(truth, voxel_size, partial(read_volume, **reading))
@@ -297,13 +300,13 @@ def degrade_command(
     sections = geometry.num_sections(volume.data.shape[0])
     section_size = size.with_z(size.z * factor)
     where = recut_origin(size, section_size, volume.translation_nm)
-    if jitter is not None:
-        uneven = jittered(geometry, sections, jitter, seed)
+    uneven = None if jitter is None else jittered(geometry, sections, jitter, seed)
+    if uneven is not None:
         geometry, where = uneven, uneven.section_origin(section_size, volume.translation_nm or (0.0, 0.0, 0.0))
     degraded = to_dtype(geometry.degrade(volume.data), volume.data.dtype)
     _keep_unmeasured(volume, unmeasured, geometry, degraded)
     write_volume(output, degraded, section_size, translation_nm=where, overwrite=overwrite, ome_zarr=ome_zarr)
-    if jitter is not None:
+    if positions is not None and uneven is not None:
         write_z_positions(positions, uneven.listed(size.z))
     left_out = volume.data.shape[0] - geometry.num_planes(len(degraded))
     with said_of(output):

@@ -14,7 +14,7 @@ import gradio as gr
 
 from emformer_hub.app.checking import chosen_repair
 from emformer_hub.app.losses import Losses
-from emformer_hub.app.views import ACROSS, Plane, Views
+from emformer_hub.app.views import ACROSS, Plane, Views, picture_file
 from emformer_hub.app.words import FACE, KEPT, METHODS, THROUGH
 from emformer_hub.app.work import (
     Checked,
@@ -91,8 +91,10 @@ def taken_sample(request: gr.Request) -> list[str]:
     return [str(make_sample(_folder_of(request)))]
 
 
-def shown(views: Views | None, plane: Plane, position: float, overlay: bool) -> tuple[Any, ...]:
-    """The three panels at one position, and a legend."""
+def shown(
+    views: Views | None, plane: Plane, position: float, overlay: bool, request: gr.Request
+) -> tuple[str | None, ...]:
+    """The three panels at one position, as files of the session, and a legend."""
     if views is None:
         return None, None, None, ""
     place = min(int(position), views.length(plane) - 1)
@@ -100,12 +102,13 @@ def shown(views: Views | None, plane: Plane, position: float, overlay: bool) -> 
     legend = f"{plane} plane at {axis} = {place}. " + (
         "Orange: uncertainty, from {:.3g} to {:.3g} grey levels.".format(*views.uncertainty_range) if overlay else ""
     )
-    return (
+    panels = (
         views.input(plane, place),
         views.interpolation(plane, place),
         views.reconstruction(plane, place, uncertainty=overlay),
-        legend,
     )
+    folder = _folder_of(request)
+    return (*(picture_file(panel, folder) for panel in panels), legend)
 
 
 def to_middle(views: Views | None, plane: Plane) -> Any:

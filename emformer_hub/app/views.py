@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.interpolation import interpolate, interpolation_matrix
@@ -90,3 +96,19 @@ class Views:
         zoom = max(1, -(-PANEL_PX // max(image.shape)))
         rows, columns = (max(1, round(zoom * size / min(sizes))) for size in sizes)
         return image.repeat(rows, axis=0).repeat(columns, axis=1)
+
+
+def picture_file(image: np.ndarray, folder: Path) -> str:
+    """Path of a PNG in a folder, named by its content and written once.
+
+    A page takes it instead of the array: Gradio writes an array whenever it is shown, again under the name that a
+    browser may be reading, and the picture breaks off. A file it copies once.
+    """
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "png")
+    path = folder / f"{hashlib.sha256(png.getvalue()).hexdigest()}.png"
+    if not path.exists():
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(png.getvalue())
+        os.replace(file.name, path)
+    return str(path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from emformer_hub.app.views import ACROSS, Views
+from emformer_hub.app.views import ACROSS, Views, picture_file
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -73,3 +76,12 @@ def test_uncertain_voxels_are_coloured_and_certain_ones_stay_grey(views: Views) 
     assert colour[-1].mean() > 100
     least, most = views.uncertainty_range
     assert 1 < least < most < 3
+
+
+def test_a_picture_shown_again_is_the_same_file_untouched(tmp_path: Path) -> None:
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    first = picture_file(image, tmp_path)
+    written = Path(first).stat()
+    assert picture_file(image, tmp_path) == first != picture_file(image[::-1], tmp_path)
+    assert (Path(first).stat().st_ino, Path(first).stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    np.testing.assert_array_equal(np.asarray(Image.open(first)), image)

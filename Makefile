@@ -18,13 +18,13 @@ docs: $(STAMP) ## the site, into site/; serve it with .venv/bin/mkdocs serve
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
 test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 test-random: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 test-random: SEED := $(SEED)
 test-random: $(STAMP) ## the same with new random examples; repeat a run with SEED=
 	@echo "==> Random examples of seed $(SEED); the same again: make test-random SEED=$(SEED)"
-	env -u CI OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --hypothesis-seed=$(SEED) $(PYTEST_OPTIONS)
+	env -u CI OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## the slow tests
 	$(VENV)/bin/python -m pytest -q -m slow

@@ -33,7 +33,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in ("cpu", *GPUS):
-        raise InputError(f"device {str(name)!r} is unknown; expected auto, cpu, {', '.join(GPUS)}, or such as cuda:1.")
+        raise InputError(f"device {name!r} is unknown; expected auto, cpu, {', '.join(GPUS)}, or such as cuda:1.")
     if device.type == "cpu":
         return device
     if device.type != _gpu():
@@ -49,7 +49,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def choose_devices(names: str | None = None) -> list[torch.device]:
+def choose_devices(names: str | torch.device | None = None) -> list[torch.device]:
     """Devices by their names with commas between them, each once; ``"all"`` are the GPUs that torch sees, or the CPU.
 
     Raises:
@@ -58,7 +58,7 @@ def choose_devices(names: str | None = None) -> list[torch.device]:
     if names == "all":
         kind = _gpu()
         return [torch.device(kind, n) for n in range(torch.accelerator.device_count())] if kind else [choose_device()]
-    devices = [choose_device(name) for name in (names or "auto").split(",")]
+    devices = [choose_device(name) for name in (names.split(",") if isinstance(names, str) else [names])]
     if len(set(devices)) < len(devices):
         raise InputError(f"device {names!r} names one twice; expected each once, such as cuda:0,cuda:1.")
     return devices

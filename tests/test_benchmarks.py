@@ -470,7 +470,7 @@ def test_uneven_compares_known_with_assumed_positions(data: Path) -> None:
     words = ["--truth", data / "uneven.tif", "--model", data / "model", "--crop", "48,24,24", "--device", "cpu"]
     words += ["--factor", "4", "--seed", "5", "--json", data / "uneven.json"]
     done = run("uneven.py", *words, folder=data)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     rows = json.loads((data / "uneven.json").read_text())["rows"]
     assert [(row["sections"], row["taken"]) for row in rows[:3]] == [
         ("even", "evenly"),

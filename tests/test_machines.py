@@ -20,7 +20,7 @@ import torch
 from emformer_hub.devices import peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.reconstruction import from_file, reconstruct_file
+from emformer_hub.reconstruction import reconstruct_file, state
 from emformer_hub.volumes import kvstore, read_volume, write_volume
 
 STACK = np.random.default_rng(0).integers(0, 255, (6, 24, 20), np.uint8)
@@ -55,7 +55,7 @@ def test_a_run_ends_well_where_open_files_cannot_be_removed(
     stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locks: list[Any] = []
-    lock, remove = from_file._locked, shutil.rmtree
+    lock, remove = state._locked, shutil.rmtree
 
     def locked(file: Path) -> Any:
         locks.append(lock(file))
@@ -72,7 +72,7 @@ def test_a_run_ends_well_where_open_files_cannot_be_removed(
             return
         remove(path, ignore_errors)
 
-    monkeypatch.setattr(from_file, "_locked", locked)
+    monkeypatch.setattr(state, "_locked", locked)
     monkeypatch.setattr(shutil, "rmtree", removing)
     reconstruct_file(stack, tmp_path / "a.zarr", **SETTINGS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "a.zarr.json", "in.tif"]
@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_is_said_and_does(
     assert read_volume(tmp_path / "a.zarr").data.shape == (30, 24, 20)
     folder = tmp_path / ".b.zarr.run"
     folder.mkdir()
-    held = from_file._locked(folder / "lock")
+    held = state._locked(folder / "lock")
     with pytest.raises(InputError, match="is being made by another run"):
         reconstruct_file(stack, tmp_path / "b.zarr", **SETTINGS)
     held.release()

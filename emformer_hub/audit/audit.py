@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from emformer_hub.audit.agreement import alignment, halves_agree, isotropy, seams
 from emformer_hub.audit.held_back import in_plane, left_out, plan_of
+from emformer_hub.audit.statement import statement
 from emformer_hub.audit.verdicts import Verdict, judge
 from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
@@ -55,8 +57,13 @@ class Audit:
     pictures: dict[str, np.ndarray] = field(repr=False)
 
     def report(self) -> dict[str, Any]:
-        """Verdicts, figures and facts, ready for JSON; the pictures are left out."""
-        return {"verdicts": [vars(verdict) for verdict in self.verdicts], "figures": self.figures, "facts": self.facts}
+        """Verdicts, figures, facts and a paragraph for a methods section, ready for JSON; the pictures are left out."""
+        return {
+            "verdicts": [vars(verdict) for verdict in self.verdicts],
+            "figures": self.figures,
+            "facts": self.facts,
+            "statement": statement(self.facts, self.figures),
+        }
 
 
 def audit_stack(
@@ -108,7 +115,6 @@ def audit_stack(
     statistics = model.processor.measure(stack, unmeasured)
     geometry = geometry.part(box[0])
     restorer = Restorer(model.network, model.processor, geometry, statistics, ENSEMBLE, where, mode=mode)
-    grey = statistics.std
     figures: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
 
@@ -135,7 +141,11 @@ def audit_stack(
     figures["isotropy"] = look("spectra", lambda: isotropy(volume, size, voxel_size.z))
     figures["halves"] = look("halves", lambda: halves_agree(restorer, crop, voxel_size))
     residual = look("agreement", lambda: consistency_residual(volume, crop, geometry))
-    figures["consistency"] = {"rms": residual.rms, "relative_rms": residual.rms / grey, "maximum": residual.maximum}
+    figures["consistency"] = {
+        "rms": residual.rms,
+        "relative_rms": residual.rms / statistics.std,
+        "maximum": residual.maximum,
+    }
     figures["seams"] = look("seams", lambda: seams(restorer, crop))
     pictures |= {"input": crop, "interpolation": interpolate(crop, geometry, "cubic")}
     pictures |= {"reconstruction": volume, "uncertainty": uncertainty}
@@ -151,14 +161,22 @@ def audit_stack(
         "model": model.name,
         "mode": mode,
         "ensemble": ENSEMBLE,
-        "device": str(where),
-        "precision": dtype_name(choose_precision("auto", where)),
-        "weights_sha256": model.fingerprint,
-        "version": importlib.metadata.version("emformer-hub"),
-        "grey_levels_std": grey,
+        **_computed_by(model, where),
+        "grey_levels_std": statistics.std,
         "seconds": seconds | {"all": round(time.time() - begin, 2)},
     }
     return Audit(facts, figures, judge(figures, crop), pictures)
+
+
+def _computed_by(model: ModelOnce, device: torch.device) -> dict[str, str]:
+    """Weights, device and versions."""
+    return {
+        "device": str(device),
+        "precision": dtype_name(choose_precision("auto", device)),
+        "weights_sha256": model.fingerprint,
+        "version": importlib.metadata.version("emformer-hub"),
+        "torch": torch.__version__.partition("+")[0],
+    }
 
 
 def _measured_middle(region: Box, unmeasured: StoredArray | None, geometry: SectionModel, name: str) -> Box:

@@ -38,6 +38,22 @@ def found(stack: np.ndarray) -> Audit:
     return audit_stack(stack, SECTIONS, SIZE, model="emformer-tiny", name="phantom", device="cpu")
 
 
+def test_a_paragraph_for_a_methods_section_says_what_was_done_and_found(found: Audit) -> None:
+    said = found.report()["statement"]
+    for words in (
+        "12 sections (72 \u00d7 80 pixels; voxels of 32 \u00d7 8 \u00d7 8 nm, z, y and x)",
+        "reconstructed to voxels of 8 \u00d7 8 \u00d7 8 nm",
+        "model emformer-tiny",
+        found.facts["weights_sha256"][:12],
+        "factor 4",
+        f"{abs(found.figures['left_out']['gain_over_linear_db']):.2f} dB",
+        f"{abs(found.figures['in_plane']['gain_over_bicubic_db']):.2f} dB",
+        f"{found.figures['consistency']['relative_rms']:.1%}",
+    ):
+        assert words in said, (words, said)
+    assert said in html(found)
+
+
 def test_all_items_are_judged_and_fit_for_json(found: Audit) -> None:
     report = found.report()
     assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -323,7 +323,7 @@ def test_devices_by_any_name(tiny: EMformerModel, stack: np.ndarray, device: str
         ({"ensemble": 3}, "ensemble is 3; expected one of 1, 2, 4, 8, 16"),
         ({"ensemble": 0}, "ensemble is 0; expected one of"),
         ({"precision": "fp8"}, "precision is 'fp8'; expected auto, float32 or bfloat16"),
-        ({"device": "tpu"}, "device 'tpu' is unknown; expected auto, cpu or cuda"),
+        ({"device": "tpu"}, "device 'tpu' is unknown; expected auto, cpu, cuda, xpu, mps"),
         ({"tile_zyx": (24, 16, 192)}, "tile_zyx .*halo of .*expected at least"),
         ({"tile_zyx": (4, 192, 192)}, "tile_zyx .*halo of .*expected at least"),
         ({"model": "emformer-huge"}, "model 'emformer-huge' is not known; expected one of .*emformer-small"),

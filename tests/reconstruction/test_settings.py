@@ -126,7 +126,7 @@ def test_the_command_has_the_words_of_python(tmp_path: Path) -> None:
         ({"ensemble": 2.0}, r"ensemble is 2.0, a float; expected a whole number"),
         ({"ensemble": 3}, r"ensemble is 3; expected one of 1, 2, 4, 8, 16"),
         ({"model": 5}, r"model is 5; expected a name, a folder or a Hub id, such as 'emformer-small'"),
-        ({"device": 3.5}, r"device 3.5 is unknown; expected auto, cpu or cuda"),
+        ({"device": 3.5}, r"device 3.5 is unknown; expected auto, cpu, cuda, xpu, mps"),
         ({"precision": 16}, r"precision is 16; expected auto, float32 or bfloat16"),
         ({"tile_zyx": 64}, r"tile_zyx is 64; expected three whole numbers"),
         ({"tile_zyx": (16.0, 64, 64)}, r"tile_zyx is \(16.0, 64, 64\); expected three whole numbers"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,10 @@ def test_every_file_that_a_page_names_is_there(site: Path) -> None:
                 continue
             assert not address.startswith(("http:", "https:", "//")), f"{page.name}: {kind} {address}"
             assert (page.parent / address).exists(), f"{page.name}: {kind} {address}"
+
+
+def test_each_drawing_is_made_by_the_script(tmp_path: Path) -> None:
+    runpy.run_path(str(ROOT / "docs" / "drawings.py"))["main"](tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        path.name for path in (ROOT / "docs" / "design").glob("*.svg")
+    )

@@ -35,7 +35,7 @@ DOCUMENTS = [
         "integrations/fiji/README.md",
     )
 ]
-DOCUMENTS += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "model_cards").glob("*/README.md"))]
+DOCUMENTS += [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").glob("*/README.md"))]
 CALL = re.compile(
     r"(?:^    |`)(?:\w+=\S+ )*((?:emformer-hub|accelerate launch|python finetune)\b[^`\n]*(?:\n {8}\[[^`\n]*)*)", re.M
 )

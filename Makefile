@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 NAPARI := .venv-napari
 STAMP := $(VENV)/.installed
-PROCESSES = $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count() + 1))")
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
@@ -18,14 +17,14 @@ demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into
 docs: $(STAMP) ## the site, into site/; serve it with .venv/bin/mkdocs serve
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
-test: $(STAMP) ## the tests, without the slow ones: a file a process, of one thread each, one more than cores, as some wait
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
+test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 test-random: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 test-random: SEED := $(SEED)
 test-random: $(STAMP) ## the same with new random examples; repeat a run with SEED=
 	@echo "==> Random examples of seed $(SEED); the same again: make test-random SEED=$(SEED)"
-	env -u CI OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_OPTIONS)
+	env -u CI OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --hypothesis-seed=$(SEED) $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## the slow tests
 	$(VENV)/bin/python -m pytest -q -m slow

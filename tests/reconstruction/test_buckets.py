@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from sketch import SKETCH
 
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
@@ -33,7 +34,7 @@ from emformer_hub.volumes.remote import Remote, Unfinished
 
 pytest.importorskip("tensorstore", reason="buckets are the extra [remote]")
 SIZE = VoxelSize(24, 8, 8)
-SETTINGS: dict[str, Any] = {"voxel_size": SIZE, "factor": 3.0, "model": ModelOnce("emformer-tiny"), "ensemble": 1}
+SETTINGS: dict[str, Any] = {"voxel_size": SIZE, "factor": 3.0, "model": ModelOnce(SKETCH), "ensemble": 1}
 SETTINGS |= {"tile_zyx": (22, 48, 48), "device": "cpu", "precision": "float32"}
 pytestmark = pytest.mark.usefixtures("object_store")
 
@@ -105,7 +106,7 @@ def killed(writer, box, voxels):
 ome_zarr.OMEZarrWriter.write = killed
 main(sys.argv[1:])
 """
-WORDS = ["--model", "emformer-tiny", "--ensemble", "1", "--tile", "22,48,48", "--device", "cpu"]
+WORDS = ["--model", SKETCH, "--ensemble", "1", "--tile", "22,48,48", "--device", "cpu"]
 
 
 def test_a_run_that_was_killed_goes_on_from_anywhere(stack: Path, local: Path) -> None:

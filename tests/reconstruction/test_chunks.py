@@ -13,6 +13,7 @@ import pytest
 import tensorstore
 import zarr
 from click.testing import CliRunner
+from sketch import SKETCH
 
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
@@ -23,7 +24,7 @@ from emformer_hub.volumes import read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
 SIZE = VoxelSize(24, 8, 8)
-SETTINGS: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}
+SETTINGS: dict[str, Any] = {"factor": 3.0, "model": SKETCH, "ensemble": 1, "device": "cpu"}
 SETTINGS["precision"] = "float32"
 TILE = (22, 64, 64)
 
@@ -119,7 +120,7 @@ def test_a_resumed_run_keeps_its_chunks(stack: Path, expected: np.ndarray, tmp_p
     ],
 )
 def test_chunks_that_there_cannot_be_are_refused(stack: Path, tmp_path: Path, name: str, chunk: str, said: str) -> None:
-    call = ["reconstruct", str(stack), str(tmp_path / name), "--factor", "3", "--model", "emformer-tiny"]
+    call = ["reconstruct", str(stack), str(tmp_path / name), "--factor", "3", "--model", SKETCH]
     result = CliRunner().invoke(main, [*call, "--chunks", chunk])
     assert result.exit_code == 2 and said in " ".join(result.output.split())
     assert list(tmp_path.iterdir()) == []

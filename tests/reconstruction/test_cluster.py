@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from sketch import SKETCH
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
@@ -24,7 +25,7 @@ from emformer_hub.volumes import ome_zarr, read_volume, write_volume
 from emformer_hub.volumes.phantom import neuropil
 
 distributed = pytest.importorskip("distributed", reason="Dask is the extra [cluster]")
-SETTINGS: dict[str, Any] = {"voxel_size": VoxelSize(24, 8, 8), "factor": 3.0, "model": "emformer-tiny", "ensemble": 1}
+SETTINGS: dict[str, Any] = {"voxel_size": VoxelSize(24, 8, 8), "factor": 3.0, "model": SKETCH, "ensemble": 1}
 SETTINGS |= {"tile_zyx": (22, 64, 64), "device": "cpu"}
 
 

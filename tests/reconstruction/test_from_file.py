@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from sketch import SKETCH
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
@@ -32,7 +33,7 @@ from emformer_hub.volumes.boxes import parse_region
 from emformer_hub.volumes.phantom import neuropil
 
 SIZE = VoxelSize(24, 8, 8)
-SETTINGS: dict[str, Any] = {"factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "device": "cpu"}
+SETTINGS: dict[str, Any] = {"factor": 3.0, "model": SKETCH, "ensemble": 1, "device": "cpu"}
 SETTINGS["precision"] = "float32"  # what is faster is measured, and may differ between processes
 TILE = (22, 64, 64)
 """So small that a small volume has many blocks."""
@@ -133,7 +134,7 @@ def test_parts_make_what_memory_makes(stack: Path, expected: Reconstruction, tmp
     assert read_volume(tmp_path / "out.zarr").translation_nm == (92, 0, 0)
     assert zarr.open_array(tmp_path / "out.zarr" / "0", mode="r").nchunks >= 8
     facts = json.loads(record.read_text())
-    assert facts["parts"] == 8 and facts["model"] == "emformer-tiny" and len(facts["weights"]) == 64
+    assert facts["parts"] == 8 and facts["model"] == SKETCH and len(facts["weights"]) == 64
     assert {path.name for path in tmp_path.iterdir()} == {"out.zarr", "sure.zarr", "out.zarr.json"}
 
 
@@ -192,7 +193,7 @@ def test_a_run_goes_on_where_it_stopped(stack: Path, expected: Reconstruction, t
         ({}, r"did not finish \(3 of 8 parts are done\); add --resume"),
         ({"resume": True, "ensemble": 2}, r"another one: ensemble was 1, is 2"),
         ({"resume": True, "factor": 4.0}, r"another one: factor was 3\.0, is 4\.0"),
-        ({"resume": True, "model": "emformer-small"}, r"another one: model was 'emformer-tiny'.*weights was"),
+        ({"resume": True, "model": "emformer-small"}, rf"another one: model was '{SKETCH}'.*weights was"),
         ({"resume": True, "tile_zyx": (22, 64, 80)}, r"another one: tile_zyx was \(22, 64, 64\), is \(22, 64, 80\)"),
     ],
     ids=["not resumed", "ensemble", "factor", "model", "tile"],
@@ -376,7 +377,7 @@ OMEZarrWriter.write = killed
 
 def start(stack: Path, output: Path, *words: str, first: str = "") -> subprocess.Popen[str]:
     """The real command, with small blocks and parts."""
-    arguments = ["reconstruct", str(stack), str(output), "--model", "emformer-tiny", "--ensemble", "1", *words]
+    arguments = ["reconstruct", str(stack), str(output), "--model", SKETCH, "--ensemble", "1", *words]
     code = COMMAND.format(tile=TILE, first=first)
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sketch import SKETCH
 
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction import reconstruct_file
@@ -27,7 +28,7 @@ EXPECTED_NM = (132 + 3 * 24 - 8.0, 44 + 5 * 8.0, 84 + 6 * 8.0)  # planes begin w
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_volume(folder / "stack.tif", neuropil((36, 40, 44))[::3].copy(), SIZE, translation_nm=FIRST_NM)
-    settings = {"voxel_size": SIZE, "factor": 3.0, "model": "emformer-tiny", "ensemble": 1, "region": REGION}
+    settings = {"voxel_size": SIZE, "factor": 3.0, "model": SKETCH, "ensemble": 1, "region": REGION}
     for suffix in ("zarr", "n5", "precomputed", "wkw"):
         sure = folder / f"sure.{suffix}"
         reconstruct_file(folder / "stack.tif", folder / f"out.{suffix}", uncertainty=sure, **settings)

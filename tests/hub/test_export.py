@@ -228,6 +228,7 @@ def test_an_adapter_is_baked_in(
     normalised: tuple[np.ndarray, float, float],
     expected: tuple[np.ndarray, np.ndarray],
 ) -> None:
+    torch.manual_seed(0)
     adapted = add_adapter(EMformerModel.from_pretrained(NAME), base=NAME, rank=2, alpha=4)
     with torch.no_grad():
         for key, weight in adapted.named_parameters():
@@ -236,7 +237,7 @@ def test_an_adapter_is_baked_in(
     adapted.save_pretrained(str(tmp_path / "mine"), save_embedding_layers=False)
     EMformerProcessor().save_pretrained(tmp_path / "mine")
     adapted_too = restored(stack, str(tmp_path / "mine"))
-    assert np.abs(adapted_too[0] - expected[0]).max() > 1
+    assert np.abs(adapted_too[0] - expected[0]).max() > 0.1  # ten times what is the same
     clip, mean, std = normalised
     program = torch.export.load(written(tmp_path, ".pt2", str(tmp_path / "mine"))).module()
     same(tuple(part.detach().numpy() for part in program(torch.from_numpy(clip))), adapted_too, mean, std)

@@ -173,12 +173,7 @@ class _Work:
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
     ) -> tuple[Any, ...]:
         """Inspect an upload; may be stopped."""
-        tell = self._begun(request)
-
-        def show(share: float, doing: str) -> None:
-            tell()
-            progress(share, desc=doing)
-
+        show = self._shown_by(progress, request)
         with _said_on_the_page():
             found = check(paths or [], voxel_size, progress=show)
         choices = [(f"{row.section}: {row.flags}", row.section) for row in found.rows]
@@ -202,12 +197,7 @@ class _Work:
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
     ) -> tuple[Any, ...]:
         """Reconstruct an upload; may be stopped."""
-        tell = self._begun(request)
-
-        def show(share: float, doing: str) -> None:
-            tell()
-            progress(share, desc=doing)
-
+        show = self._shown_by(progress, request)
         with _said_on_the_page():
             views, figures, files = run(
                 Request(paths or [], voxel_size, thickness, model, noise, region, repair),
@@ -272,6 +262,16 @@ class _Work:
     def stopped(self, request: gr.Request) -> None:
         """End the work of a session at its next step."""
         self._stopping.add(str(request.session_hash))
+
+    def _shown_by(self, progress: gr.Progress, request: gr.Request) -> Any:
+        """Begin work of a session; what is returned shows how far it is, and raises as :meth:`_begun` says."""
+        tell = self._begun(request)
+
+        def show(share: float, doing: str) -> None:
+            tell()
+            progress(share, desc=doing)
+
+        return show
 
     def _begun(self, request: gr.Request) -> Any:
         """Forget that the session was stopped; what is returned raises :class:`Stopped` once it is again."""

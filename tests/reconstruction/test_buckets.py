@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from interruption import Interrupted, interrupted_after
 from sketch import SKETCH
 
 from emformer_hub.cli import main
@@ -144,20 +145,6 @@ def test_workers_of_dask_write_into_a_bucket(stack: Path, tmp_path: Path) -> Non
     reconstruct_file(stack, output, scheduler=on_dask("threads", 2), **SETTINGS | changed)
     reconstruct_file(stack, tmp_path / "out.zarr", **SETTINGS | changed)
     check(output, tmp_path / "out.zarr")
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupted_after(count: int) -> Any:
-    def scheduler(job: Job, numbers: list[int], device: str | None) -> Any:
-        for made, part in enumerate(parts.here(job, numbers, device)):
-            yield part
-            if made + 1 == count:
-                raise Interrupted
-
-    return scheduler
 
 
 def test_another_run_takes_over_and_the_first_one_ends(stack: Path, local: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from interruption import Interrupted, interrupted_after
 from sketch import SKETCH
 
 from emformer_hub.errors import InputError
@@ -159,20 +160,6 @@ def test_a_region_is_made_with_the_intensities_of_the_whole(stack: Path, tmp_pat
     assert made.translation_nm == (100 - 8 + 4 * 24, 10 * 8, 20 * 8)
     with pytest.raises(InputError, match=r"region 4:25,0:9,0:9 is not all there: .* is 0:24,0:60,0:90"):
         run(stack, tmp_path / "other.zarr", region=parse_region("4:25,0:9,0:9"))
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupted_after(count: int) -> Any:
-    def scheduler(job: Job, numbers: list[int], device: str | None) -> Any:
-        for made, part in enumerate(parts.here(job, numbers, device)):
-            yield part
-            if made + 1 == count:
-                raise Interrupted
-
-    return scheduler
 
 
 def test_a_run_goes_on_where_it_stopped(stack: Path, expected: Reconstruction, tmp_path: Path) -> None:

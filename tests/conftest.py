@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import httpx
@@ -12,6 +13,9 @@ PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("random", PATIENT, derandomize=False)
 settings.register_profile("same", PATIENT, derandomize=True)  # the same examples in every run: no failure by chance
 settings.load_profile("same" if os.environ.get("CI") else "random")
+
+# A shell that runs the tests with "&" has them ignore Ctrl-C, and the commands that they start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")

@@ -466,7 +466,6 @@ def test_ctrl_c_leaves_everything_as_it_was(folder: Path, truth: np.ndarray, tin
     termios.tcsetwinsize(stderr, (24, 100))
     arguments = ["reconstruct", "stack.tif", "old.ome.zarr", "--uncertainty", "sd.tif", "--overwrite"]
     arguments += ["--model", str(tiny_folder)]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and children inherit that, in a shell's "&"
     process = subprocess.Popen([*COMMAND, *arguments], stderr=stderr, stdout=subprocess.PIPE)
     os.close(stderr)
     shown = b""

@@ -129,15 +129,18 @@ def test_the_command_prints_the_address_and_ends_when_told(folder: Path) -> None
         stdout=subprocess.PIPE,
         text=True,
     ) as server:
-        assert server.stdout is not None
-        address = server.stdout.readline().split()[0]
-        assert b"neuroglancer" in request(address)[0]
-        port = str(urlsplit(address).port)
-        taken = subprocess.run([*command, "--port", port], cwd=folder, capture_output=True, text=True, check=False,
-                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
-        assert taken.returncode == 2 and f"port {port} cannot be used" in taken.stderr
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=60) == 0
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().split()[0]
+            assert b"neuroglancer" in request(address)[0]
+            port = str(urlsplit(address).port)
+            taken = subprocess.run([*command, "--port", port], cwd=folder, capture_output=True, text=True, check=False,
+                                   env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+            assert taken.returncode == 2 and f"port {port} cannot be used" in taken.stderr
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()  # or a failure above waits for it forever
 
 
 def test_images_without_a_voxel_size_and_contradictions_are_refused(tmp_path: Path) -> None:

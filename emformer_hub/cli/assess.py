@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emformer_hub.cli.inputs import check_different, said_of, shape_text, with_voxel_size
+from emformer_hub.cli.inputs import aligned, check_different, said_of, shape_text, with_voxel_size
 from emformer_hub.cli.options import (
+    ALIGN,
     DEVICE,
     FACTOR,
     FACTOR_REQUIRED,
@@ -52,6 +53,18 @@ if TYPE_CHECKING:
 @VOXEL_SIZE
 @json_file("Also write all flags and scores to this file.")
 @click.option("--picture", metavar="FILE.png", type=PATH, help="Also draw the scores and the flagged sections.")
+@click.option(
+    "--translations",
+    metavar="FILE.csv",
+    type=PATH,
+    help="Also write the translations that undo jitter and drift, for `reconstruct --align`.",
+)
+@click.option(
+    "--displacements",
+    metavar="FILE.npz",
+    type=PATH,
+    help="Also write how each section is displaced place by place, a flow field for SOFIMA.",
+)
 @OVERWRITE
 def inspect_command(
     stack: Path | str,
@@ -59,6 +72,8 @@ def inspect_command(
     voxel_size: str | None,
     json_path: Path | None,
     picture: Path | None,
+    translations: Path | None,
+    displacements: Path | None,
     overwrite: bool,
 ) -> None:
     """Find the sections of a STACK that are unfit, say why, and describe the stack as a whole.
@@ -74,12 +89,13 @@ def inspect_command(
     from emformer_hub.inspection.sections import inspect_stack
     from emformer_hub.volumes import open_volume
 
-    outputs = [path for path in (json_path, picture) if path is not None]
+    outputs = [path for path in (json_path, picture, translations, displacements) if path is not None]
     check_different(stack, *outputs)
     for path in outputs:
         check_file(path, overwrite)
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise InputError(f"picture {str(picture)!r} does not end in .png; pictures are written as PNG.")
+    for wanted, suffix, kind in ((picture, ".png", "pictures"), (displacements, ".npz", "displacements")):
+        if wanted is not None and wanted.suffix.lower() != suffix:
+            raise InputError(f"{str(wanted)!r} does not end in {suffix}; {kind} are written so.")
     volume = open_volume(stack, **reading)
     size = volume.voxel_size if voxel_size is None else VoxelSize.parse(voxel_size)
     with tqdm(desc="inspect", unit="section", disable=None) as bar:  # shown on a terminal only
@@ -95,8 +111,22 @@ def inspect_command(
     if picture is not None:
         with replacing(picture) as unfinished:
             quality_picture(unfinished, inspection, volume.data)
+    if translations is not None or displacements is not None:
+        _write_displacements(volume, translations, displacements)
     for line in inspection.report_lines():
         click.echo(line)
+
+
+def _write_displacements(volume: Volume, translations: Path | None, displacements: Path | None) -> None:
+    """Measure how sections are displaced, and write what is asked for."""
+    from emformer_hub.inspection.displacements import measure_displacements, translations_of
+    from emformer_hub.volumes.translated import write_translations
+
+    found = measure_displacements(volume.data, volume.hidden)
+    if displacements is not None:
+        found.save(displacements)
+    if translations is not None:
+        write_translations(translations, translations_of(found))
 
 
 @click.command("audit")
@@ -110,6 +140,7 @@ def inspect_command(
 @FACTOR
 @THICKNESS
 @Z_POSITIONS
+@ALIGN
 @MODEL
 @MODE
 @DEVICE
@@ -124,6 +155,7 @@ def audit_command(
     factor: float | None,
     thickness: float,
     z_positions: Path | None,
+    align: str | None,
     model: str,
     mode: Mode,
     device: str,
@@ -143,6 +175,7 @@ def audit_command(
     check_different(stack, output)
     check_report(output, overwrite)
     volume, size = with_voxel_size(stack, voxel_size, partial(open_volume, **reading))
+    volume, reading = aligned(stack, volume, reading, align)
     geometry = geometry_of(size, target_nm, factor, thickness, z_positions=read_listed(z_positions))
     audit(OpenStack(str(stack), volume, reading), output, size, geometry, model, mode, roi, device)
 

@@ -56,6 +56,50 @@ def with_voxel_size(
     return volume, size
 
 
+def aligned(
+    path: Path | str, volume: Volume, reading: dict[str, Any], align: str | None
+) -> tuple[Volume, dict[str, Any]]:
+    """A volume with its sections moved as ``--align`` says, and how to open it so; both as they are without it.
+
+    Raises:
+        InputError: the translations cannot be measured, do not suffice, or do not fit the stack; or their file cannot
+            be read.
+    """
+    from tqdm import tqdm
+
+    from emformer_hub.inspection.displacements import (
+        check_translations_suffice,
+        measure_displacements,
+        translations_of,
+    )
+    from emformer_hub.volumes import translated
+    from emformer_hub.volumes.translated import read_translations
+
+    if align is None:
+        return volume, reading
+    if align == "translation":
+        with tqdm(desc="align", unit="section", disable=None) as bar:
+
+            def progress(done: int, sections: int) -> None:
+                bar.total, bar.n = sections, done
+                bar.refresh()
+
+            found = measure_displacements(volume.data, volume.hidden, progress)
+        check_translations_suffice(found, str(path))
+        listed = translations_of(found)
+        (low_y, low_x), (high_y, high_x) = (tuple(map(extreme, zip(*listed, strict=True))) for extreme in (min, max))
+        click.echo(
+            f"{path}: sections are moved by {low_y:.0f} to {high_y:.0f} voxels along y and {low_x:.0f} to {high_x:.0f} "
+            f"along x; the record lists it.",
+            err=True,
+        )
+    elif Path(align).suffix.lower() == ".csv" or Path(align).exists():
+        listed = read_translations(Path(align))
+    else:
+        raise click.UsageError(f"--align {align!r} is neither translation nor a file; expected translation or a CSV.")
+    return translated(volume, listed, str(path)), reading | {"translations": listed}
+
+
 def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:
     """A section spacing alone, with the size of a pixel that the file states."""
     lateral = volume.lateral_nm if volume.voxel_size is None else volume.voxel_size.zyx[1:]

@@ -128,6 +128,12 @@ Z_POSITIONS = click.option(
     help="Sections that are not evenly spaced: CSV with the header centre_nm,thickness_nm and a line for each section "
     "that is there, or JSON alike. Instead of --factor, --thickness and --offset.",
 )
+ALIGN = click.option(
+    "--align",
+    metavar="translation|FILE",
+    help="Move sections by whole voxels as they are read: by the jitter and drift that are measured, or as a CSV lists "
+    "it, with the header y_voxels,x_voxels and a line for each section.  [default: as they are]",
+)
 PRECISION = click.option(
     "--precision",
     type=click.Choice(["auto", "float32", "bfloat16"]),

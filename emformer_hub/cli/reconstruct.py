@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emformer_hub.cli.assess import audit
-from emformer_hub.cli.inputs import check_different, said_of, shape_text, with_voxel_size
+from emformer_hub.cli.inputs import aligned, check_different, said_of, shape_text, with_voxel_size
 from emformer_hub.cli.options import (
+    ALIGN,
     CHUNKS,
     DEVICES,
     FACTOR,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 @THICKNESS
 @OFFSET
 @Z_POSITIONS
+@ALIGN
 @click.option("--ensemble", type=int, default=2, show_default=True, help="Passes to average: 1, 2, 4, 8 or 16.")
 @click.option("--uncertainty", type=OUTPUT, help="Also write the standard deviation of each voxel's error, float32.")
 @click.option(
@@ -127,6 +129,7 @@ def reconstruct_command(
     thickness: float,
     offset: float | None,
     z_positions: Path | None,
+    align: str | None,
     ensemble: int,
     uncertainty: Path | Remote | None,
     confidence_mask: float | None,
@@ -165,20 +168,19 @@ def reconstruct_command(
     devices = choose_devices(device)
     check_one_target(target_nm, factor, z_positions, thickness, offset)
     hiding: dict[str, Any] = {name: reading[name] for name in ("nodata", "mask") if name in reading}
-    _check_follow(follow, resume, roi, dry_run, z_positions, reading != hiding)
+    _check_follow(follow, resume, roi, dry_run, z_positions, align, reading != hiding)
     here = _on_this_machine(output) if follow is not None or report else None
     if workers and scheduler not in ("threads", "processes"):
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     others = [uncertainty, None if confidence_mask is None else confident_path(output)]
     _check_outputs(input_path, output, *others, overwrite=overwrite, resume=resume)
-    volume, size = _open(input_path, voxel_size, follow, reading)
+    volume, size, reading = _open(input_path, voxel_size, follow, reading, align)
     listed = read_listed(z_positions)
     geometry = geometry_of(size, target_nm, factor, thickness, offset, listed)
     _check_geometry(str(input_path), volume, size, geometry, asked_for=factor is not None)
     page = here.with_name(f"{output.name}.audit.html") if here and report else None
     if page is not None:
-        shape = tuple(side.stop - side.start for side in roi) if roi else volume.data.shape
-        _check_page(page, overwrite, shape, geometry, str(input_path))
+        _check_page(page, overwrite, volume, roi, geometry, str(input_path))
     settings: FileSettings = {
         "voxel_size": size,
         "factor": geometry.factor,
@@ -222,8 +224,8 @@ def _check_follow(follow: float | None, *excluded: Any) -> None:
     """Raise a usage error if a stack that grows is given with what takes a complete one."""
     if follow is not None and any(excluded):
         raise click.UsageError(
-            "--follow takes no --resume, --roi, --dry-run, --z-positions or choice of what is read: the stack is not "
-            "complete yet."
+            "--follow takes no --resume, --roi, --dry-run, --z-positions, --align or choice of what is read: the stack "
+            "is not complete yet."
         )
 
 
@@ -236,18 +238,21 @@ def _on_this_machine(output: Path | Remote) -> Path:
     return output
 
 
-def _check_page(page: Path, overwrite: bool, shape: tuple[int, ...], geometry: SectionModel, name: str) -> None:
+def _check_page(
+    page: Path, overwrite: bool, volume: Volume, roi: Box | None, geometry: SectionModel, name: str
+) -> None:
     """Raise, before the run, what would keep its audit from being made or written."""
     from emformer_hub.audit import check_auditable, check_report
 
+    shape = volume.data.shape if roi is None else tuple(side.stop - side.start for side in roi)
     check_report(page, overwrite)
     check_auditable(shape, geometry, name)
 
 
 def _open(
-    path: Path | str, voxel_size: str | None, follow: float | None, reading: dict[str, Any]
-) -> tuple[Volume, VoxelSize]:
-    """The stack and its voxel size; of a folder that is still being filled, the sections that are there."""
+    path: Path | str, voxel_size: str | None, follow: float | None, reading: dict[str, Any], align: str | None
+) -> tuple[Volume, VoxelSize, dict[str, Any]]:
+    """The stack, its voxel size, and how to open it; of a folder that is being filled, the sections that are there."""
     from emformer_hub.reconstruction.follow import sections_landing
     from emformer_hub.volumes import open_volume
 
@@ -260,7 +265,8 @@ def _open(
             f"z is finer than y and x in the voxel size {size} of {path}; expected sections further apart than "
             f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
         )
-    return volume, size
+    volume, reading = aligned(path, volume, reading, align)
+    return volume, size, reading
 
 
 def _check_geometry(name: str, volume: Volume, size: VoxelSize, geometry: SectionModel, *, asked_for: bool) -> None:

@@ -15,6 +15,8 @@ from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import evenly_spaced, middle
 
 MAX_PAIRS, MAX_SIDE = 64, 512
+LEAST_FIELD = 128
+"""Side, in voxels, of the smallest sections of which alignment is judged before a reconstruction."""
 FINEST, COARSEST = 2.0, 8.0
 """Standard deviations, in voxels, of the two Gaussians whose difference passes membranes, but neither noise nor
 gradients of brightness."""
@@ -73,7 +75,7 @@ def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
         return None
     return (
         f"{large} of {len(measured)} neighbouring sections are shifted against each other by more than {LARGE_SHIFT:g} "
-        f"voxels, at most by {measured.max():.0f}; align the stack first."
+        f"voxels, at most by {measured.max():.0f}; align the stack first, or try `--align translation`."
     )
 
 

@@ -26,7 +26,7 @@ from emformer_hub.reconstruction.restorer import Restorer, check_ensemble
 from emformer_hub.uncertainty import half_width, sure
 from emformer_hub.volumes.checks import check_mask, check_stack, check_volume
 from emformer_hub.volumes.padding import Padding, framed, tissue
-from emformer_hub.volumes.unmeasured import margin_value, margins, mask_of
+from emformer_hub.volumes.unmeasured import hidden_voxels, margin_value, margins, mask_of
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def _restore_all(
 
 def _not_measured(volume: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Voxels that are not used, by a mask, a masked array or because they are a margin; and those that are kept."""
-    value = margin_value(volume)
+    value = margin_value(volume, hidden_voxels(volume, "the volume"))
     margin = None if value is None else margins(volume, value)[:]
     of_array = mask_of(volume)
     if of_array is not None:

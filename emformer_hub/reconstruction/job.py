@@ -21,6 +21,7 @@ from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
 from emformer_hub.files import Place, check_file, check_overwrite, record_path, write_text
 from emformer_hub.geometry import SectionModel
+from emformer_hub.inspection.alignment import LEAST_FIELD, alignment_note
 from emformer_hub.modes import Mode, check_mode
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.gaps import Gaps
@@ -36,7 +37,7 @@ from emformer_hub.volumes.hdf5 import split_address
 from emformer_hub.volumes.output import ZARR_SUFFIXES, check_chunks, check_writable
 from emformer_hub.volumes.padding import Padding, tissue
 from emformer_hub.volumes.remote import Remote, absolute, is_url, place, plain_address
-from emformer_hub.volumes.unmeasured import margin_value
+from emformer_hub.volumes.unmeasured import filled, margin_value
 
 log = logging.getLogger(__name__)
 
@@ -230,9 +231,9 @@ def make_job(
     geometry = whole.part(region[0])
     padding = tissue(data) if chosen["region"] is None else None
     region = region if padding is None else (region[0], padding.rows, padding.columns)
-    inside = data if padding is None else padding.crop(data)
-    margin = margin_value(inside)
+    margin = _margin(stack, padding)
     _say_what_stays(path, padding, margin)
+    _say_if_misaligned(stack)
     part = path if chosen["region"] is None else f"the region of {path}"
     check_stack(tuple(side.stop - side.start for side in region), data.dtype, part)
     repair = choose_repair(stack.volume, chosen["repair"], path)
@@ -302,7 +303,17 @@ def make_job(
 
 def _plain(name: str, value: Any) -> Any:
     """A keyword argument of ``open_volume`` as JSON knows it, good in any folder."""
+    if name == "translations":
+        return tuple((float(y), float(x)) for y, x in value)
     return absolute(value) if name == "mask" else str(float(value)) if name == "nodata" else value
+
+
+def _margin(stack: OpenStack, padding: Padding | None) -> float | None:
+    """Value of constant margins within the padding, if there are any beside hidden voxels."""
+    data, hidden = stack.volume.data, stack.volume.hidden
+    if padding is None:
+        return margin_value(data, hidden)
+    return margin_value(padding.crop(data), None if hidden is None else padding.crop(hidden))
 
 
 def _say_what_stays(path: str, padding: Padding | None, margin: float | None) -> None:
@@ -321,6 +332,16 @@ def _say_what_stays(path: str, padding: Padding | None, margin: float | None) ->
         log.warning("%s: its sections have margins of %g, which stay as they are.", path, margin)
 
 
+def _say_if_misaligned(stack: OpenStack) -> None:
+    """Log that sections do not lie over each other, where they do not."""
+    data, hidden = stack.volume.data, stack.volume.hidden
+    if min(data.shape[1:]) < LEAST_FIELD:
+        return  # unrelated sections and misaligned ones are not told apart
+    note = alignment_note(data if hidden is None else filled(data, hidden))
+    if note is not None:
+        log.warning("%s: %s", stack.path, note)
+
+
 def measure_stack(stack: OpenStack, processor: EMformerProcessor) -> IntensityStatistics:
     """Intensities of a stack as its reconstruction measures them: without padding, margins and hidden voxels.
 
@@ -330,7 +351,7 @@ def measure_stack(stack: OpenStack, processor: EMformerProcessor) -> IntensitySt
     data = stack.volume.data
     check_stack(data.shape, data.dtype, stack.path)
     padding = tissue(data)
-    gaps = Gaps(stack.volume.hidden, margin_value(data if padding is None else padding.crop(data)), Repair())
+    gaps = Gaps(stack.volume.hidden, _margin(stack, padding), Repair())
     return _measured(processor, stack, padding, gaps)
 
 

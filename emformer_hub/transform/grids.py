@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -20,6 +20,7 @@ from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.uneven import UnevenSections
 from emformer_hub.volumes.boxes import Box, shape_of
 from emformer_hub.volumes.remote import Remote, place
+from emformer_hub.volumes.translated import Translations
 
 Target = Literal["isotropic", "stack"]
 """The grid that something is carried to."""
@@ -39,6 +40,7 @@ class Grids:
         shape_zyx: shape of the stack, if it is known.
         region: part of the stack that the isotropic grid covers; default: all of it.
         first_nm: ``(z, y, x)`` centre of the first voxel of the stack, nm.
+        translations: by how much each section of the stack was moved along y and x to align it, in voxels.
     """
 
     geometry: SectionModel
@@ -46,6 +48,7 @@ class Grids:
     shape_zyx: tuple[int, int, int] | None = None
     region: Box | None = None
     first_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    translations: Translations | None = None
 
     @classmethod
     def from_record(cls, output: str | os.PathLike[str] | Remote) -> Grids:
@@ -64,6 +67,7 @@ class Grids:
             record = json.loads(path.read_text())
             recorded = {name: record[name] for name in _RECORDED}
             listed = record.get("z_positions")  # which earlier versions did not know
+            translations = dict(record.get("reading", ())).get("translations")
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read ({error.strerror or error}); it is the record of a run, which lies beside the "
@@ -71,7 +75,7 @@ class Grids:
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} is not the record of a reconstruction ({error!r}).") from error
-        return cls._recorded(**recorded, z_positions=listed)
+        return replace(cls._recorded(**recorded, z_positions=listed), translations=translations)
 
     @classmethod
     def _recorded(
@@ -165,8 +169,18 @@ class Grids:
         """Voxel coordinates on the other grid."""
         if to == "isotropic":
             carried = points - self.start
+            carried[..., 1:] += self._moved(points[..., 0])
             carried[..., 0] = self.inside.to_planes(carried[..., 0])
             return carried
         carried = points.copy()
         carried[..., 0] = self.inside.to_sections(carried[..., 0])
-        return carried + self.start
+        carried += self.start
+        carried[..., 1:] -= self._moved(carried[..., 0])
+        return carried
+
+    def _moved(self, sections: np.ndarray) -> np.ndarray | float:
+        """By how many voxels the nearest sections were moved along y and x."""
+        if self.translations is None:
+            return 0.0
+        moves = np.rint(np.array(self.translations))
+        return moves[np.floor(sections + 0.5).astype(np.int64).clip(0, len(moves) - 1)]

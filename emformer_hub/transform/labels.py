@@ -10,7 +10,7 @@ import numpy as np
 
 from emformer_hub.errors import InputError
 from emformer_hub.transform.grids import Grids, Target
-from emformer_hub.volumes import StoredArray, Volume, write_volume
+from emformer_hub.volumes import StoredArray, Volume, translated, write_volume
 from emformer_hub.volumes.boxes import Box, check_region
 
 _PLANES_AT_ONCE = 64
@@ -106,10 +106,15 @@ def carry_labels(
         InputError: the labels do not lie on the grid that they come from; or as ``create_volume``.
     """
     grids = _known(volume, name, grids, to)
+    moves = None if grids.translations is None else np.array(grids.translations)
+    if moves is not None and to == "isotropic":
+        volume = translated(volume, moves.tolist(), name)
     carried = CarriedLabels(volume.data, grids, to)
     size, first = grids.lengths_of(to)
     chunks = (_PLANES_AT_ONCE, *carried.shape[1:])
     data = StoredArray(carried.shape, np.dtype(volume.data.dtype), chunks, carried.__getitem__)
+    if moves is not None and to == "stack":
+        data = translated(replace(volume, data=data, hidden=None), (-moves).tolist(), name).data
     write_volume(output, data, size, translation_nm=first, overwrite=overwrite, ome_zarr=ome_zarr, labels=True)
 
 

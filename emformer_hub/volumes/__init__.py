@@ -57,6 +57,7 @@ from emformer_hub.volumes.output import (
 )
 from emformer_hub.volumes.remote import Remote, is_url, place, plain_address, replacing_remote
 from emformer_hub.volumes.stored import StoredArray
+from emformer_hub.volumes.translated import Translations, translated
 from emformer_hub.volumes.unmeasured import hidden_voxels
 from emformer_hub.volumes.volume import Volume
 from emformer_hub.volumes.writer import VolumeWriter
@@ -73,6 +74,7 @@ __all__ = [
     "open_labels",
     "open_volume",
     "read_volume",
+    "translated",
     "with_hidden",
     "write_volume",
 ]
@@ -106,6 +108,7 @@ def read_volume(
     pattern: str | None = None,
     nodata: float | None = None,
     mask: str | os.PathLike[str] | None = None,
+    translations: Translations | None = None,
 ) -> Volume[np.ndarray]:
     """Read a volume and the voxel size that its file states.
 
@@ -126,18 +129,24 @@ def read_volume(
         nodata: value of voxels that were not measured, which may be NaN; ``hidden`` of the volume says where they are.
         mask: a volume of the same shape, or one section for all, in any of the formats: nonzero where there is
             something to look at; ``hidden`` holds the others.
+        translations: by how much each section is moved along y and x, in voxels, to align the stack; rounded to whole
+            ones. What enters the frame is 0 and ``hidden``.
 
     Returns:
         The volume, data ``(z, y, x)``; ``voxel_size`` is ``None`` if z, y or x is missing or in an unknown unit.
 
     Raises:
-        InputError: the path is missing, unreadable, truncated, or does not hold one grey-value stack; or the mask is
-            of another shape.
+        InputError: the path is missing, unreadable, truncated, or does not hold one grey-value stack; or the mask or
+            the translations do not fit it.
     """
     volume = _opened(path, Choice(axes, channel, time, series, pattern, nodata))
     data = volume.data[:] if isinstance(volume.data, StoredArray) else volume.data
     loaded = Volume(data, volume.voxel_size, volume.source, volume.translation_nm, volume.lateral_nm, volume.hint)
-    return with_hidden(loaded, path, nodata, mask)
+    found = with_hidden(loaded, path, nodata, mask)
+    if translations is None:
+        return found
+    moved = translated(found, translations, str(path))
+    return dataclasses.replace(found, data=moved.data[:], hidden=moved.hidden)
 
 
 def open_volume(
@@ -150,13 +159,15 @@ def open_volume(
     pattern: str | None = None,
     nodata: float | None = None,
     mask: str | os.PathLike[str] | None = None,
+    translations: Translations | None = None,
 ) -> Volume[np.ndarray | StoredArray]:
     """As ``read_volume``, for volumes that may be larger than memory: voxels stay on disk until ``data`` is sliced.
 
     ``docs/formats.md`` says which formats that holds for; compressed TIFF and folders of sections are decoded as they
     are sliced. Voxels that turn out to be damaged raise ``InputError`` then.
     """
-    return with_hidden(_opened(path, Choice(axes, channel, time, series, pattern, nodata)), path, nodata, mask)
+    volume = with_hidden(_opened(path, Choice(axes, channel, time, series, pattern, nodata)), path, nodata, mask)
+    return volume if translations is None else translated(volume, translations, str(path))
 
 
 def open_labels(

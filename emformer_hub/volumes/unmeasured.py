@@ -121,7 +121,7 @@ def _marked(voxels: np.ndarray, mark: float) -> np.ndarray:
     return voxels == np.asarray(mark).astype(voxels.dtype)
 
 
-def margin_value(data: Any) -> float | None:
+def margin_value(data: Any, hidden: StoredArray | None = None) -> float | None:
     """The value of the constant margins of a stack, whose sections may be shifted or turned; ``None`` if it has none.
 
     The corners of up to 16 sections are examined. A constant corner is a margin if the image beyond it begins at once;
@@ -129,6 +129,7 @@ def margin_value(data: Any) -> float | None:
 
     Args:
         data: ``(z, y, x)``, an array or on disk.
+        hidden: as :func:`hidden_voxels` returns it; corners where it begins are not examined.
     """
     if min(data.shape[1:]) < 2 * MIN_PADDING:
         return None
@@ -142,6 +143,9 @@ def margin_value(data: Any) -> float | None:
         middles.append(np.ma.getdata(np.asanyarray(section[at, *middle(data.shape[1:], (_CORNER, _CORNER))])))
         for y, x in product(*map(_ends, data.shape[1:])):
             corner = np.ma.getdata(np.asanyarray(section[at, y, x]))
+            ends = [slice(end.stop - MIN_PADDING, end.stop) if end.start else slice(MIN_PADDING) for end in (y, x)]
+            if hidden is not None and hidden[z, *ends].any():
+                continue
             outermost = corner[tuple(slice(-MIN_PADDING, None) if end.start else slice(MIN_PADDING) for end in (y, x))]
             if (outermost == outermost.flat[0]).all() and np.isfinite(outermost.flat[0]):
                 corners.append((corner, float(outermost.flat[0])))
@@ -235,7 +239,7 @@ def unmeasured_in(data: Any, hidden: StoredArray | None = None) -> StoredArray |
         ``None`` if every voxel may have been measured.
     """
     hidden = hidden_voxels(data, "the stack") if hidden is None else hidden
-    value = margin_value(data)
+    value = margin_value(data, hidden)
     if value is None or hidden is None:
         return hidden if value is None else margins(data, value)
     return StoredArray(hidden.shape, hidden.dtype, hidden.chunks, partial(_read_either, hidden, margins(data, value)))

@@ -29,6 +29,7 @@ from learning_curve import Curve, read_curves
 from quality import RECIPE, Truth, read_truth
 
 from emformer_hub.configuration_emformer import EMformerConfig
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement import psnr
@@ -478,6 +479,25 @@ def test_uneven_compares_known_with_assumed_positions(data: Path) -> None:
         ("uneven", "evenly"),
     ]
     assert rows[1]["psnr_db"] > rows[2]["psnr_db"] and [row["method"] for row in rows[3:]] == ["trilinear", "bicubic"]
+
+
+# --- alignment ---------------------------------------------------------------------------------------------------
+
+
+def test_alignment_puts_back_what_it_shifted(data: Path) -> None:
+    write_volume(data / "wide.tif", neuropil((36, 200, 200), seed=2), VoxelSize(8, 8, 8))
+    words = ["--truth", data / "wide.tif", "--model", data / "model", "--crop", "36,150,150", "--device", "cpu"]
+    done = run(
+        "alignment.py", *words, *("--factor", 3, "--most", 4, "--seeds", 1, "--json", data / "a.json"), folder=data
+    )
+    assert done.exit_code == 0, done.output
+    rows = {(row["sections"], row["aligned"]): row for row in json.loads((data / "a.json").read_text())["rows"]}
+    as_it_is, measured = "as they are", "by measured translations"
+    assert rows["none", as_it_is]["apart"] == 0
+    assert rows["jitter", measured]["apart"] < 2 < rows["jitter", as_it_is]["apart"]
+    assert rows["jitter", measured]["psnr_db"] > rows["jitter", as_it_is]["psnr_db"] + 1
+    refused = run("alignment.py", *words, "--most", 30, "--factor", 3, folder=data)
+    assert isinstance(refused.exception, InputError) and "leave no room for shifts" in str(refused.exception)
 
 
 # --- what more training bought -----------------------------------------------------------------------------------

@@ -485,8 +485,8 @@ def test_uneven_compares_known_with_assumed_positions(data: Path) -> None:
 
 
 def test_alignment_puts_back_what_it_shifted(data: Path) -> None:
-    write_volume(data / "wide.tif", neuropil((36, 200, 200), seed=2), VoxelSize(8, 8, 8))
-    words = ["--truth", data / "wide.tif", "--model", data / "model", "--crop", "36,150,150", "--device", "cpu"]
+    write_volume(data / "wide.tif", neuropil((36, 210, 210), seed=2), VoxelSize(8, 8, 8))
+    words = ["--truth", data / "wide.tif", "--model", data / "model", "--crop", "36,160,160", "--device", "cpu"]
     done = run(
         "alignment.py", *words, *("--factor", 3, "--most", 4, "--seeds", 1, "--json", data / "a.json"), folder=data
     )

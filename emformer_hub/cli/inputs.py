@@ -87,12 +87,8 @@ def aligned(
             found = measure_displacements(volume.data, volume.hidden, progress)
         check_translations_suffice(found, str(path))
         listed = translations_of(found)
-        (low_y, low_x), (high_y, high_x) = (tuple(map(extreme, zip(*listed, strict=True))) for extreme in (min, max))
-        click.echo(
-            f"{path}: sections are moved by {low_y:.0f} to {high_y:.0f} voxels along y and {low_x:.0f} to {high_x:.0f} "
-            f"along x; the record lists it.",
-            err=True,
-        )
+        along = (f"{round(min(moves))} to {round(max(moves))}" for moves in zip(*listed, strict=True))
+        click.echo(f"{path}: sections are moved by {' voxels along y, and by '.join(along)} along x.", err=True)
     elif Path(align).suffix.lower() == ".csv" or Path(align).exists():
         listed = read_translations(Path(align))
     else:

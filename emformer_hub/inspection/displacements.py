@@ -34,7 +34,8 @@ PEAK_RATIO, PEAK_RADIUS = 1.3, 5
 """Least ratio of the highest peak to the second-highest: aligned sections reach it in 98 % of pairs over a field of 250
 x 250 voxels, unrelated ones in 2 %. Radius, in voxels, over which the sharpness of a peak is told."""
 NEAR, NEARLY = 24, 0.8
-"""Where no peak is distinct, one within so many voxels counts, if it is nearly as high as any other."""
+"""Where no peak is distinct, one within so many voxels counts, if it is nearly as high as any other: in less than half
+of the pairs, or the sections show nothing of each other."""
 REACH = 4
 """Sections back to which one is compared: at most 3 in a row may show nothing that the others do."""
 MOTION, LASTING = 1.0, 0.5
@@ -58,14 +59,13 @@ class Displacements:
         shifts: displacement of the second section as a whole, along y and x, in voxels, ``(pairs, 2)``.
         patches: displacement of each patch along x and y, in voxels; sharpness of its peak; ratio of the peak to the
             second one: float32 ``(4, pairs, rows, columns)``, NaN where there is none.
-        side, step: side of a patch, and distance from one to the next, in voxels.
+        step: distance from one patch of 160 x 160 voxels to the next, in voxels.
     """
 
     num_sections: int
     pairs: np.ndarray
     shifts: np.ndarray
     patches: np.ndarray
-    side: int
     step: int
 
     @property
@@ -80,7 +80,7 @@ class Displacements:
         ``patch_size`` and ``step``."""
         flow = self.patches * np.array([-1, -1, 1, 1], np.float32)[:, None, None, None]
         with replacing(path) as unfinished, unfinished.open("wb") as file:
-            np.savez_compressed(file, flow=flow, pairs=self.pairs, patch_size=self.side, step=self.step)
+            np.savez_compressed(file, flow=flow, pairs=self.pairs, patch_size=PATCH, step=self.step)
 
 
 def measure_displacements(
@@ -98,13 +98,18 @@ def measure_displacements(
         progress: called with the number of sections that were looked at, and of all.
 
     Raises:
-        InputError: more than 3 sections in a row show nothing that those before them do.
+        InputError: sections are smaller than 160 x 160 voxels; more than 3 in a row show nothing that those before them
+            do, or most of them hardly anything.
     """
+    if min(volume.shape[1:]) < PATCH:
+        raise InputError(
+            f"sections have {volume.shape[1]} x {volume.shape[2]} voxels; expected at least {PATCH} x {PATCH}, or "
+            f"displacements are found by chance. Measure them on larger sections, and give --align the file."
+        )
     stack = volume if hidden is None else filled(volume, hidden)
-    side = min(PATCH, *stack.shape[1:])
-    step = max(LEAST_STEP, *(-(-(length - side) // (MOST_PATCHES - 1)) for length in stack.shape[1:]))
+    step = max(LEAST_STEP, *(-(-(length - PATCH) // (MOST_PATCHES - 1)) for length in stack.shape[1:]))
     placed: list[tuple[int, np.ndarray]] = []
-    pairs, shifts, patches = [], [], []
+    pairs, shifts, patches, distinct = [], [], [], 0
     for z in range(len(stack)):
         section = np.asarray(stack[z]).astype(np.float32)
         progress(z + 1, len(stack))
@@ -112,8 +117,9 @@ def measure_displacements(
             continue
         found = _found_before([one for one in reversed(placed) if z - one[0] <= REACH], section)
         if found is not None:
-            before, other, shift = found
-            field = _patches(other, section, shift, side, step)
+            before, other, shift, sure = found
+            distinct += sure
+            field = _patches(other, section, shift, step)
             known = field[3] > PEAK_RATIO
             pairs.append((before, z))
             shifts.append(np.median(field[1::-1, known], axis=1) if known.sum() > 2 else np.array(shift, float))
@@ -126,9 +132,12 @@ def measure_displacements(
         placed = [*placed[-REACH + 1 :], (z, section)]
     if placed:
         _check_reach(len(stack) - placed[-1][0], placed[-1][0])
-    if not pairs:
-        raise InputError("no two neighbouring sections show the same; their displacement cannot be measured.")
-    return Displacements(len(stack), np.array(pairs), np.array(shifts), np.stack(patches, axis=1), side, step)
+    if 2 * distinct <= len(pairs):
+        raise InputError(
+            f"{len(pairs) - distinct} of {len(stack)} sections have too little in common with those before them; their "
+            f"displacement cannot be measured. Look through the stack: does it show one place?"
+        )
+    return Displacements(len(stack), np.array(pairs), np.array(shifts), np.stack(patches, axis=1), step)
 
 
 def translations_of(displacements: Displacements) -> tuple[tuple[float, float], ...]:
@@ -194,8 +203,9 @@ def _jitter_and_drift(steps: np.ndarray) -> np.ndarray:
 
 def _found_before(
     others: list[tuple[int, np.ndarray]], section: np.ndarray
-) -> tuple[int, np.ndarray, tuple[int, int]] | None:
-    """The section that another one shows again, its number, and the shift between them in whole voxels.
+) -> tuple[int, np.ndarray, tuple[int, int], bool] | None:
+    """The number of the section that another one shows again, that section, their shift in whole voxels, and whether
+    its peak is distinct.
 
     Of those before it, the nearest with a distinct peak; else the one that comes nearest to a distinct peak near zero.
     """
@@ -206,20 +216,20 @@ def _found_before(
         for within in (None, NEAR):
             y, x, _, ratio = _peak(correlation, within)
             if within is None and ratio > PEAK_RATIO:
-                return number, other, (round(y), round(x))
+                return number, other, (round(y), round(x)), True
         nearly.append((ratio, number, other, (round(y), round(x))))
     best = max(nearly, key=lambda one: one[:2], default=None)
-    return None if best is None or best[0] < NEARLY else best[1:]
+    return None if best is None or best[0] < NEARLY else (*best[1:], False)
 
 
-def _patches(before: np.ndarray, after: np.ndarray, shift: tuple[int, int], side: int, step: int) -> np.ndarray:
+def _patches(before: np.ndarray, after: np.ndarray, shift: tuple[int, int], step: int) -> np.ndarray:
     """Displacements of patches, as in :class:`Displacements`, ``(4, rows, columns)``."""
-    starts = [np.arange(0, length - side + 1, step) for length in after.shape]
+    starts = [np.arange(0, length - PATCH + 1, step) for length in after.shape]
     found = np.full((4, *map(len, starts)), np.nan, np.float32)
     for place in np.ndindex(*found.shape[1:]):
         y, x = (int(part[number]) for part, number in zip(starts, place, strict=True))
-        other = before[max(0, y - shift[0]) :, max(0, x - shift[1]) :][:side, :side]
-        here = after[y : y + side, x : x + side]
+        other = before[max(0, y - shift[0]) :, max(0, x - shift[1]) :][:PATCH, :PATCH]
+        here = after[y : y + PATCH, x : x + PATCH]
         if y >= shift[0] and x >= shift[1] and other.shape == here.shape and np.ptp(other) and np.ptp(here):
             along_y, along_x, sharpness, ratio = _peak(_correlation(other, here))
             found[(slice(None), *place)] = along_x + shift[1], along_y + shift[0], sharpness, ratio

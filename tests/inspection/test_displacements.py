@@ -83,8 +83,14 @@ def test_a_gap_that_is_too_long_is_told(tissue: np.ndarray) -> None:
     stack[6:10] = 0
     with pytest.raises(InputError, match="sections 6 to 9 show nothing"):
         measure_displacements(stack)
-    with pytest.raises(InputError, match="no two neighbouring sections"):
-        measure_displacements(np.zeros((5, 64, 64), np.uint8))
+
+
+def test_what_shows_nothing_in_common_is_refused(tissue: np.ndarray) -> None:
+    for stack in (np.random.default_rng(0).integers(0, 255, (9, 200, 210)), np.zeros((5, 200, 210))):
+        with pytest.raises(InputError, match="have too little in common with those before them"):
+            measure_displacements(stack.astype(np.uint8))
+    with pytest.raises(InputError, match="100 x 140 voxels; expected at least 160 x 160"):
+        measure_displacements(tissue[:, :100, :140])
 
 
 def test_turned_sections_are_refused_and_shifted_ones_are_not(tissue: np.ndarray) -> None:

@@ -81,6 +81,7 @@ def read(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> dict[str, 
     place = tmp_path_factory.mktemp("reader")
     (place / "desk").mkdir()
     tifffile.imwrite(place / "desk" / "stack.tif", neuropil((16, 24, 32))[:6])
+    tifffile.imwrite(place / "desk" / "serial.tif", neuropil((24, 160, 160))[::4])
     for name in ("mine", "theirs"):
         model = add_adapter(EMformerModel.from_pretrained("emformer-small"), base="emformer-small", rank=4, alpha=8)
         model.save_pretrained(str(place / "desk" / "runs" / name), save_embedding_layers=False)

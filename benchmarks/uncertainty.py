@@ -17,6 +17,7 @@ from _gaps import REAL, as_imaged, degraded, gaps, intervals, read_truth, stacks
 from _methods import Run, runner
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
+from emformer_hub.audit.held_back import AVERAGED, certainty
 from emformer_hub.geometry import SectionModel
 from emformer_hub.pretrained import resolve_pretrained
 
@@ -40,20 +41,23 @@ COLUMNS: Columns = {
     "mean absolute error": lambda row: f"{row['error']:.2f}",
     "of the most certain half": lambda row: f"{row['certain_error']:.2f}",
     "share": lambda row: f"{row['certain_error'] / row['error']:.0%}",
+    "of averages": lambda row: f"{row['averages']['error']:.2f}",
+    "of their most certain half": lambda row: f"{row['averages']['certain_error']:.2f}",
+    "share of averages": lambda row: f"{row['averages']['certain_error'] / row['averages']['error']:.0%}",
 }
 
 
-def judge(error: np.ndarray, half_widths: list[np.ndarray]) -> dict[str, Any]:
-    """Coverage of the intervals, and the mean error of the half of the voxels whose intervals are narrowest.
+def judge(error: np.ndarray, half_widths: list[np.ndarray], sides: tuple[int, int, int]) -> dict[str, Any]:
+    """Coverage of the intervals, and the mean error of the half whose intervals are narrowest: of voxels, of averages.
 
     Args:
-        error: absolute, grey levels; half_widths: at ``PROBABILITIES``, same shape.
+        error: signed, grey levels; half_widths: at ``PROBABILITIES``, same shape.
+        sides: of the blocks that are averaged, so that noise of the truth does not hide where errors are small.
     """
-    certain = half_widths[0] <= np.median(half_widths[0])
     return {
-        "coverage": [float((error <= width).mean()) for width in half_widths],
-        "error": float(error.mean()),
-        "certain_error": float(error[certain].mean()),
+        "coverage": [float((np.abs(error) <= width).mean()) for width in half_widths],
+        **certainty(error, half_widths[0], (1, 1, 1)),
+        "averages": certainty(error, half_widths[0], sides),
     }
 
 
@@ -66,8 +70,8 @@ def planes(folder: Path, side: int, runs: dict[str, Run]) -> Iterator[dict[str, 
             there = truth[: geometry.num_planes(len(sections))]
             for method, run in runs.items():
                 done = run(sections, geometry)
-                error = np.abs(done.volume.astype(np.float32) - there)
-                figures = judge(error, [done.half_width(share) for share in PROBABILITIES])
+                error = done.volume.astype(np.float32) - there
+                figures = judge(error, [done.half_width(share) for share in PROBABILITIES], (AVERAGED,) * 3)
                 yield {"data": name, "compared": f"planes, {geometry_name}", "method": method, **figures}
 
 
@@ -79,9 +83,10 @@ def left_out(folder: Path, side: int, runs: dict[str, Run]) -> Iterator[dict[str
             for mask in gaps(len(stack.data), 1):
                 done = run(stack.data, stack.geometry, mask=mask)
                 section = as_imaged(done.volume, stack.geometry, mask)
-                errors.append(np.abs(section - stack.data[mask]))
+                errors.append(section - stack.data[mask].astype(np.float32))
                 widths.append([intervals(done, share, mask) for share in PROBABILITIES])
-            figures = judge(np.concatenate(errors), [np.concatenate(parts) for parts in zip(*widths, strict=True)])
+            parts = [np.concatenate(of_one) for of_one in zip(*widths, strict=True)]
+            figures = judge(np.concatenate(errors), parts, (1, AVERAGED, AVERAGED))
             yield {"data": stack.name, "compared": "sections left out", "method": method, **figures}
 
 

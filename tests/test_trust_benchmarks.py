@@ -87,9 +87,11 @@ def test_coverage_and_the_error_of_the_certain_half() -> None:
     rng = np.random.default_rng(0)
     scale = rng.choice([1.0, 10.0], (20, 40, 50))
     error = rng.laplace(scale=scale)
-    figures = judge(np.abs(error), [scale * -np.log(1 - share) for share in PROBABILITIES])
+    error *= rng.choice([-1, 1], error.shape)
+    figures = judge(error, [scale * -np.log(1 - share) for share in PROBABILITIES], (4, 4, 4))
     assert figures["coverage"] == pytest.approx(PROBABILITIES, abs=0.01)
     assert figures["certain_error"] / figures["error"] == pytest.approx(2 / 11, abs=0.03)
+    assert 0 < figures["averages"]["certain_error"] < figures["averages"]["error"] < figures["error"] / 4
 
 
 def test_intervals_of_a_section_are_means_over_its_planes(stack: Sections) -> None:

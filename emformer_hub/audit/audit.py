@@ -17,6 +17,7 @@ import torch
 
 from emformer_hub.audit.agreement import alignment, halves_agree, isotropy, seams
 from emformer_hub.audit.held_back import in_plane, left_out, plan_of
+from emformer_hub.audit.second_opinion import second_opinion, with_factor, with_model
 from emformer_hub.audit.statement import statement
 from emformer_hub.audit.verdicts import Verdict, judge
 from emformer_hub.devices import choose_device, choose_precision, dtype_name
@@ -72,6 +73,7 @@ def audit_stack(
     voxel_size: VoxelSize,
     *,
     model: str | ModelOnce = "emformer-small",
+    against: str | ModelOnce | SectionModel | None = None,
     mode: Mode = DEFAULT_MODE,
     region: Box | None = None,
     hidden: StoredArray | None = None,
@@ -88,6 +90,8 @@ def audit_stack(
         voxel_size: voxel size of the stack, nm.
         model: name of a bundled model, a folder or a Hub id; or a
             :class:`~emformer_hub.reconstruction.settings.ModelOnce`.
+        against: second opinion: another model, or how the same sections sample planes at another factor. It predicts
+            what the first one does, and both are compared (:mod:`~emformer_hub.audit.second_opinion`).
         mode: what becomes of the noise of the sections.
         region: audit the middle of this part instead.
         hidden: mask of voxels that were not measured, bool ``(z, y, x)``. Neither they nor constant margins count in
@@ -115,6 +119,13 @@ def audit_stack(
     statistics = model.processor.measure(stack, unmeasured)
     geometry = geometry.part(box[0])
     restorer = Restorer(model.network, model.processor, geometry, statistics, ENSEMBLE, where, mode=mode)
+    rival = None
+    if isinstance(against, SectionModel):
+        against.check_sections(stack.shape[0], name)
+        rival = with_factor(restorer, against.part(box[0]))
+    elif against is not None:
+        against = ModelOnce.of(against)
+        rival = with_model(restorer, against, stack, unmeasured)
     figures: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
 
@@ -147,6 +158,13 @@ def audit_stack(
         "maximum": residual.maximum,
     }
     figures["seams"] = look("seams", lambda: seams(restorer, crop))
+    if rival is not None:
+        made, unfit = (volume, uncertainty), inspection.flagged
+        second, gains = look(
+            "second opinion", lambda: second_opinion(restorer, rival, wide, crop, unfit, figures, made)
+        )
+        pictures["against_map"] = pictures["left_out_map"] - gains
+        figures["against"] = _identity(model if isinstance(against, SectionModel) else against, rival) | second
     pictures |= {"input": crop, "interpolation": interpolate(crop, geometry, "cubic")}
     pictures |= {"reconstruction": volume, "uncertainty": uncertainty}
     facts = {
@@ -166,6 +184,10 @@ def audit_stack(
         "seconds": seconds | {"all": round(time.time() - begin, 2)},
     }
     return Audit(facts, figures, judge(figures, crop), pictures)
+
+
+def _identity(model: ModelOnce, rival: Restorer) -> dict[str, Any]:
+    return {"model": model.name, "weights_sha256": model.fingerprint, "factor": rival.geometry.factor}
 
 
 def _computed_by(model: ModelOnce, device: torch.device) -> dict[str, str]:

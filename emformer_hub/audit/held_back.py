@@ -39,6 +39,8 @@ FRAMES = 16
 PROBABILITIES = (0.5, 0.8, 0.95)
 MAP_BLOCK = 16
 """Side of the blocks of the error map, voxels."""
+AVERAGED = 4
+"""Side of the blocks whose mean error is set against their stated uncertainty: noise is much smaller in their means."""
 WINDOW = 12
 """Number of sections from which :func:`predict_section` predicts one, itself included, as in training clips."""
 ORIENTATIONS = (((1, 0, 2), (1, 0, 2)), ((2, 0, 1), (1, 2, 0)))
@@ -224,12 +226,13 @@ def left_out_errors(
             squares[name].append(np.square(values - truth))
     figures: dict[str, Any] = {"section": hidden.tolist()}
     for name, values in squares.items():
-        figures[name] = [round(float(np.sqrt(square.mean())), 4) for square in values]
+        figures[name] = [_five_digits(math.sqrt(square.mean())) for square in values]
     mean = {name: np.mean(values, axis=0) for name, values in squares.items()}
     for name in ("linear", "cubic"):
         figures[f"gain_over_{name}_db"] = decibel(mean[name].mean(), mean["network"].mean())
     least = 1e-6 * float(stack.var())
-    return figures, 10 * np.log10((_blocks(mean["linear"]) + least) / (_blocks(mean["network"]) + least))
+    linear, network = (block_means(mean[name], (MAP_BLOCK, MAP_BLOCK)) + least for name in ("linear", "network"))
+    return figures, 10 * np.log10(linear / network)
 
 
 def _between(stack: np.ndarray, z: int) -> tuple[np.ndarray, np.ndarray]:
@@ -323,8 +326,10 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
     both orientations are sharp.
 
     Returns:
-        ``{"gain_over_bicubic_db", "psnr_db", "ssim", "bicubic_ssim", "coverage": {"0.5": fraction, ...}}``, with the
-        range of the sharp planes as the peak of PSNR and SSIM; empty if the plane is too small.
+        ``{"gain_over_bicubic_db", "psnr_db", "ssim", "bicubic_ssim", "coverage": {"0.5": fraction, ...}, "averages",
+        "section": [...], "network": [...]}``, with the range of the sharp planes as the peak of PSNR and SSIM, what
+        :func:`certainty` says of means of 4 x 4 voxels, and the RMS error of each section, grey levels; empty if the
+        plane is too small.
     """
     geometry, processor, network = restorer.geometry.even, restorer.processor, restorer.network
     count = geometry.num_sections(crop.shape[2])
@@ -337,12 +342,15 @@ def in_plane(crop: np.ndarray, restorer: Restorer) -> dict[str, Any]:
     mode = restorer.mode
     found = restore_degraded(network, degraded, target, geometry, restorer.device, together=False, mode=mode)
     error, cubic_error, scale = (part.float().cpu().numpy() for part in (found.error, found.cubic_error, found.scale))
-    span = float(np.ptp(target))
+    span, grey = float(np.ptp(target)), restorer.statistics.std
     multiples = [processor.interval(p, geometry, mode=mode) for p in PROBABILITIES]
-    figures = {
+    figures: dict[str, Any] = {
         "gain_over_bicubic_db": decibel(np.square(cubic_error).mean(), np.square(error).mean()),
         "psnr_db": decibel(span**2, float(np.square(error).mean())),
         "coverage": coverage(error, math.sqrt(2) * scale, multiples),
+        "averages": certainty(grey * error, scale, (1, AVERAGED, AVERAGED)),
+        "section": chosen,
+        "network": [_five_digits(grey * math.sqrt(np.square(one).mean())) for one in error],
     }
     if min(target.shape[1:]) > 2 * SSIM_REACH:
         figures["ssim"] = round(plane_ssim(target, target + error, span), 4)
@@ -356,6 +364,25 @@ def coverage(error: np.ndarray, deviation: np.ndarray, multiples: Sequence[float
     return {f"{p:g}": round(float((np.abs(error) <= multiple * deviation).mean()), 4) for p, multiple in pairs}
 
 
+def certainty(error: np.ndarray, stated: np.ndarray, sides: Sequence[int]) -> dict[str, float]:
+    """Mean absolute error of all averages over blocks, and of the half of them for which least uncertainty is stated.
+
+    Noise of the truth is part of the error of every voxel, everywhere alike, and hides where the rest is small; in
+    averages it is not. An uncertainty that says where errors are small makes the second figure smaller than the first.
+
+    Args:
+        error: signed.
+        stated: uncertainty, in any unit; same shape.
+        sides: sides of the blocks, voxels.
+
+    Returns:
+        ``{"error", "certain_error"}``, in the unit of ``error``.
+    """
+    errors, uncertain = np.abs(block_means(error, sides)), block_means(stated, sides)
+    certain = uncertain <= np.median(uncertain)
+    return {"error": _five_digits(errors.mean()), "certain_error": _five_digits(errors[certain].mean())}
+
+
 def calibrated_on_masked(processor: EMformerProcessor, mode: Mode) -> bool:
     """Whether the weights' intervals of masked voxels were measured, rather than taken from those of the others."""
     quantiles = processor.error_quantiles[mode]
@@ -367,7 +394,13 @@ def decibel(larger: float, smaller: float) -> float:
     return round(min(99.0, 10 * math.log10(max(larger, 1e-12) / max(smaller, 1e-12))), 3)
 
 
-def _blocks(errors: np.ndarray) -> np.ndarray:
-    rows, columns = (side // MAP_BLOCK for side in errors.shape)
-    cut = errors[: rows * MAP_BLOCK, : columns * MAP_BLOCK]
-    return cut.reshape(rows, MAP_BLOCK, columns, MAP_BLOCK).mean(axis=(1, 3))
+def block_means(values: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Mean of each block with these sides; what fills no block is left out."""
+    counts = [length // side for length, side in zip(values.shape, sides, strict=True)]
+    whole = values[tuple(slice(0, count * side) for count, side in zip(counts, sides, strict=True))]
+    split = whole.reshape([part for pair in zip(counts, sides, strict=True) for part in pair])
+    return split.mean(axis=tuple(range(1, split.ndim, 2)))
+
+
+def _five_digits(value: float) -> float:
+    return float(f"{value:.5g}")

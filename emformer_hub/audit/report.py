@@ -60,6 +60,8 @@ def html(audit: Audit) -> str:
         "left_out": _picture(lambda figure: _left_out(figure, audit), (10, 3.4)),
         "spectra": _picture(lambda figure: _spectra(figure, audit), (10, 3.2)),
     }
+    if "against" in audit.figures:
+        pictures["against"] = _picture(lambda figure: _against(figure, audit), (10, 3.4))
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(**audit.report(), pictures=pictures)
 
@@ -118,12 +120,27 @@ def _left_out(figure: Figure, audit: Audit) -> None:
         curve.plot(sections, found[name], style, label=name, markersize=4)
     curve.set(xlabel="section left out", ylabel="RMS error, grey levels", ylim=(0, None))
     curve.legend(frameon=False)
-    gains = audit.pictures["left_out_map"]
+    _map(figure, area, audit, audit.pictures["left_out_map"], "gain over linear, dB")
+
+
+def _against(figure: Figure, audit: Audit) -> None:
+    """What the second opinion finds on each section left out, and where in the plane."""
+    first, second = audit.figures["left_out"], audit.figures["against"]["left_out"]
+    curve, area = figure.subplots(1, 2, width_ratios=[2, 1])
+    sections = np.array(first["section"]) + audit.facts["left_out_region"][0][0]
+    curve.plot(sections, first["network"], "o-", label="audited", markersize=4)
+    curve.plot(sections, second["network"], "s--", label="second opinion", markersize=4)
+    curve.set(xlabel="section left out", ylabel="RMS error, grey levels", ylim=(0, None))
+    curve.legend(frameon=False)
+    _map(figure, area, audit, audit.pictures["against_map"], "gain over the second, dB")
+
+
+def _map(figure: Figure, area: Axes, audit: Audit, gains: np.ndarray, title: str) -> None:
     most = max(0.5, float(np.abs(gains).max()))
     size = audit.facts["voxel_size_nm"]
     extent = (0.0, gains.shape[1] * MAP_BLOCK * size[2] / 1000, gains.shape[0] * MAP_BLOCK * size[1] / 1000, 0.0)
     image = area.imshow(gains, cmap="RdBu", vmin=-most, vmax=most, extent=extent)
-    area.set(xlabel="x, \u00b5m", ylabel="y, \u00b5m", title="gain over linear, dB")
+    area.set(xlabel="x, \u00b5m", ylabel="y, \u00b5m", title=title)
     figure.colorbar(image, ax=area)
 
 

@@ -40,12 +40,29 @@ def statement(facts: dict[str, Any], figures: dict[str, Any]) -> str:
     if in_plane:
         shares = (f"{share:.0%} within {float(stated):.0%} intervals" for stated, share in in_plane["coverage"].items())
         said.append(f"Errors in the sharp plane lay within the stated intervals as follows: {', '.join(shares)}.")
+    if "against" in figures:
+        said.append(_against(figures["against"]))
     rms = figures["consistency"]["relative_rms"]
     said.append(
         f"Sections cut from the reconstruction differed from the measured ones by {rms:.1%} of the standard deviation "
         f"of the grey levels (RMS)."
     )
     return " ".join(said)
+
+
+def _against(found: dict[str, Any]) -> str:
+    """What the second opinion says of the same sections."""
+    parts = []
+    for where, one in (("sections held back", found["left_out"]), ("the sharp plane", found["in_plane"])):
+        if one:
+            interval = one["interval_db"]
+            between = f" (95% interval over sections {interval[0]:+.2f} to {interval[1]:+.2f} dB)" if interval else ""
+            parts.append(f"{_compared(one['difference_db'])} that of the second{between} for {where}")
+    weights = f"SHA-256 of the weights {found['weights_sha256'][:12]}"
+    return (
+        f"As a second opinion, {found['model']} ({weights}) predicted the same "
+        f"at factor {found['factor']:g}; the squared error of the first was {' and '.join(parts)}."
+    )
 
 
 def _compared(gain_db: float) -> str:

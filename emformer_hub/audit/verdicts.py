@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from emformer_hub.audit.held_back import AVERAGED
 from emformer_hub.inspection.alignment import LARGE_SHIFT, MANY
 from emformer_hub.volumes.boxes import evenly_spaced
 
@@ -85,7 +86,7 @@ def _verdicts(figures: dict[str, Any], crop: np.ndarray) -> Iterator[Verdict]:
         yield _sharp_plane(plane)
     coverage = {"sharp plane": plane.get("coverage"), "sections left out": left_out["coverage"]}
     if any(coverage.values()):
-        yield _intervals(coverage)
+        yield _intervals(coverage, plane.get("averages"))
     yield _spectra(figures["isotropy"])
     if figures["halves"]["reason"] is None:
         yield _halves(figures["halves"])
@@ -95,6 +96,8 @@ def _verdicts(figures: dict[str, Any], crop: np.ndarray) -> Iterator[Verdict]:
         yield _alignment(figures["alignment"])
     yield _quality(figures["quality"])
     yield _grey_levels(crop)
+    if "against" in figures:
+        yield from _second_opinion(figures["against"])
 
 
 def _sections_left_out(found: dict[str, Any]) -> Verdict:
@@ -130,7 +133,7 @@ def _gain_limits() -> str:
     return f"good from {GAIN_DB.good:+g} dB, take care from {GAIN_DB.care:g} dB"
 
 
-def _intervals(coverage: dict[str, dict[str, float] | None]) -> Verdict:
+def _intervals(coverage: dict[str, dict[str, float] | None], averages: dict[str, float] | None) -> Verdict:
     stated = {where: fractions for where, fractions in coverage.items() if fractions}
     off = max(abs(fraction - float(p)) for fractions in stated.values() for p, fraction in fractions.items())
     verdict = COVERAGE_OFF.verdict(off)
@@ -139,6 +142,9 @@ def _intervals(coverage: dict[str, dict[str, float] | None]) -> Verdict:
         for where, fractions in stated.items()
     )
     missing = "" if coverage["sections left out"] else "; sections left out not calibrated"
+    if averages and averages["error"]:
+        share = averages["certain_error"] / averages["error"]
+        missing += f"; of {AVERAGED} x {AVERAGED} voxels, the half stated as surer errs {share:.0%} as much as all"
     return Verdict(
         "intervals",
         verdict,
@@ -261,6 +267,27 @@ def _grey_levels(crop: np.ndarray) -> Verdict:
         if verdict == GOOD
         else "Much of the input is black, white, or one of a few levels: export it again.",
     )
+
+
+def _second_opinion(found: dict[str, Any]) -> Iterator[Verdict]:
+    other = f"{found['model']} at factor {found['factor']:g}"
+    for item, compared in (("sections left out", found["left_out"]), ("sharp plane, degraded", found["in_plane"])):
+        if not compared:
+            continue
+        interval = compared["interval_db"]
+        between = f", 95 % interval {interval[0]:+.2f} to {interval[1]:+.2f}" if interval else ", of a single section"
+        worse = compared["better"] == "second"
+        yield Verdict(
+            f"second opinion: {item}",
+            CARE if worse else GOOD,
+            f"{compared['difference_db']:+.2f} dB over {other}{between}",
+            "take care if the whole interval is below 0 dB",
+            f"The other, {other}, predicts them better: try it."
+            if worse
+            else f"They are predicted better than by {other}."
+            if compared["better"]
+            else f"There is no difference from {other} that stands out from that between sections.",
+        )
 
 
 def _worse(one: str, other: str) -> str:

@@ -12,7 +12,17 @@ import pytest
 import torch
 from _stubs import stub
 
-from emformer_hub.audit.held_back import APART, coverage, in_plane, left_out, left_out_errors, passes, predict_sections
+from emformer_hub.audit.held_back import (
+    APART,
+    block_means,
+    certainty,
+    coverage,
+    in_plane,
+    left_out,
+    left_out_errors,
+    passes,
+    predict_sections,
+)
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.interpolation import interpolation_matrix
@@ -118,6 +128,26 @@ def test_coverage_of_errors_that_are_as_stated() -> None:
     )
 
 
+def test_means_of_blocks_leave_out_what_fills_none() -> None:
+    values = np.arange(2 * 5 * 7, dtype=np.float32).reshape(2, 5, 7)
+    means = block_means(values, (1, 4, 3))
+    assert means.shape == (2, 1, 2)
+    np.testing.assert_allclose(means[1, 0, 1], values[1, :4, 3:6].mean())
+
+
+def test_averages_show_where_errors_are_small_though_noise_hides_it_in_voxels() -> None:
+    """Half of the volume is wrong by 4 everywhere, which is stated; noise of SD 20 lies over all of it."""
+    draw, shape = np.random.default_rng(0), (64, 64, 64)
+    wrong = np.arange(64)[:, None, None] < 32
+    error, stated = draw.normal(0, 20, shape) + 4 * wrong, np.where(wrong, 4.0, 1.0) * np.ones(shape)
+    voxels, averages = (certainty(error, stated, (side,) * 3) for side in (1, 4))
+    assert voxels["certain_error"] / voxels["error"] > 0.98
+    assert averages["certain_error"] == pytest.approx(math.sqrt(2 / math.pi) * 20 / 8, rel=0.05)
+    assert averages["certain_error"] / averages["error"] < 0.7
+    blind = certainty(error, draw.uniform(1, 2, shape), (4, 4, 4))
+    assert blind["certain_error"] / blind["error"] == pytest.approx(1, abs=0.05)
+
+
 def test_the_sharp_plane_of_a_network_whose_errors_are_known() -> None:
     """Every row of every section is the same line of noise, which the network knows, but for errors that it states."""
     draw = np.random.default_rng(0)
@@ -134,6 +164,9 @@ def test_the_sharp_plane_of_a_network_whose_errors_are_known() -> None:
     figures = in_plane(crop, stub(SECTIONS, network=network, processor=processor, statistics=statistics))
     assert figures["psnr_db"] == pytest.approx(20 * math.log10(np.ptp(truth) / sigma), abs=0.05)
     assert figures["coverage"] == pytest.approx(SHARES, abs=0.01)
+    assert figures["section"] == list(range(16))
+    assert figures["network"] == pytest.approx([sigma * statistics.std] * 16, rel=0.05)
+    assert figures["averages"]["error"] == pytest.approx(math.sqrt(2 / math.pi) * sigma * statistics.std / 4, rel=0.05)
     cubic = interpolation_matrix(SECTIONS.plane_positions(96), 24, "cubic") @ SECTIONS.degrade(truth)
     gain = 10 * math.log10(np.square(cubic - truth).mean() / sigma**2)
     assert figures["gain_over_bicubic_db"] == pytest.approx(gain, abs=0.05)

@@ -101,3 +101,24 @@ def test_saturated_voxels_are_counted(share: float, expected: str) -> None:
 def test_one_bit_data_is_no_image() -> None:
     one = verdict("grey levels", {}, (GREY > 120).astype(np.uint8))
     assert one.verdict == VERDICTS[2] and "2 levels" in one.figure
+
+
+@pytest.mark.parametrize(
+    ("better", "expected", "reason"),
+    [
+        ("first", "good", "better than by other at factor 4"),
+        (None, "good", "no difference"),
+        ("second", "take care", "try it"),
+    ],
+)
+def test_a_second_opinion_asks_for_care_where_it_is_better(better: str | None, expected: str, reason: str) -> None:
+    difference = {"difference_db": -0.4, "interval_db": [-0.5, -0.3], "better": better}
+    against = {"model": "other", "factor": 4.0, "left_out": difference, "in_plane": {}}
+    *_, one = judge({**FIGURES, "against": against}, GREY)
+    assert one.item == "second opinion: sections left out" and one.verdict == expected and reason in one.reason
+    assert one.figure == "-0.40 dB over other at factor 4, 95 % interval -0.50 to -0.30"
+
+
+def test_intervals_say_whether_the_surer_half_errs_less() -> None:
+    one = verdict("intervals", {("in_plane", "averages"): {"error": 2.0, "certain_error": 1.0}})
+    assert "of 4 x 4 voxels, the half stated as surer errs 50% as much as all" in one.figure

@@ -20,6 +20,7 @@ from _gaps import Sections, as_imaged, degraded, gaps, lateral_middle
 from _methods import Run, runner
 from _report import DATA, Columns, describe_file, describe_run, print_report, start
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -111,7 +112,7 @@ def left_out(folder: Path, run: Run) -> Iterator[dict[str, Any]]:
 @click.command()
 @click.option("--model", default="emformer-small", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder whose processor keeps the maps.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 def main(model: str, output: Path | None, device: str) -> None:
     """Print how many times the stated uncertainty holds which share of errors."""
     folder = DATA / "train"

@@ -18,6 +18,7 @@ from _geometry import NamedGeometry, centre_crop, parse_crop
 from _methods import EMformer, Interpolation
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.measurement import grey_range, psnr
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
@@ -82,7 +83,7 @@ def draw(path: Path, rows: list[dict[str, Any]], data: str) -> None:
 @click.option(
     "--factor", "factors", type=float, multiple=True, default=FACTORS, help="Repeatable.  [default: 2 to 16 by 0.7]"
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 @click.option("--figure", type=OutputFile(), help="Draw gain against factor (PNG).")
 def main(

@@ -23,6 +23,7 @@ from _geometry import centre_crop
 from _methods import EMformer, Interpolation
 from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.measurement import grey_range, psnr
@@ -174,7 +175,7 @@ def spoilt(learners: list[Learner], runs: Path, device: str) -> Iterator[dict[st
 @click.option("--minutes", type=float, default=5.0, show_default=True, help="Of fine-tuning, each.")
 @click.option("--scratch-minutes", type=float, default=30.0, show_default=True, help="Of training from scratch.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Keep the runs there.  [default: nowhere]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(
     parts: tuple[str, ...],

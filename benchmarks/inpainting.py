@@ -31,6 +31,7 @@ from _gaps import (
 from _methods import Run, runner, timed
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import consistency_residual, grey_range, psnr
 from emformer_hub.modes import MODES
@@ -201,7 +202,7 @@ def consistency(truth: np.ndarray, runs: dict[str, Run]) -> Iterator[dict[str, A
     "--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Repeatable.  [default: all]"
 )
 @click.option("--side", type=click.IntRange(min=32), default=SIDE, show_default=True, help="Rows and columns used.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(models: tuple[str, ...], parts: tuple[str, ...], side: int, device: str, json_path: Path | None) -> None:
     """Print tables of filled sections, of repair and reconstruction in one pass, and of consistency."""

@@ -49,6 +49,7 @@ from _report import (
 )
 from _unet import trained_unet
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.devices import choose_device
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.measurement import comparison_picture, evaluate, grey_range
@@ -239,7 +240,7 @@ def read_truth(path: Path, voxel_size: str | None, crop: str | None, axis: str =
     type=click.FloatRange(min=0, min_open=True),
     help=f"Training time of the 2-D U-Net; done once, kept in {RUNS}/.  [default: the minutes of {RECIPE.name}]",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 @click.option("--figure", type=OutputFile(), help="Write a comparison picture (PNG) of the first truth and geometry.")
 def main(

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ import click
 import numpy as np
 import torch
 import zarr
+from _fresh import FACTOR, in_fresh_process, make_stack, one_run, peak_bytes
 from _pipeline import Cluster, Stage, bounds, simulate
 from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 
@@ -37,10 +34,8 @@ from emformer_hub.reconstruction.cluster import run as give_out
 from emformer_hub.reconstruction.from_file import reconstruct_file
 from emformer_hub.reconstruction.job import Job, make_job
 from emformer_hub.reconstruction.parts import Parts, here, part_sides, parts_of
-from emformer_hub.volumes import boxes, open_volume, write_volume
-from emformer_hub.volumes.phantom import neuropil
+from emformer_hub.volumes import boxes, open_volume
 
-FACTOR = 8.0
 SIZES = {"0.06": (32, 512, 512), "0.25": (32, 1024, 1024), "1": (64, 1448, 1448)}
 """Gigavoxels of a result, and sections, rows and columns of the stack."""
 CHEAP = {"hidden_size": 8, "num_hidden_layers": 1, "num_basis": 6, "num_scale_basis": 3, "condition_size": 8}
@@ -48,7 +43,6 @@ CHEAP = {"hidden_size": 8, "num_hidden_layers": 1, "num_basis": 6, "num_scale_ba
 WORKERS = (1, 2, 4)
 """Processes of one thread each."""
 BLOCKS = 100_000
-PHANTOM_ZYX = (32, 128, 128)
 JOB: dict[str, Any] = {"voxel_size": VoxelSize(8 * FACTOR, 8, 8), "factor": FACTOR}
 
 MEMORY: Columns = {
@@ -112,37 +106,11 @@ CORE_HOUR, TB_MONTH = 0.04, 23.0
 """Dollars: list prices of the large clouds are near."""
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def in_fresh_process(function: Any, *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def make_stack(path: Path, shape_zyx: tuple[int, int, int]) -> None:
-    """The same phantom, mirrored over and over; in memory at once here, never in what is measured."""
-    phantom = neuropil(PHANTOM_ZYX)
-    z, y, x = (
-        np.pad(np.arange(n), (0, max(0, m - n)), "symmetric")[:m] for n, m in zip(phantom.shape, shape_zyx, strict=True)
-    )
-    write_volume(path, phantom[np.ix_(z, y, x)], VoxelSize(8 * FACTOR, 8, 8))
-
-
 def make_model(folder: Path) -> str:
     torch.manual_seed(0)
     EMformerModel(EMformerConfig(**CHEAP)).save_pretrained(folder)
     EMformerProcessor().save_pretrained(folder)
     return str(folder)
-
-
-def one_run(stack: Path, output: Path, model: str, threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
-    begin = time.perf_counter()
-    settings: dict[str, Any] = {"factor": FACTOR, "model": model, "ensemble": 1, "overwrite": True}
-    reconstruct_file(stack, output, voxel_size=VoxelSize(8 * FACTOR, 8, 8), **settings)
-    return {"seconds": time.perf_counter() - begin, "peak_bytes": peak_bytes()}
 
 
 def memory(folder: Path, sizes: dict[str, tuple[int, int, int]]) -> Iterator[dict[str, Any]]:

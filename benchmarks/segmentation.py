@@ -26,6 +26,7 @@ from skimage.measure import label
 from skimage.metrics import contingency_table
 from skimage.segmentation import find_boundaries
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.errors import InputError
 from emformer_hub.modes import MODES, Mode
 from emformer_hub.pretrained import resolve_pretrained
@@ -229,7 +230,7 @@ def read(truth_file: Path, neurons_file: Path, factors: list[int]) -> tuple[np.n
     show_default=True,
     help="Passes to average.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 @click.option("--figure", type=OutputFile(), help="Draw a cut through the segments of the first factor (PNG).")
 def main(

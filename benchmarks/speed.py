@@ -1,50 +1,34 @@
 """How fast, how much arithmetic, how much memory? Reconstructions, bare passes of the network, and training.
 
     python benchmarks/speed.py --json speed.json
+    python benchmarks/speed.py --part share
 
-prints a Markdown table; benchmarks/README.md says what each column means.
+prints a Markdown table for each part; benchmarks/README.md says what each column means.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import re
-import resource
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import psutil
 import torch
 from _arithmetic import count_flop
-from _report import RECIPE, Columns, OutputFile, describe_run, print_report, start, write_json
+from _cases import TRAINING_STEPS, Case, Sizes, Work, matmul_flop_per_s, parse_config, timed
+from _fresh import in_fresh_process, peak_bytes
+from _report import RECIPE, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+from _share import COLUMNS as SHARE_COLUMNS
+from _share import SHAPES, shares
 
-from emformer_hub.configuration_emformer import EMformerConfig
-from emformer_hub.devices import choose_device, choose_precision
+from emformer_hub.cli.options import DEVICE
+from emformer_hub.devices import choose_device, choose_precision, computes_in_bfloat16
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.losses import reconstruction_loss
-from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.pretrained import resolve_pretrained
-from emformer_hub.processing_emformer import EMformerProcessor
-from emformer_hub.reconstruction.in_memory import reconstruct
-from emformer_hub.reconstruction.memory import choose_tile
-from emformer_hub.training.loop import make_trainable
 from emformer_hub.training.recipe import Recipe
-from emformer_hub.training.sampling import ClipBatches, TrainingVolume
-from emformer_hub.training.trainee import Average, build_config
-from emformer_hub.volumes.phantom import neuropil
-
-Sizes = tuple[int, int, int]
-"""Of a volume or a tile: sections and lateral voxels, along z, y and x."""
 
 SWEEP: dict[str, list[Any]] = {
     "factors": [8.0, 4.0, 16.0],
@@ -54,15 +38,7 @@ SWEEP: dict[str, list[Any]] = {
 """What is measured if nothing is asked for. The first factor and the first shape are the reference."""
 TRAINING_ZYX = (192, 192, 256)
 """Of the volume to train on: the recipe's largest clips fit beside the columns that are held out for validation."""
-TRAINING_STEPS = 4
-
-MATMUL_SIDE, MATMUL_SIDE_GPU = 2048, 8192
-"""Side of the square products that measure a device's rate: large enough to keep it busy for the whole product."""
 ATTENTION = {"eager": "eager", "sdpa": "fused"}
-
-FRESH = multiprocessing.get_context("forkserver")
-"""Processes to measure memory in. Not "spawn": across exec, Linux lets a process inherit the peak of its starter."""
-FRESH.set_forkserver_preload(["emformer_hub.reconstruction.in_memory", "emformer_hub.training.loop"])  # torch: once
 
 COLUMNS: Columns = {
     "model": lambda row: row["model"],
@@ -88,186 +64,9 @@ GPU_COLUMNS: Columns = {
 """Beside the others on a GPU only: a CPU copies nothing."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What one run of a case did.
-
-    Attributes:
-        voxels: of the output.
-        attention: that the network ran with, as transformers calls it.
-        array_bytes: size of the arrays that it returned, in main memory.
-        drawing_s: seconds that it waited for training data.
-    """
-
-    voxels: int
-    attention: str
-    array_bytes: int = 0
-    drawing_s: float | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing to measure: a row of the table.
-
-    Attributes:
-        model: a name, a folder, a Hub id, or settings of an ``EMformerConfig`` for random weights.
-        random: which of the two ``model`` is.
-        what: ``reconstruct`` (the main job, one pass over a volume in memory), ``pass`` (the network on one tile), or
-            ``train`` (some steps of training on the volume).
-        precision: of matrix products, ``float32`` or ``bfloat16``.
-        volume_zyx: the volume, in voxels along z, y and x.
-        threads: of the CPU.
-        factor: output planes a section; None where training draws it.
-        attention: of the network, ``eager`` or ``sdpa``; None leaves it as the package sets it.
-        given_tile_zyx: of ``reconstruct``; None is its default.
-    """
-
-    model: str
-    random: bool
-    what: str
-    precision: str
-    volume_zyx: Sizes
-    device: str
-    threads: int
-    factor: float | None = None
-    attention: str | None = None
-    given_tile_zyx: Sizes | None = None
-
-    @property
-    def tile_zyx(self) -> Sizes:
-        """The largest input of the network: at most the volume; in training a clip's sections, frames and columns."""
-        if self.what == "train":
-            sampling = Recipe.load(RECIPE).sampling
-            return sampling.rows, sampling.frames, sampling.columns
-        chosen = self.given_tile_zyx or choose_tile(
-            self.volume_zyx, SectionModel(self.factor), self.config, torch.device(self.device), voxel_bytes=1
-        )
-        z, y, x = map(min, self.volume_zyx, chosen)
-        return z, y, x
-
-    @property
-    def config(self) -> EMformerConfig:
-        return parse_config(self.model) if self.random else EMformerConfig.from_pretrained(self.model)
-
-    def load(self) -> EMformerModel:
-        if not self.random:
-            return EMformerModel.from_pretrained(self.model)
-        torch.manual_seed(0)
-        return EMformerModel(self.config).eval()
-
-    def prepare(self) -> Callable[[], Work]:
-        """Load the model, make the input, and return what is to be measured."""
-        torch.set_num_threads(self.threads)
-        network = self.load()
-        network.to(device=self.device)
-        if self.attention:
-            network.set_attn_implementation(self.attention)
-        return {"reconstruct": self._reconstruct, "pass": self._pass, "train": self._train}[self.what](network)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16, self.precision == "bfloat16")
-
-    def _reconstruct(self, network: EMformerModel) -> Callable[[], Work]:
-        volume = np.random.default_rng(0).integers(0, 256, self.volume_zyx, np.uint8)
-        settings: dict[str, Any] = {"factor": self.factor, "precision": self.precision, "tile_zyx": self.given_tile_zyx}
-
-        def whole() -> Work:
-            result = reconstruct(volume, model=network, ensemble=1, device=self.device, progress=False, **settings)
-            array_bytes = result.volume.nbytes + result.uncertainty.nbytes
-            return Work(result.volume.size, network.config._attn_implementation, array_bytes)
-
-        return whole
-
-    def _pass(self, network: EMformerModel) -> Callable[[], Work]:
-        z, y, x = self.tile_zyx
-        clip = torch.randn(1, y, z, x, device=self.device)  # frames, sections, columns
-
-        def one_pass() -> Work:
-            with torch.inference_mode(), self._autocast():
-                out = network(clip, self.factor)
-            return Work(out.reconstruction.numel(), network.config._attn_implementation)
-
-        return one_pass
-
-    def _train(self, network: EMformerModel) -> Callable[[], Work]:
-        """The steps of ``emformer_hub.training.loop`` with the recipe's data, the same ones in every run."""
-        recipe = Recipe.load(RECIPE)
-        phantom = neuropil((64, 64, 128))  # reflected, because a large one takes long to make
-        phantom = np.pad(phantom, [(0, n) for n in np.subtract(self.volume_zyx, phantom.shape)], "symmetric")
-        volume = TrainingVolume("phantom", phantom, VoxelSize(8, 8, 8), EMformerProcessor().measure(phantom))
-        batches = ClipBatches([volume], recipe.sampling, seed=recipe.seed, batch_size=recipe.batch_size)
-        loader = torch.utils.data.DataLoader(
-            batches, batch_size=None, num_workers=recipe.workers, pin_memory=network.device.type == "cuda"
-        )
-        network.train()
-        optimizer = make_trainable(network, recipe, network.device, getattr(torch, self.precision))
-        average = Average(network, recipe.ema_decay)
-
-        def steps() -> Work:
-            stream, drawing_s, voxels = iter(loader), 0.0, 0
-            for step in range(TRAINING_STEPS):
-                begin = time.perf_counter()
-                batch = next(stream)
-                drawing_s += time.perf_counter() - begin
-                target = batch.pop("target").to(network.device)
-                for name in ("independent", "volume"):  # which only the loss and the log look at
-                    batch.pop(name, None)
-                for name in ("sections", "section_mask"):
-                    batch[name] = batch[name].to(network.device)
-                with self._autocast():
-                    out = network(**batch)
-                loss, _ = reconstruction_loss(out.reconstruction, out.scale, target)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                average.update(network, step + 1)
-                float(norm)  # waits for the device, as the loop does to log it
-                voxels += target.numel()
-            return Work(voxels, network.config._attn_implementation, drawing_s=drawing_s)
-
-        return steps
-
-
-def parse_config(text: str) -> EMformerConfig:
-    """``"hidden_size=64,window_size=[4,4,8]"`` -> a configuration; what is not named has its default."""
-    settings = {}
-    for part in re.split(r",(?=\s*\w+=)", text):
-        name, _, value = part.strip().partition("=")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            raise InputError(
-                f"{part!r} is not NAME=NUMBER; expected such as hidden_size=64,window_size=[4,4,8]."
-            ) from None
-    return build_config(settings)
-
-
-def timed(job: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Seconds until the device has finished, and what the job returns."""
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
-    begin = time.perf_counter()
-    result = job()
-    synchronize()
-    return time.perf_counter() - begin, result
-
-
 def precisions(device: torch.device) -> list[str]:
-    """float32, and bfloat16 where the device multiplies it in hardware or the package chooses it."""
-    if device.type == "cuda":
-        hardware = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return ["float32", "bfloat16"] if hardware or choose_precision("auto", device) == torch.bfloat16 else ["float32"]
-
-
-def matmul_flop_per_s(device: torch.device, precision: str, attempts: int = 10) -> float:
-    """The rate of the fastest of several square matrix products, after one to warm up."""
-    side = MATMUL_SIDE if device.type == "cpu" else MATMUL_SIDE_GPU
-    a, b = torch.randn(2, side, side, device=device).to(getattr(torch, precision))
-    seconds = [timed(lambda: torch.matmul(a, b), device)[0] for _ in range(attempts + 1)]
-    return 2 * side**3 / min(seconds[1:])
+    """float32, and bfloat16 where the device multiplies it in hardware."""
+    return ["float32", "bfloat16"] if computes_in_bfloat16(device) else ["float32"]
 
 
 def copy_seconds(case: Case, voxels: int, device: torch.device, repeats: int) -> list[float]:
@@ -279,22 +78,21 @@ def copy_seconds(case: Case, voxels: int, device: torch.device, repeats: int) ->
 
 def resident_peak_bytes(case: Case) -> int:
     """By how much one run raises this process's resident memory, its result excluded; meant for a fresh process."""
-    unit = 1 if sys.platform == "darwin" else 1024
     job = case.prepare()
     before = psutil.Process().memory_info().rss
     work = job()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before - work.array_bytes
+    return peak_bytes() - before - work.array_bytes
 
 
 def peak_memory_bytes(case: Case, job: Callable[[], Work], device: torch.device) -> int:
-    """Memory beyond model, input and result: the GPU's on a GPU, else resident memory of a new process."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        job()
-        return torch.cuda.max_memory_allocated(device) - before
-    with ProcessPoolExecutor(1, mp_context=FRESH) as pool:
-        return pool.submit(resident_peak_bytes, case).result()
+    """Memory beyond model, input and result: the GPU's on a GPU, else, and on Apple's, that of a new process."""
+    if device.type not in ("cuda", "xpu"):
+        return in_fresh_process(resident_peak_bytes, case)
+    memory = torch.get_device_module(device)
+    before = memory.memory_allocated(device)
+    memory.reset_peak_memory_stats(device)
+    job()
+    return memory.max_memory_allocated(device) - before
 
 
 def measure(cases: list[Case], device: torch.device, repeats: int, matmul_rates: dict[str, float]) -> Iterator[dict]:
@@ -308,7 +106,7 @@ def measure(cases: list[Case], device: torch.device, repeats: int, matmul_rates:
         work, rates = works[0], [works[0].voxels / duration for duration in seconds]
         flop_per_voxel = flop[index] / work.voxels
         drawing = [run.drawing_s / duration for run, duration in zip(works, seconds, strict=True) if run.drawing_s]
-        copies = case.what == "pass" and device.type == "cuda"
+        copies = case.what == "pass" and device.type != "cpu"
         copy_to, copy_from = copy_seconds(case, work.voxels, device, repeats) if copies else (None, None)
         yield {
             "model": case.model,
@@ -341,9 +139,12 @@ def parse_sizes(name: str, text: str) -> Sizes:
 
 
 @click.command()
+@click.option(
+    "--part", "parts", type=click.Choice(["sweep", "share"]), multiple=True, default=["sweep"], show_default=True
+)
 @click.option("--model", "models", multiple=True, help="Name, folder or Hub id, repeatable.  [default: emformer-small]")
 @click.option("--config", "configs", multiple=True, metavar="NAME=VALUE,...", help="Random weights of this shape.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@DEVICE
 @click.option("--factor", "factors", multiple=True, type=float, help="Output planes a section, repeatable.")
 @click.option("--shape", "shapes", multiple=True, metavar="SECTIONS,Y,X", help="Of the volume, repeatable.")
 @click.option("--tile", "tiles", multiple=True, metavar="SECTIONS,Y,X", help="Beside reconstruct's own, repeatable.")
@@ -351,6 +152,7 @@ def parse_sizes(name: str, text: str) -> Sizes:
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.  [default: torch's]")
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(
+    parts: tuple[str, ...],
     models: tuple[str, ...],
     configs: tuple[str, ...],
     device: str,
@@ -364,7 +166,9 @@ def main(
     """Print a table of speed, arithmetic and memory: reconstructions, bare passes of the network, and training.
 
     Reconstruction is measured with the first factor and the first shape, the reference, and then with one of the other
-    factors, shapes or tiles at a time. Without any of them, a small sweep of all three is measured.
+    factors, shapes or tiles at a time. Without any of them, a small sweep of all three is measured. The part "share"
+    is how much of the bare network's rate whole runs of the shapes reach, by default of 80 x 320 x 320 and 256 x 512 x
+    512 voxels at factor 8.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -402,7 +206,17 @@ def main(
                     usual = usual or way  # that of the first reconstruction
                     yield row | {"default": way == usual if case.what == "pass" else case.given_tile_zyx is None}
 
-    finished = print_report(run, COLUMNS | (GPU_COLUMNS if chosen_device.type == "cuda" else {}), rows())
+    def shared_rows() -> Iterator[dict[str, Any]]:
+        for name, random in names.items():
+            where = (precision, str(chosen_device), torch.get_num_threads())
+            yield from shares(name, random, given["shapes"] or SHAPES, *where, repeats)
+
+    print_header(run)
+    finished = []
+    if "sweep" in parts:
+        finished += print_table(COLUMNS | (GPU_COLUMNS if chosen_device.type != "cpu" else {}), rows())
+    if "share" in parts:
+        finished += print_table(SHARE_COLUMNS, shared_rows())
     if json_path:
         write_json(json_path, run, finished)
 

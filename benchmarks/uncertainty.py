@@ -18,6 +18,7 @@ from _methods import Run, runner
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.audit.held_back import AVERAGED, certainty
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
 from emformer_hub.pretrained import resolve_pretrained
 
@@ -93,7 +94,7 @@ def left_out(folder: Path, side: int, runs: dict[str, Run]) -> Iterator[dict[str
 @click.command()
 @click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
 @click.option("--side", type=click.IntRange(min=32), default=SIDE, show_default=True, help="Rows and columns used.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(models: tuple[str, ...], side: int, device: str, json_path: Path | None) -> None:
     """Print a table of how many errors lie within the intervals that were stated."""

@@ -18,6 +18,7 @@ from _geometry import centre_crop, parse_crop
 from _methods import EMformer, Interpolation, Method
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import grey_range, psnr
 from emformer_hub.pretrained import resolve_pretrained
@@ -72,7 +73,7 @@ def compared(
 @click.option("--jitter", type=click.FloatRange(0, 0.3, min_open=True), default=0.2, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True, help="Repeatable.")
 @click.option("--model", default="emformer-small", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(
     truth_file: Path | None,

@@ -10,6 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import _cases
+import _fresh
+import _share
 import architecture
 import numpy as np
 import pytest
@@ -291,7 +294,7 @@ def speed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     words = ["--config", TINY_CONFIG, "--device", "cpu", "--factor", "2.5", "--factor", "5"]
     words += ["--shape", "8,64,64", "--shape", "12,64,64", "--tile", "8,48,48", "--repeats", "2", "--threads", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed_script, "MATMUL_SIDE", 256)
+        patch.setattr(_cases, "MATMUL_SIDE", 256)
         return finish(run("speed.py", *words, "--json", folder / "out.json"), folder, np.empty(0))
 
 
@@ -354,6 +357,33 @@ def test_speed_prints_a_line_for_each_row_and_no_copies_on_a_cpu(speed: Outcome)
     lines = [line for line in speed.table.splitlines() if line.startswith("| hidden_size=8,")]
     assert len(lines) == len(speed.rows)
     assert "GPU" not in speed.table
+
+
+def test_speed_says_how_near_runs_come_to_the_network_and_it_to_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cases, "MATMUL_SIDE", 256)
+    monkeypatch.setattr(_share, "CLIP_ZYX", (8, 16, 64))
+    monkeypatch.setattr(_fresh, "PHANTOM_ZYX", (16, 32, 32))
+    monkeypatch.setattr(_share, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    words = ["--part", "share", "--model", "emformer-tiny", "--device", "cpu", "--shape", "8,32,32", "--repeats", "2"]
+    done = finish(run("speed.py", *words, "--threads", "1", "--json", tmp_path / "out.json"), tmp_path, np.empty(0))
+    bare, *others, whole, plan, from_file = done.rows
+    assert [row["factor"] for row in (bare, *others)] == [8, 4, 16, 5.5]
+    assert bare["voxels"] == 8 * 8 * 16 * 64 and 0 < bare["relative"] < 1
+    for row in others:
+        ratios = [here / there for here, there in zip(row["wall_s"], bare["wall_s"], strict=True)]
+        assert row["relative"] == pytest.approx(np.median(ratios))
+    rates = [
+        whole["voxels"] / here / (bare["voxels"] / there)
+        for here, there in zip(whole["cpu_s"], bare["cpu_s"], strict=True)
+    ]
+    assert whole["voxels"] == 8 * 8 * 32 * 32 and 1 / whole["relative_cpu"] == pytest.approx(
+        np.median(np.divide(1, rates))
+    )
+    assert 1 < plan["relative"] < 1.5 and plan["shape_zyx"] == [125, 1000, 1000]
+    assert from_file["voxels"] == whole["voxels"] and from_file["peak_gb"] > 0.1
+    assert len([line for line in done.table.splitlines() if line.startswith("| emformer-tiny |")]) == 7
 
 
 @pytest.mark.parametrize(
@@ -591,7 +621,7 @@ def test_every_planned_part_is_given_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_workers_are_compared_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr(scale, "PHANTOM_ZYX", (16, 32, 32))
+    monkeypatch.setattr(_fresh, "PHANTOM_ZYX", (16, 32, 32))
     monkeypatch.setattr(scale, "WORKERS", (1, 2))
     one, two = scale.scaling(tmp_path, "emformer-tiny", (8, 48, 40))
     assert one["speedup"] == 1 and two["speedup"] > 0
@@ -602,7 +632,7 @@ def test_workers_are_compared_with_one(tmp_path: Path, monkeypatch: pytest.Monke
 def test_memory_and_overhead_are_those_of_runs_from_file_to_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scale, "PHANTOM_ZYX", (16, 32, 32))
+    monkeypatch.setattr(_fresh, "PHANTOM_ZYX", (16, 32, 32))
     (row,) = scale.memory(tmp_path, {"tiny": (8, 48, 40)})
     assert row["voxels"] == 8 * 8 * 48 * 40 and row["seconds"] > 0 and row["peak_bytes"] > 1e8
     (row,) = scale.overhead(tmp_path, "emformer-tiny", (8, 48, 40))

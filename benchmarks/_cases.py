@@ -190,6 +190,15 @@ def parse_config(text: str) -> EMformerConfig:
     return build_config(settings)
 
 
+def parse_sizes(name: str, text: str) -> Sizes:
+    """``"16,256,256"`` -> sizes along z, y and x; raises ``InputError`` that names the option."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"{name} {text!r} is not three sizes; expected SECTIONS,Y,X, as in 16,256,256.")
+    z, y, x = map(int, parts)
+    return z, y, x
+
+
 def timed(job: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     """Seconds until the device has finished, and what the job returns."""
     synchronize = torch.accelerator.synchronize if device.type != "cpu" else lambda: None

@@ -18,7 +18,7 @@ import click
 import psutil
 import torch
 from _arithmetic import count_flop
-from _cases import TRAINING_STEPS, Case, Sizes, Work, matmul_flop_per_s, parse_config, timed
+from _cases import TRAINING_STEPS, Case, Work, matmul_flop_per_s, parse_config, parse_sizes, timed
 from _fresh import in_fresh_process, peak_bytes
 from _report import RECIPE, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 from _share import COLUMNS as SHARE_COLUMNS
@@ -26,7 +26,6 @@ from _share import SHAPES, shares
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.devices import choose_device, choose_precision, computes_in_bfloat16
-from emformer_hub.errors import InputError
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.training.recipe import Recipe
 
@@ -127,15 +126,6 @@ def measure(cases: list[Case], device: torch.device, repeats: int, matmul_rates:
             "copy_to_s": copy_to,
             "copy_from_s": copy_from,
         }
-
-
-def parse_sizes(name: str, text: str) -> Sizes:
-    """``"16,256,256"`` -> sizes along z, y and x; raises ``InputError`` that names the option."""
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"{name} {text!r} is not three sizes; expected SECTIONS,Y,X, as in 16,256,256.")
-    z, y, x = map(int, parts)
-    return z, y, x
 
 
 @click.command()

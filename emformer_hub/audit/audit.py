@@ -17,13 +17,13 @@ import torch
 
 from emformer_hub.audit.agreement import alignment, halves_agree, isotropy, seams
 from emformer_hub.audit.held_back import in_plane, left_out, plan_of
-from emformer_hub.audit.second_opinion import second_opinion, with_factor, with_model
+from emformer_hub.audit.second_opinion import Rival, second_opinion
 from emformer_hub.audit.statement import statement
 from emformer_hub.audit.verdicts import Verdict, judge
 from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
-from emformer_hub.inspection.sections import inspect_stack
+from emformer_hub.inspection.sections import Inspection, inspect_stack
 from emformer_hub.interpolation import interpolate
 from emformer_hub.measurement.consistency import consistency_residual
 from emformer_hub.modes import DEFAULT_MODE, Mode
@@ -108,7 +108,9 @@ def audit_stack(
     seconds: dict[str, float] = {}
     z, y, x = region or tuple(slice(0, length) for length in stack.shape)
     check_region((z, y, x), stack.shape, name)
-    geometry.check_sections(stack.shape[0], name)
+    for sampled in (geometry, against):
+        if isinstance(sampled, SectionModel):
+            sampled.check_sections(stack.shape[0], name)
     unmeasured = unmeasured_in(stack, hidden)
     box = _measured_middle((z, y, x), unmeasured, geometry, name)
     wide = _auditable(stack, box, geometry, name)
@@ -120,12 +122,8 @@ def audit_stack(
     geometry = geometry.part(box[0])
     restorer = Restorer(model.network, model.processor, geometry, statistics, ENSEMBLE, where, mode=mode)
     rival = None
-    if isinstance(against, SectionModel):
-        against.check_sections(stack.shape[0], name)
-        rival = with_factor(restorer, against.part(box[0]))
-    elif against is not None:
-        against = ModelOnce.of(against)
-        rival = with_model(restorer, against, stack, unmeasured)
+    if against is not None:
+        rival = Rival.of(against, model, restorer, box[0], lambda one: one.processor.measure(stack, unmeasured))
     figures: dict[str, Any] = {}
     pictures: dict[str, np.ndarray] = {}
 
@@ -138,11 +136,7 @@ def audit_stack(
 
     figures["alignment"] = look("alignment", lambda: alignment(wide))
     inspection = look("quality of sections", lambda: inspect_stack(crop))
-    first = core[0].start
-    figures["quality"] = {
-        "sections": len(crop),
-        "flagged": {str(first + one.section): list(one.flags) for one in inspection.sections if one.flags},
-    }
+    figures["quality"] = _quality(inspection, core[0].start)
     figures["left_out"], pictures["left_out_map"] = look(
         "sections left out", lambda: left_out(restorer, wide, inspection.flagged)
     )
@@ -151,54 +145,58 @@ def audit_stack(
     size = geometry.plane_size(voxel_size)
     figures["isotropy"] = look("spectra", lambda: isotropy(volume, size, voxel_size.z))
     figures["halves"] = look("halves", lambda: halves_agree(restorer, crop, voxel_size))
-    residual = look("agreement", lambda: consistency_residual(volume, crop, geometry))
-    figures["consistency"] = {
-        "rms": residual.rms,
-        "relative_rms": residual.rms / statistics.std,
-        "maximum": residual.maximum,
-    }
+    figures["consistency"] = look("agreement", lambda: _consistency(volume, crop, restorer))
     figures["seams"] = look("seams", lambda: seams(restorer, crop))
-    if rival is not None:
-        made, unfit = (volume, uncertainty), inspection.flagged
-        second, gains = look(
-            "second opinion", lambda: second_opinion(restorer, rival, wide, crop, unfit, figures, made)
-        )
-        pictures["against_map"] = pictures["left_out_map"] - gains
-        figures["against"] = _identity(model if isinstance(against, SectionModel) else against, rival) | second
     pictures |= {"input": crop, "interpolation": interpolate(crop, geometry, "cubic")}
     pictures |= {"reconstruction": volume, "uncertainty": uncertainty}
+    if rival is not None:
+        both = (restorer, rival, wide, crop, inspection.flagged, figures, pictures)
+        look("second opinion", lambda: second_opinion(*both))
     facts = {
         "stack": name,
         "shape_zyx": list(stack.shape),
-        "left_out_region": [[part.start, part.stop] for part in box],
-        "region": [[part.start, part.stop] for part in core],
+        "left_out_region": _listed(box),
+        "region": _listed(core),
         "voxel_size_nm": list(voxel_size.zyx),
         "plane_size_nm": list(size.zyx),
-        "factor": geometry.factor,
-        "thickness": geometry.thickness,
-        "model": model.name,
-        "mode": mode,
-        "ensemble": ENSEMBLE,
-        **_computed_by(model, where),
+        **_computed_by(model, restorer),
         "grey_levels_std": statistics.std,
         "seconds": seconds | {"all": round(time.time() - begin, 2)},
     }
     return Audit(facts, figures, judge(figures, crop), pictures)
 
 
-def _identity(model: ModelOnce, rival: Restorer) -> dict[str, Any]:
-    return {"model": model.name, "weights_sha256": model.fingerprint, "factor": rival.geometry.factor}
+def _quality(inspection: Inspection, first: int) -> dict[str, Any]:
+    """Number of sections, and the flags of those that have any, by their numbers in the stack."""
+    flagged = {str(first + one.section): list(one.flags) for one in inspection.sections if one.flags}
+    return {"sections": len(inspection.sections), "flagged": flagged}
 
 
-def _computed_by(model: ModelOnce, device: torch.device) -> dict[str, str]:
-    """Weights, device and versions."""
+def _consistency(volume: np.ndarray, crop: np.ndarray, restorer: Restorer) -> dict[str, float]:
+    """Difference between sections cut from a reconstruction and the measured ones."""
+    residual = consistency_residual(volume, crop, restorer.geometry)
+    relative = residual.rms / restorer.statistics.std
+    return {"rms": residual.rms, "relative_rms": relative, "maximum": residual.maximum}
+
+
+def _computed_by(model: ModelOnce, restorer: Restorer) -> dict[str, Any]:
+    """Geometry, model, device and versions."""
     return {
-        "device": str(device),
-        "precision": dtype_name(choose_precision("auto", device)),
+        "factor": restorer.geometry.factor,
+        "thickness": restorer.geometry.thickness,
+        "model": model.name,
+        "mode": restorer.mode,
+        "ensemble": restorer.ensemble,
+        "device": str(restorer.device),
+        "precision": dtype_name(choose_precision("auto", restorer.device)),
         "weights_sha256": model.fingerprint,
         "version": importlib.metadata.version("emformer-hub"),
         "torch": torch.__version__.partition("+")[0],
     }
+
+
+def _listed(box: Box) -> list[list[int]]:
+    return [[part.start, part.stop] for part in box]
 
 
 def _measured_middle(region: Box, unmeasured: StoredArray | None, geometry: SectionModel, name: str) -> Box:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,45 +12,78 @@ import numpy as np
 from emformer_hub.audit.held_back import in_plane, left_out, plan_of
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
+from emformer_hub.processing_emformer import IntensityStatistics
 from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.reconstruction.settings import ModelOnce
 from emformer_hub.uneven import UnevenSections
-from emformer_hub.volumes import StoredArray
 
 CONFIDENCE = 0.95
 """Of the interval of a difference: if it holds 0, there is no difference."""
 
 
-def with_model(restorer: Restorer, model: ModelOnce, stack: np.ndarray | StoredArray, unmeasured: Any) -> Restorer:
-    """Restorer of the same sections by another model, which normalises the whole stack in its own way."""
-    statistics = model.processor.measure(stack, unmeasured)
-    return replace(restorer, network=model.network, processor=model.processor, statistics=statistics)
+@dataclass(frozen=True)
+class Rival:
+    """Second opinion.
 
-
-def with_factor(restorer: Restorer, geometry: SectionModel) -> Restorer:
-    """Restorer of the same sections by the same model at another factor.
-
-    Raises:
-        InputError: the geometry is not one of the same sections, or there is nothing to restore between them.
+    Attributes:
+        model: the model.
+        restorer: restorer of the audited sections by it.
     """
-    if isinstance(geometry, UnevenSections) != isinstance(restorer.geometry, UnevenSections) or geometry.factor == 1:
-        raise InputError(
-            f"factor {geometry.factor:g} cannot be compared with factor {restorer.geometry.factor:g}; expected one "
-            f"above 1, of sections whose positions are listed for both or for neither."
-        )
-    return replace(restorer, geometry=geometry)
+
+    model: ModelOnce
+    restorer: Restorer
+
+    @classmethod
+    def of(
+        cls,
+        against: str | ModelOnce | SectionModel,
+        model: ModelOnce,
+        restorer: Restorer,
+        sections: slice,
+        statistics: Callable[[ModelOnce], IntensityStatistics],
+    ) -> Rival:
+        """Load another model, or take the audited one at another factor.
+
+        Args:
+            against: the other model, or how the sections of the stack sample planes at another factor.
+            model, restorer: the audited one.
+            sections: those of the stack that are audited.
+            statistics: measures the whole stack as a model normalises it.
+
+        Raises:
+            InputError: the model does not exist; the geometry is not one of the same sections, or leaves nothing to
+                restore between them.
+        """
+        if not isinstance(against, SectionModel):
+            other = ModelOnce.of(against)
+            settings: dict[str, Any] = {"network": other.network, "processor": other.processor}
+            return cls(other, replace(restorer, **settings, statistics=statistics(other)))
+        geometry, listed = against.part(sections), isinstance(restorer.geometry, UnevenSections)
+        if isinstance(against, UnevenSections) != listed or against.factor == 1:
+            raise InputError(
+                f"factor {against.factor:g} cannot be compared with factor {restorer.geometry.factor:g}; expected one "
+                f"above 1, of sections whose positions are listed for both or for neither."
+            )
+        return cls(model, replace(restorer, geometry=geometry))
 
 
 def second_opinion(
     restorer: Restorer,
-    rival: Restorer,
+    rival: Rival,
     wide: np.ndarray,
     crop: np.ndarray,
     unfit: Sequence[int],
     figures: dict[str, Any],
-    reconstruction: tuple[np.ndarray, np.ndarray],
-) -> tuple[dict[str, Any], np.ndarray]:
+    pictures: dict[str, np.ndarray],
+) -> None:
     """Measure a rival on what was held back from the audited model, and compare both.
+
+    Adds ``figures["against"]``: ``{"model", "weights_sha256", "factor", "left_out", "in_plane", "reconstructions"}``,
+    what :func:`paired` returns with the rival's ``network`` and ``coverage``, twice; and ``{"rms", "relative_rms",
+    "beyond"}``, the RMS difference between the reconstructions, in grey levels and in standard deviations of the stack,
+    and the fraction of voxels where they differ by more than the audited one's 95 % interval. Of another factor, only
+    sections left out are comparable; the others are ``{}``. Adds ``pictures["against_map"]``: the gain of the audited
+    one over the rival on sections left out, dB, in blocks of 16 x 16 voxels.
 
     Args:
         restorer: the audited one.
@@ -58,32 +91,32 @@ def second_opinion(
         wide, crop: the parts of the stack that are audited, ``(sections, y, x)``: for sections left out, for all else.
         unfit: numbers of the unfit sections.
         figures: of the audited one, ``left_out`` and ``in_plane``.
-        reconstruction: of the crop by the audited one, and its stated standard deviation, ``(planes, y, x)``.
-
-    Returns:
-        Figures, and a map of the gain of the audited one over the rival on sections left out, dB, in blocks of 16 x 16
-        voxels. The figures are ``{"left_out", "in_plane", "reconstructions"}``: what :func:`paired` returns, with the
-        rival's ``network`` and ``coverage``; and ``{"rms", "relative_rms", "beyond"}``, the RMS difference between the
-        reconstructions, in grey levels and in standard deviations of the stack, and the fraction of voxels where they
-        differ by more than the audited one's 95 % interval. Of another factor, only sections left out are comparable;
-        the others are ``{}``.
+        pictures: of the audited one, ``left_out_map``, ``reconstruction`` and ``uncertainty``.
     """
-    sections, gains = left_out(rival, wide, unfit)
-    found: dict[str, Any] = {"left_out": _both(figures["left_out"], sections), "in_plane": {}, "reconstructions": {}}
-    if rival.geometry is restorer.geometry:
+    other = rival.restorer
+    sections, gains = left_out(other, wide, unfit)
+    found: dict[str, Any] = {
+        "model": rival.model.name,
+        "weights_sha256": rival.model.fingerprint,
+        "factor": other.geometry.factor,
+        "left_out": _both(figures["left_out"], sections),
+        "in_plane": {},
+        "reconstructions": {},
+    }
+    if other.geometry is restorer.geometry:
         if figures["in_plane"]:
-            found["in_plane"] = _both(figures["in_plane"], in_plane(crop, rival))
-        volume, deviation = reconstruction
-        other, _ = rival.restore_all(crop, plan_of(crop.shape, rival))
-        difference = np.abs(volume.astype(np.float32) - other)
+            found["in_plane"] = _both(figures["in_plane"], in_plane(crop, other))
+        volume, _ = other.restore_all(crop, plan_of(crop.shape, other))
+        difference = np.abs(pictures["reconstruction"].astype(np.float32) - volume)
         rms = float(np.sqrt(np.square(difference).mean()))
         multiple = restorer.processor.interval(CONFIDENCE, restorer.geometry, mode=restorer.mode)
         found["reconstructions"] = {
             "rms": rms,
             "relative_rms": rms / restorer.statistics.std,
-            "beyond": round(float((difference > multiple * deviation).mean()), 4),
+            "beyond": round(float((difference > multiple * pictures["uncertainty"]).mean()), 4),
         }
-    return found, gains
+    figures["against"] = found
+    pictures["against_map"] = pictures["left_out_map"] - gains
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from _geometry import parse_crop
 from _methods import EMformer
 from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
+from emformer_hub.cli.options import DEVICE
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.inspection import measure_displacements, translations_of
@@ -107,7 +108,7 @@ def compared(
 @click.option("--most", type=click.IntRange(1), default=8, show_default=True, help="Largest planted shift, voxels.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of random shifts.")
 @click.option("--model", default="emformer-small", show_default=True)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@DEVICE
 @click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
 def main(
     truth_file: Path | None,

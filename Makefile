@@ -9,13 +9,16 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
 FORGET := $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || echo forget)
 
-.PHONY: demo docs test test-random test-slow test-napari conformance lint types clean forget
+.PHONY: demo docs notebooks test test-random test-slow test-napari conformance lint types clean forget
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/emformer-hub demo demo-output --overwrite
 
 docs: $(STAMP) ## the site, into site/; serve it with .venv/bin/mkdocs serve
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
+
+notebooks: $(STAMP) ## execute the tutorials, and store what they print and show
+	$(VENV)/bin/python docs/notebooks.py
 
 test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)

@@ -1,6 +1,7 @@
 """What mkdocs is told beside docs/: pages that lie elsewhere in the repository, the page of commands, and their links.
 
 Each page is written once, where people who read the repository look for it; here its links are made those of the site.
+Tutorials are notebooks, shown with the outputs that are stored in them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jinja2
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 from emformer_hub.cli import main
 
@@ -31,17 +35,42 @@ ELSEWHERE = {
         f"model_cards/{folder.name}/README.md": f"models/{folder.name}.md"
         for folder in sorted((ROOT / "model_cards").iterdir())
     },
+    **{
+        f"docs/tutorials/{notebook.name}": f"tutorials/{notebook.stem}.md"
+        for notebook in sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+    },
 }
 """Where a page lies in the repository, and on the site."""
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]*)(#[^)\s]*)?\)")
 PICTURES = (".png", ".gif", ".svg")
+TUTORIAL = """
+{%- extends "markdown/index.md.j2" -%}
+{%- block data_png -%}
+![{{ output.metadata["image/png"].alt }}]({{ output.metadata.filenames["image/png"] }})
+{%- endblock -%}
+{%- block stream -%}
+<div class="printed" markdown>
+
+```text
+{{ output.text | trim }}
+```
+
+</div>
+{%- endblock -%}
+"""
+"""How a notebook becomes a page: pictures by the words that describe them, printed text told from code."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie elsewhere, and the pictures that pages show."""
     for place, page in ELSEWHERE.items():
-        text = (ROOT / place).read_text()
-        files.append(File.generated(config, page, content=re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)))
+        if place.endswith(".ipynb"):
+            text, pictures = tutorial(ROOT / place)
+            for name, picture in pictures.items():
+                files.append(File.generated(config, f"tutorials/{name}", content=picture))
+        else:
+            text = re.sub(r"\A---\n.*?\n---\n", "", (ROOT / place).read_text(), flags=re.S)
+        files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "commands.md", content=commands()))
     shown = {picture for place in [*ELSEWHERE, *_own(files)] for picture in _pictures(place)}
     for picture in sorted(shown):
@@ -68,6 +97,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{begin}{posixpath.relpath(name, posixpath.dirname(here) or '.')}{anchor})"
 
     return LINK.sub(link, markdown)
+
+
+def tutorial(notebook: Path) -> tuple[str, dict[str, bytes]]:
+    """The page of a notebook, and its pictures by name."""
+    exporter = MarkdownExporter(
+        extra_loaders=[jinja2.DictLoader({"tutorial.md.j2": TUTORIAL})], template_file="tutorial.md.j2"
+    )
+    stored = nbformat.read(notebook, as_version=4)
+    text, resources = exporter.from_notebook_node(stored, {"unique_key": notebook.stem})
+    whole = f'<a href="{notebook.name}" download>This page as a notebook</a>'
+    return f"{text}\n\n{whole}\n", resources.get("outputs", {})
 
 
 def _own(files: Files) -> list[str]:

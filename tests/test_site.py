@@ -1,4 +1,4 @@
-"""The site is built strictly: every page has its place, every link and anchor leads somewhere."""
+"""The site is built strictly: every page has its place, every link leads somewhere, tutorials are as they ran."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import emformer_hub
 from emformer_hub.cli import main
 
 ROOT = Path(__file__).parents[1]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +51,17 @@ def test_each_drawing_is_made_by_the_script(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         path.name for path in (ROOT / "docs" / "design").glob("*.svg")
     )
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_stores_what_its_code_printed(path: Path) -> None:
+    """Whether the code runs is for test_documents; `make notebooks` stores what it prints and shows."""
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.run_of == runpy.run_path(str(ROOT / "docs" / "notebooks.py"))["fingerprint"](notebook)
+    assert path.stat().st_size < 400_000
+
+
+def test_every_picture_is_described(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        for picture in re.findall(r"<img[^>]*>", page.read_text()):
+            assert re.search(r'alt="[^"]{10,}"', picture), f"{page.name}: {picture}"

@@ -36,6 +36,7 @@ DOCUMENTS = [
     )
 ]
 DOCUMENTS += [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").glob("*/README.md"))]
+DOCUMENTS += sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 CALL = re.compile(
     r"(?:^    |`)(?:\w+=\S+ )*((?:emformer-hub|accelerate launch|python finetune)\b[^`\n]*(?:\n {8}\[[^`\n]*)*)", re.M
 )
@@ -46,7 +47,18 @@ def title(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def cells(notebook: Path, kind: str) -> str:
+    stored = json.loads(notebook.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in stored if cell["cell_type"] == kind)
+
+
+def words_of(document: Path) -> str:
+    return cells(document, "markdown") if document.suffix == ".ipynb" else document.read_text()
+
+
 def snippets(document: Path) -> list[str]:
+    if document.suffix == ".ipynb":
+        return [cells(document, "code")]
     return re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
 
 
@@ -116,7 +128,7 @@ def flags(command: click.Command, words: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=title)
 def test_every_flag_in_documents_exists(document: Path) -> None:
-    for call in CALL.findall(document.read_text()):
+    for call in CALL.findall(words_of(document)):
         words = shlex.split(re.sub(r"[\[\]|]", " ", call).partition(" #")[0].replace("...", ""))
         if words[0] == "emformer-hub":
             known = flags(main, [word for word in words[1:] if not word.startswith("-")])
@@ -128,7 +140,7 @@ def test_every_flag_in_documents_exists(document: Path) -> None:
 
 
 def test_the_calls_in_documents_are_found() -> None:
-    calls = [call for document in DOCUMENTS for call in CALL.findall(document.read_text())]
+    calls = [call for document in DOCUMENTS for call in CALL.findall(words_of(document))]
     assert sum(call.startswith("emformer-hub") for call in calls) > 10
     assert sum("finetune" in call for call in calls) > 10
 
@@ -142,13 +154,13 @@ def test_a_page_names_only_files_that_travel_with_it(name: str) -> None:
 
 def anchors(document: Path) -> set[str]:
     """What headings can be linked to as: lower case, without punctuation, hyphens for blanks."""
-    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
+    headings = re.findall(r"^#+ (.+)$", words_of(document), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "benchmarks" / "scale.md"], ids=title)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+    for target in re.findall(r"\]\(([^)\s]+)\)", words_of(document)):
         if not re.match(r"\w+:", target):
             file, _, anchor = target.partition("#")
             there = document.parent / file if file else document

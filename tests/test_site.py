@@ -7,7 +7,9 @@ import re
 import runpy
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
@@ -36,14 +38,54 @@ def test_every_public_name_and_command_is_described(site: Path) -> None:
     assert set(main.commands) <= commands
 
 
-def test_every_file_that_a_page_names_is_there(site: Path) -> None:
-    """Pictures, styles and scripts too, and none of them from another server."""
-    for page in site.rglob("*.html"):
-        for kind, address in re.findall(r'<(?:img|script|link)[^>]*? (src|href)="([^"#?]+)', page.read_text()):
-            if page.name == "404.html" or address.startswith("data:"):
+class Page(HTMLParser):
+    """What a built page links to, what it loads, and what can be linked to in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.anchors: set[str] = set()
+        self.pictures: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        self.anchors |= {given[name] for name in ("id", "name") if name in given}
+        if tag == "a" and "href" in given:
+            self.links.append(given["href"])
+        elif tag == "link" or "src" in given:
+            self.loaded.append(given.get("src") or given["href"])
+        if tag == "img":
+            self.pictures.append(given.get("alt", ""))
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    """All pages but the one for what is not found, whose addresses begin at the root of a server."""
+    return {path.resolve(): Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+
+
+def test_every_link_leads_somewhere(pages: dict[Path, Page]) -> None:
+    """Within the site to a file and an anchor that are there, and from it to an address that is one."""
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                assert parts.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc), f"{path}: {link}"
                 continue
-            assert not address.startswith(("http:", "https:", "//")), f"{page.name}: {kind} {address}"
-            assert (page.parent / address).exists(), f"{page.name}: {kind} {address}"
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.is_file(), f"{path}: {link}"
+            anchor = unquote(parts.fragment)
+            assert not anchor or target not in pages or anchor in pages[target].anchors, f"{path}: {link}"
+
+
+def test_every_file_that_a_page_loads_is_there(pages: dict[Path, Page]) -> None:
+    """Pictures, styles and scripts, none of them from another server."""
+    for path, page in pages.items():
+        for address in page.loaded:
+            if not address.startswith("data:"):
+                assert (path.parent / re.split("[?#]", address)[0]).is_file(), f"{path}: {address}"
 
 
 def test_each_drawing_is_made_by_the_script(tmp_path: Path) -> None:
@@ -61,7 +103,6 @@ def test_a_tutorial_stores_what_its_code_printed(path: Path) -> None:
     assert path.stat().st_size < 400_000
 
 
-def test_every_picture_is_described(site: Path) -> None:
-    for page in site.rglob("*.html"):
-        for picture in re.findall(r"<img[^>]*>", page.read_text()):
-            assert re.search(r'alt="[^"]{10,}"', picture), f"{page.name}: {picture}"
+def test_every_picture_is_described(pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        assert not [said for said in page.pictures if len(said) < 10], path

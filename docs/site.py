@@ -42,7 +42,7 @@ ELSEWHERE = {
 }
 """Where a page lies in the repository, and on the site."""
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]*)(#[^)\s]*)?\)")
-PICTURES = (".png", ".gif", ".svg")
+PICTURES = (".png", ".gif", ".svg", ".webp")
 TUTORIAL = """
 {%- extends "markdown/index.md.j2" -%}
 {%- block data_png -%}
@@ -60,6 +60,18 @@ TUTORIAL = """
 """
 """How a notebook becomes a page: pictures by the words that describe them, printed text told from code."""
 
+COMPARED = """
+<div class="compare" markdown>
+
+![Cubic interpolation of sections of eight planes, x and z.](../../docs/gallery/fib25-x8-cubic.png)
+![The same plane by {name}.](../../docs/gallery/fib25-x8-{name}.png)
+
+</div>
+
+*Left of the slider cubic interpolation, right of it {name}, in the same volume; [more](../../docs/gallery.md).*
+"""
+"""What the page of a model shows on the site alone, before its section on use."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie elsewhere, and the pictures that pages show."""
@@ -70,6 +82,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 files.append(File.generated(config, f"tutorials/{name}", content=picture))
         else:
             text = re.sub(r"\A---\n.*?\n---\n", "", (ROOT / place).read_text(), flags=re.S)
+        if page.startswith("models/"):
+            text = text.replace("\n## Use\n", COMPARED.format(name=Path(page).stem) + "\n## Use\n")
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "commands.md", content=commands()))
     shown = {picture for place in [*ELSEWHERE, *_own(files)] for picture in _pictures(place)}

@@ -62,7 +62,8 @@ FLAGS = {
 BEYOND_USE = 1.4
 """Natural logarithm of power: a section that keeps less than a quarter of its fine detail is beyond use."""
 TRUST = {"between": 1.0, "beside": 0.7}
-"""Weight of a deviation; it is less certain for a section that has one neighbour only."""
+"""Weight of a deviation; it is less certain for a section that has one neighbour only. Where sections are missing, what
+is compared lies further apart, and the weight is as much smaller: tissue changes with distance."""
 FAR_APART = 2
 """How much coarser a band is tried for sections that have too little in common in the usual one."""
 TORN, FOR_TORN = 1.3, 0.7
@@ -195,7 +196,7 @@ def inspect_stack(
     for z, (kind, peak) in found.items():
         if len(peaks[kind]) >= 3:
             torn = FOR_TORN * max(0.0, scores[z].get("torn", 0.0) - TORN)
-            scores[z]["damage"] = _score(TRUST[kind] * _highest(peak, usual[kind]) + torn)
+            scores[z]["damage"] = _score(TRUST[kind] * sight.nearness(z) * _highest(peak, usual[kind]) + torn)
             if scores[z]["damage"] >= LIMITS["damage"]:
                 flags[z].append("damaged")
     sections = [
@@ -279,6 +280,11 @@ class _Sight:
         first, second = after[:2] if len(after) >= 2 else before[-2:] if len(before) >= 2 else [before[-1], after[0]]
         return "beside", first, second
 
+    def nearness(self, z: int) -> float:
+        """How near what a section is compared with lies, 1 where none is missing."""
+        kind, *pair = self.compared(z)
+        return {"between": 2, "beside": 3}[kind] / sum(abs(other - z) for other in pair)
+
     def torn(self, z: int) -> float:
         """Displacement of parts of a section against each other, in voxels of the stack."""
         _, first, second = self.compared(z)
@@ -353,8 +359,12 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
     between = np.array([np.nan if look.between is None else look.between for look in some])
     copied = -_deviation(np.log(np.maximum(between, 1e-6)))
     unlike = -_deviation(np.log(np.maximum(likeness, 1e-3)))
+    nearness = np.ones(len(some))
+    nearness[1:-1] = 2 / (seen[2:] - seen[:-2])
+    unlike = nearness * unlike
     if np.isfinite(length).any():  # tissue moves from section to section: the usual shift does not count
-        length = (length - np.nanmedian(length)) / _width(length - np.nanmedian(length), FLOORS["shift"])
+        length = nearness * length - np.nanmedian(length)
+        length = length / _width(length, FLOORS["shift"])
     twin = np.zeros(len(some))
     for i, score in enumerate(ratio / _width(ratio, FLOORS["duplicate"])):
         if np.isfinite(score):

@@ -105,7 +105,6 @@ def test_a_stack_is_reconstructed_looked_at_and_downloaded(page: sync_api.Page, 
     voxel_size.fill("32,8,8")
     page.get_by_text("block faces").click()
     page.get_by_role("button", name="Reconstruct").click()
-    page.get_by_text("Reconstructing").first.wait_for()
     page.locator("#views").wait_for(state="visible")
     assert "dB" in page.locator("#figures").inner_text()
     assert "32 x 32 x 48 voxels of 8,8,8 nm" in page.locator("#figures").inner_text()

@@ -15,7 +15,7 @@ from emformer_hub.cli import main
 from emformer_hub.inspection.measures import displaced_parts, standardise
 from emformer_hub.inspection.sections import LIMITS, Inspection
 from emformer_hub.volumes import StoredArray, open_volume, write_volume
-from emformer_hub.volumes.phantom import neuropil
+from emformer_hub.volumes.phantom import neuropil, sample_stack
 
 SPOILT = 7
 
@@ -145,6 +145,15 @@ def test_noise_is_measured(tissue: np.ndarray) -> None:
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [5, 12, 16])
+def test_a_section_beside_a_missing_one_is_not_blamed(lost: int) -> None:
+    """It is compared with what lies further apart, and tissue changes with distance."""
+    stack = sample_stack()[0].copy()
+    stack[lost] = 0
+    flags = {quality.section: quality.flags for quality in inspect_stack(stack).sections if quality.flags}
+    assert flags == {lost: ("missing",)}
 
 
 def test_every_other_section_missing(tissue: np.ndarray) -> None:

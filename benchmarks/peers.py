@@ -80,7 +80,7 @@ PAPERS: Columns = {
 class UNet(nn.Module):
     """U-Net with the default sizes of CSBDeep's CARE: two levels, two convolutions each, 5 x 5 or 3 x 3 x 3 kernels.
 
-    Written from the description of its defaults (Weigert et al., Nat. Methods 15, 2018); random weights.
+    Written after its defaults, as its source has them (Weigert et al., Nat. Methods 15, 2018); random weights.
     """
 
     def __init__(self, dimensions: int) -> None:

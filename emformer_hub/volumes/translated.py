@@ -135,17 +135,5 @@ def _read(data: Any, moves: Sequence[tuple[int, int]], outside: Any, box: Box) -
 def _read_hidden(
     hidden: StoredArray | None, moves: Sequence[tuple[int, int]], shape: tuple[int, int, int], box: Box
 ) -> np.ndarray:
-    if hidden is not None:
-        return _read(hidden, moves, True, box)
-    return _read(_NothingHidden(shape), moves, True, box)
-
-
-@dataclasses.dataclass(frozen=True)
-class _NothingHidden:
-    """The mask of a stack of which everything was measured, as far as :func:`_read` needs it."""
-
-    shape: tuple[int, int, int]
-    dtype = np.dtype(bool)
-
-    def __getitem__(self, box: Box) -> np.ndarray:
-        return np.zeros(shape_of(box), bool)
+    everything = np.broadcast_to(np.False_, shape)  # made here: pickled, it would be as large as the stack
+    return _read(everything if hidden is None else hidden, moves, True, box)

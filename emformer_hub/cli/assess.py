@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emformer_hub.cli.inputs import aligned, check_different, said_of, shape_text, with_voxel_size
+from emformer_hub.cli.inputs import aligned, check_different, said_of, sections_bar, shape_text, with_voxel_size
 from emformer_hub.cli.options import (
     ALIGN,
     DEVICE,
@@ -82,8 +82,6 @@ def inspect_command(
     neighbours, or different in brightness or contrast. Reports alignment, noise, and the factor that the sections
     suggest. Lengths are in voxels if the voxel size is not known.
     """
-    from tqdm import tqdm
-
     from emformer_hub.files import check_file, replacing
     from emformer_hub.inspection.picture import quality_picture
     from emformer_hub.inspection.sections import inspect_stack
@@ -98,12 +96,7 @@ def inspect_command(
             raise InputError(f"{str(wanted)!r} does not end in {suffix}; {kind} are written so.")
     volume = open_volume(stack, **reading)
     size = volume.voxel_size if voxel_size is None else VoxelSize.parse(voxel_size)
-    with tqdm(desc="inspect", unit="section", disable=None) as bar:  # shown on a terminal only
-
-        def progress(done: int, steps: int) -> None:
-            bar.total, bar.n = steps, done
-            bar.refresh()
-
+    with sections_bar("inspect") as progress:
         inspection = inspect_stack(volume.data, voxel_size=size, hidden=volume.hidden, progress=progress)
     if json_path is not None:
         with replacing(json_path) as unfinished:
@@ -122,7 +115,8 @@ def _write_displacements(volume: Volume, translations: Path | None, displacement
     from emformer_hub.inspection.displacements import measure_displacements, translations_of
     from emformer_hub.volumes.translated import write_translations
 
-    found = measure_displacements(volume.data, volume.hidden)
+    with sections_bar("align") as progress:
+        found = measure_displacements(volume.data, volume.hidden, progress)
     if displacements is not None:
         found.save(displacements)
     if translations is not None:
@@ -186,13 +180,13 @@ def audit_command(
     check_different(stack, output)
     check_report(output, overwrite)
     volume, size = with_voxel_size(stack, voxel_size, partial(open_volume, **reading))
-    volume, reading = aligned(stack, volume, reading, align)
+    opened = aligned(OpenStack(str(stack), volume, reading), align)
     listed = read_listed(z_positions)
     geometry = geometry_of(size, target_nm, factor, thickness, z_positions=listed)
     second: str | SectionModel | None = against
     if against_factor is not None:
         second = geometry_of(size, None, against_factor, thickness, z_positions=listed)
-    audit(OpenStack(str(stack), volume, reading), output, size, geometry, model, mode, roi, device, second)
+    audit(opened, output, size, geometry, model, mode, roi, device, second)
 
 
 def audit(

@@ -16,6 +16,7 @@ from emformer_hub.geometry import VoxelSize, unit_of
 from emformer_hub.volumes.volume import check_plausible
 
 if TYPE_CHECKING:
+    from emformer_hub.reconstruction.settings import OpenStack
     from emformer_hub.volumes import Volume
     from emformer_hub.volumes.remote import Remote
 
@@ -56,44 +57,38 @@ def with_voxel_size(
     return volume, size
 
 
-def aligned(
-    path: Path | str, volume: Volume, reading: dict[str, Any], align: str | None
-) -> tuple[Volume, dict[str, Any]]:
-    """A volume with its sections moved as ``--align`` says, and how to open it so; both as they are without it.
+def aligned(stack: OpenStack, align: str | None) -> OpenStack:
+    """The stack with its sections moved as ``--align`` says; as it is without it.
 
     Raises:
-        InputError: the translations cannot be measured, do not suffice, or do not fit the stack; or their file cannot
-            be read.
+        InputError: as :func:`~emformer_hub.reconstruction.aligned.align_stack`.
     """
-    from tqdm import tqdm
-
-    from emformer_hub.inspection.displacements import (
-        check_translations_suffice,
-        measure_displacements,
-        translations_of,
-    )
-    from emformer_hub.volumes import translated
-    from emformer_hub.volumes.translated import read_translations
+    from emformer_hub.reconstruction.aligned import MEASURED, align_stack, moves_in_words
 
     if align is None:
-        return volume, reading
-    if align == "translation":
-        with tqdm(desc="align", unit="section", disable=None) as bar:
-
-            def progress(done: int, sections: int) -> None:
-                bar.total, bar.n = sections, done
-                bar.refresh()
-
-            found = measure_displacements(volume.data, volume.hidden, progress)
-        check_translations_suffice(found, str(path))
-        listed = translations_of(found)
-        along = (f"{round(min(moves))} to {round(max(moves))}" for moves in zip(*listed, strict=True))
-        click.echo(f"{path}: sections are moved by {' voxels along y, and by '.join(along)} along x.", err=True)
-    elif Path(align).suffix.lower() == ".csv" or Path(align).exists():
-        listed = read_translations(Path(align))
-    else:
+        return stack
+    if align == MEASURED:
+        with sections_bar("align") as progress:
+            moved = align_stack(stack, align, progress)
+        click.echo(f"{stack.path}: {moves_in_words(moved)}", err=True)
+        return moved
+    if Path(align).suffix.lower() != ".csv" and not Path(align).exists():
         raise click.UsageError(f"--align {align!r} is neither translation nor a file; expected translation or a CSV.")
-    return translated(volume, listed, str(path)), reading | {"translations": listed}
+    return align_stack(stack, align)
+
+
+@contextmanager
+def sections_bar(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, shown on a terminal only; it takes the numbers of sections, or of steps, that are done and of all."""
+    from tqdm import tqdm
+
+    with tqdm(desc=doing, unit="section", disable=None) as bar:
+
+        def progress(done: int, steps: int) -> None:
+            bar.total, bar.n = steps, done
+            bar.refresh()
+
+        yield progress
 
 
 def _with_spacing(spacing: str, volume: Volume, path: Path | str) -> VoxelSize:

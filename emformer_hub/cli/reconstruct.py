@@ -174,13 +174,13 @@ def reconstruct_command(
         raise click.UsageError("--workers goes with --scheduler threads or processes.")
     others = [uncertainty, None if confidence_mask is None else confident_path(output)]
     _check_outputs(input_path, output, *others, overwrite=overwrite, resume=resume)
-    volume, size, reading = _open(input_path, voxel_size, follow, reading, align)
+    stack, size = _open(input_path, voxel_size, follow, reading, align)
     listed = read_listed(z_positions)
     geometry = geometry_of(size, target_nm, factor, thickness, offset, listed)
-    _check_geometry(str(input_path), volume, size, geometry, asked_for=factor is not None)
+    _check_geometry(stack, size, geometry, asked_for=factor is not None)
     page = here.with_name(f"{output.name}.audit.html") if here and report else None
     if page is not None:
-        _check_page(page, overwrite, volume, roi, geometry, str(input_path))
+        _check_page(page, overwrite, stack, roi, geometry)
     settings: FileSettings = {
         "voxel_size": size,
         "factor": geometry.factor,
@@ -201,7 +201,6 @@ def reconstruct_command(
         "ome_zarr": ome_zarr,
         "chunk_zyx": chunk_zyx,
     }
-    stack = OpenStack(str(input_path), volume, reading)
     alone: FileSettings = {**settings, "device": (first := str(devices[0]))}  # for what one device does
     if dry_run:
         _print_forecast(stack, output, alone, len(devices))
@@ -238,22 +237,21 @@ def _on_this_machine(output: Path | Remote) -> Path:
     return output
 
 
-def _check_page(
-    page: Path, overwrite: bool, volume: Volume, roi: Box | None, geometry: SectionModel, name: str
-) -> None:
+def _check_page(page: Path, overwrite: bool, stack: OpenStack, roi: Box | None, geometry: SectionModel) -> None:
     """Raise, before the run, what would keep its audit from being made or written."""
     from emformer_hub.audit import check_auditable, check_report
 
-    shape = volume.data.shape if roi is None else tuple(side.stop - side.start for side in roi)
+    shape = stack.volume.data.shape if roi is None else tuple(side.stop - side.start for side in roi)
     check_report(page, overwrite)
-    check_auditable(shape, geometry, name)
+    check_auditable(shape, geometry, stack.path)
 
 
 def _open(
     path: Path | str, voxel_size: str | None, follow: float | None, reading: dict[str, Any], align: str | None
-) -> tuple[Volume, VoxelSize, dict[str, Any]]:
-    """The stack, its voxel size, and how to open it; of a folder that is being filled, the sections that are there."""
+) -> tuple[OpenStack, VoxelSize]:
+    """The stack and its voxel size; of a folder that is being filled, the sections that are there."""
     from emformer_hub.reconstruction.follow import sections_landing
+    from emformer_hub.reconstruction.settings import OpenStack
     from emformer_hub.volumes import open_volume
 
     def read(path: Path | str) -> Volume:
@@ -265,18 +263,17 @@ def _open(
             f"z is finer than y and x in the voxel size {size} of {path}; expected sections further apart than "
             f"pixels. Voxel sizes are given as Z,Y,X; is the order right?"
         )
-    volume, reading = aligned(path, volume, reading, align)
-    return volume, size, reading
+    return aligned(OpenStack(str(path), volume, reading), align), size
 
 
-def _check_geometry(name: str, volume: Volume, size: VoxelSize, geometry: SectionModel, *, asked_for: bool) -> None:
+def _check_geometry(stack: OpenStack, size: VoxelSize, geometry: SectionModel, *, asked_for: bool) -> None:
     """Say if y and x differ; raise ``InputError`` if there is nothing to restore along z and it was not asked for, or
     if other sections are listed."""
-    geometry.check_sections(volume.data.shape[0], name)
+    geometry.check_sections(stack.volume.data.shape[0], stack.path)
     if not asked_for and math.isclose(geometry.factor, 1, rel_tol=1e-3):
         raise InputError(
-            f"{name} is isotropic already: with voxels of {size}, planes would lie where its sections do. Is the voxel "
-            f"size right? Give --factor 1 to run the network on it as it is."
+            f"{stack.path} is isotropic already: with voxels of {size}, planes would lie where its sections do. Is the "
+            f"voxel size right? Give --factor 1 to run the network on it as it is."
         )
     if not math.isclose(size.y, size.x, rel_tol=1e-3):
         click.echo(

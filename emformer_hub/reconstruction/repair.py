@@ -16,6 +16,7 @@ from emformer_hub.errors import InputError
 from emformer_hub.volumes.boxes import Box
 from emformer_hub.volumes.checks import MOST_MASKED, NEIGHBOURHOOD, check_mask
 from emformer_hub.volumes.remote import Remote
+from emformer_hub.volumes.translated import Translations, translated_section
 from emformer_hub.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ class Repair:
         for number in inside:
             mask[number - z.start] = self.damage[number][y, x] if number in self.damage else True
         return mask if mask.any() else None
+
+    def moved(self, translations: Translations) -> Repair:
+        """The repair of the same stack with its sections moved along y and x, in voxels."""
+        damage = {z: translated_section(mask, translations[z]) for z, mask in self.damage.items()}
+        return Repair(self.reasons, damage)
 
     def check(self, box: Box) -> None:
         """Raise ``InputError`` if too few neighbours are left in a box of the stack to predict its bad sections."""

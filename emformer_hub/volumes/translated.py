@@ -49,6 +49,13 @@ def translated(volume: Volume[Any], translations: Translations, name: str) -> Vo
     )
 
 
+def translated_section(section: np.ndarray, translation: tuple[float, float]) -> np.ndarray:
+    """One section ``(y, x)``, or a mask of it, moved alike; what enters the frame is 0."""
+    y, x = (round(move) for move in translation)
+    rows, columns = section.shape
+    return _read(section[None], [(y, x)], 0, (slice(0, 1), slice(0, rows), slice(0, columns)))[0]
+
+
 def check_translations(translations: Translations, shape: Sequence[int], name: str) -> tuple[tuple[int, int], ...]:
     """Check the translations of a stack ``(z, y, x)``, and return them as whole voxels.
 

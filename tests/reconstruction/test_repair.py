@@ -154,3 +154,13 @@ def test_too_much_damage_at_one_place_is_refused() -> None:
 
 def test_lists_of_sections() -> None:
     assert parse_sections("3,7-9") == [3, 7, 8, 9] and parse_sections("0") == [0]
+
+
+def test_a_repair_that_was_chosen_before_a_stack_is_aligned_moves_with_its_sections() -> None:
+    damage = np.zeros((40, 60), bool)
+    damage[10:20, 30:50] = True
+    moved = Repair({3: "damaged", 5: "named"}, {3: damage}).moved([(0, 0)] * 3 + [(-4.4, 17.6)] + [(9, 9)] * 4)
+    assert moved.reasons == {3: "damaged", 5: "named"} and moved.whole == [5]
+    expected = np.zeros((40, 60), bool)
+    expected[6:16, 48:60] = True  # what leaves the frame is gone
+    np.testing.assert_array_equal(moved.damage[3], expected)

@@ -13,9 +13,19 @@ from typing import Any
 import gradio as gr
 
 from emformer_hub.app.checking import chosen_repair
+from emformer_hub.app.choices import CONTROLS, in_words
 from emformer_hub.app.losses import Losses
 from emformer_hub.app.views import ACROSS, Plane, Views, picture_file
-from emformer_hub.app.words import FACE, KEPT, METHODS, THROUGH
+from emformer_hub.app.words import (
+    AS_THEY_ARE,
+    BY_LISTED,
+    BY_MEASURED,
+    FACE,
+    KEPT,
+    LISTED,
+    METHODS,
+    THROUGH,
+)
 from emformer_hub.app.work import (
     Checked,
     Limits,
@@ -60,7 +70,8 @@ def _said_on_the_page() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise gr.Error(str(error), duration=None, title="This does not work", print_exception=False) from error
+        said = in_words(str(error), CONTROLS)
+        raise gr.Error(said, duration=None, title="This does not work", print_exception=False) from error
     except Stopped as error:
         raise gr.Error("There is no result.", duration=5, title="Stopped", print_exception=False) from error
 
@@ -129,8 +140,8 @@ def repair_of_choice(checked: Checked | None, sections: Sequence[int], also: str
 
 
 def another_stack() -> tuple[Any, ...]:
-    """What is left of the check once there is another stack: nothing."""
-    return None, gr.update(choices=[], value=[]), "", "", Repair(), NOT_REPAIRED
+    """What is left of the check, and of files that list something of each section, with another stack: nothing."""
+    return None, gr.update(choices=[], value=[]), "", "", Repair(), NOT_REPAIRED, None, None
 
 
 def curve(losses: Losses) -> str:
@@ -177,7 +188,8 @@ class _Work:
         with _said_on_the_page():
             found = check(paths or [], voxel_size, progress=show)
         choices = [(f"{row.section}: {row.flags}", row.section) for row in found.rows]
-        said = "\n\n".join([f"{len(found.rows)} of {found.sections} sections are flagged.", *found.remarks])
+        remarks = (in_words(remark, CONTROLS) for remark in found.remarks)
+        said = "\n\n".join([f"{len(found.rows)} of {found.sections} sections are flagged.", *remarks])
         if found.rows:
             rows = [f"| {row.section} | {row.flags} | {row.score} |" for row in found.rows]
             said = "\n".join([said, "", *TABLE, *rows])
@@ -188,11 +200,14 @@ class _Work:
         self,
         paths: list[str] | None,
         voxel_size: str,
-        thickness: str,
+        sections: str,
         model: str,
         noise: str,
         region: str,
         repair: Repair,
+        positions: str | None,
+        align: str,
+        translations: str | None,
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # Gradio looks for it here
     ) -> tuple[Any, ...]:
@@ -200,14 +215,16 @@ class _Work:
         show = self._shown_by(progress, request)
         with _said_on_the_page():
             views, figures, files = run(
-                Request(paths or [], voxel_size, thickness, model, noise, region, repair),
+                Request(
+                    paths or [], voxel_size, sections, model, noise, region, repair, positions, align, translations
+                ),
                 limits=self.limits,
                 device=self.device,
                 folder=_folder_of(request),
                 progress=show,
             )
         volume, uncertainty = (gr.update(value=str(path), interactive=True) for path in files)
-        return views, figures, gr.update(visible=True), volume, uncertainty
+        return views, in_words(figures, CONTROLS), gr.update(visible=True), volume, uncertainty
 
     def tuned(
         self,
@@ -304,7 +321,12 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
                 voxel_size = gr.Textbox(label="Voxel size Z,Y,X in nm", placeholder="40,4,4", elem_id="voxel-size")
             with gr.Column(min_width=300), gr.Tabs():
                 with gr.Tab("Reconstruct"):
-                    thickness = gr.Radio([THROUGH, FACE], value=THROUGH, label="Sections are")
+                    sections, positions = _choice_or_file(
+                        "Sections are", [THROUGH, FACE, LISTED], "Positions", ".csv", ".json"
+                    )
+                    align, translations = _choice_or_file(
+                        "Align sections", [AS_THEY_ARE, BY_MEASURED, BY_LISTED], "Translations", ".csv"
+                    )
                     model = gr.Dropdown(list(names), value="emformer-small", label="Model", elem_id="model")
                     noise = gr.Radio(list(KEPT), value=next(iter(KEPT)), label="Noise of the sections is")
                     region = gr.Textbox(
@@ -324,7 +346,8 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
         results = _results()
         take_sample.click(taken_sample, outputs=files, show_progress="minimal")
         files.change(described_upload, files, [about, voxel_size], show_progress="minimal")
-        files.change(another_stack, outputs=[*checked, repair, repaired], show_progress="hidden")
+        of_stack = [*checked, repair, repaired, positions, translations]
+        files.change(another_stack, outputs=of_stack, show_progress="hidden")
         learn.click(
             work.tuned,
             [files, voxel_size, base, method, minutes, models],
@@ -335,7 +358,7 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
         _show_results(
             start.click(
                 work.reconstructed,
-                [files, voxel_size, thickness, model, noise, region, repair],
+                [files, voxel_size, sections, model, noise, region, repair, positions, align, translations],
                 results[:5],
                 show_progress_on=results[1],
                 **heavy,
@@ -350,6 +373,16 @@ def build(limits: Limits, device: str = "auto") -> gr.Blocks:
 def _start_and_stop(verb: str, name: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row():
         return gr.Button(verb, variant="primary", elem_id=name), gr.Button("Stop", elem_id=f"{name}-stop")
+
+
+def _choice_or_file(label: str, choices: list[str], file_label: str, *suffixes: str) -> tuple[gr.Radio, gr.File]:
+    """A choice, of which the last one shows where to drop a file."""
+    choice = gr.Radio(choices, value=choices[0], label=label)
+    kinds = " or ".join(suffix[1:].upper() for suffix in suffixes)
+    name = f"{file_label} ({kinds})"
+    file = gr.File(label=name, file_types=list(suffixes), visible=False, height=150, elem_id=file_label.lower())
+    choice.change(lambda chosen: gr.update(visible=chosen == choices[-1]), choice, file, show_progress="hidden")
+    return choice, file
 
 
 def _check_tab(

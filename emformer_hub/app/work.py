@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import tempfile
@@ -15,24 +16,30 @@ from typing import NamedTuple
 import numpy as np
 
 from emformer_hub.app.checking import Flagged, flagged
+from emformer_hub.app.choices import align_of, aligned, geometry_from, sampling_of
 from emformer_hub.app.losses import Losses
+from emformer_hub.app.notes import noted
 from emformer_hub.app.views import Views
-from emformer_hub.app.words import KEPT, METHODS, thickness_of
-from emformer_hub.audit.held_back import left_out_gain
+from emformer_hub.app.words import AS_THEY_ARE, KEPT, LISTED, METHODS
+from emformer_hub.audit.held_back import left_out
 from emformer_hub.devices import choose_device
 from emformer_hub.errors import InputError
-from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import inspect_stack
 from emformer_hub.reconstruction import Reconstruction, reconstruct_file
+from emformer_hub.reconstruction.aligned import moves_in_words
+from emformer_hub.reconstruction.job import measure_stack
 from emformer_hub.reconstruction.repair import Repair, repair_of
+from emformer_hub.reconstruction.restorer import Restorer
 from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
 from emformer_hub.training.on_stack import finetune_on
 from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
-from emformer_hub.volumes.boxes import Box, check_region, evenly_spaced, middle, parse_region
+from emformer_hub.volumes.boxes import Box, check_region, evenly_spaced, middle, parse_region, shape_of
 from emformer_hub.volumes.phantom import sample_stack
+from emformer_hub.volumes.unmeasured import measured_box
 
-HIDDEN_SECTIONS, HIDDEN_SIDE = 6, 128
-"""Number and side of the sections that are left out in turn to see whether the model helps."""
+HIDDEN_SIDE, LEAST_SIDE, PASSES = 128, 16, 2
+"""Most and least side of the sections that are left out in turn to see whether the model helps, and passes averaged."""
 WORTH_IT = 0.1
 """dB over the mean of both neighbours from which on the page says that the model helps."""
 TELLING = 0.02
@@ -164,20 +171,26 @@ class Request(NamedTuple):
     Attributes:
         paths: files of the upload.
         voxel_size: ``Z,Y,X`` in nm.
-        thickness: ``THROUGH`` or ``FACE``.
+        sections: ``THROUGH``, ``FACE`` or ``LISTED``.
         model: a published name, or the folder of a model.
         noise: a key of ``KEPT``.
         region: part of the stack, ``Z0:Z1,Y0:Y1,X0:X1``, or nothing for all of it.
-        repair: what is predicted from its neighbours.
+        repair: what is predicted from its neighbours, of the stack as it is uploaded.
+        positions: file that lists where sections lie, if they are ``LISTED``.
+        align: ``AS_THEY_ARE``, ``BY_MEASURED`` or ``BY_LISTED``.
+        translations: file that lists how sections are moved, if they are moved ``BY_LISTED``.
     """
 
     paths: list[str]
     voxel_size: str
-    thickness: str
+    sections: str
     model: str
     noise: str
     region: str = ""
     repair: Repair = Repair()
+    positions: str | None = None
+    align: str = AS_THEY_ARE
+    translations: str | None = None
 
 
 def run(
@@ -199,78 +212,103 @@ def run(
         InputError: the upload or a field is unusable, or a limit is exceeded.
     """
     stack = opened(request.paths)
-    size, data, name = stated_size(request.voxel_size), np.asarray(stack.volume.data), stack.path
-    factor = size.factor_to()
-    geometry, mode = SectionModel(factor, thickness_of(request.thickness, factor)), KEPT[request.noise]
+    size, shape, name = stated_size(request.voxel_size), stack.volume.data.shape, stack.path
+    sampling, mode = sampling_of(request.sections, size.factor_to(), request.positions), KEPT[request.noise]
+    whole = geometry_from(size, sampling)
+    whole.check_sections(shape[0], name)
     region = parse_region(request.region) if request.region.strip() else None
     if region is not None:
-        check_region(region, data.shape, name)
-    part = data if region is None else data[region]
-    command = _command(request, geometry)
-    limits.check_size((geometry.num_planes(len(part)), *part.shape[1:]), command)
-    progress(0, "Reconstructing")
-    model, begin = ModelOnce(request.model), time.monotonic()
+        check_region(region, shape, name)
+    box: Box = region or (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+    geometry, align = whole.part(box[0]), align_of(request.align, request.translations)
+    command = _command(request, sampling["thickness"])
+    depth, *sides = shape_of(box)
+    limits.check_size((geometry.num_planes(depth), *sides), command)
+    model = ModelOnce(request.model)
 
-    def show(done: float, count: int) -> None:
-        passed, fraction = time.monotonic() - begin, done / count
-        if fraction >= TELLING:
-            limits.check_time(passed / fraction, command)
-            progress(fraction, f"Reconstructing: about {passed * (1 / fraction - 1):.0f} s left")
+    def show_aligning(done: int, sections: int) -> None:
+        progress(0, f"Aligning: {done} of {sections} sections")
 
-    files = [folder / f"{name}_{what}.ome.tif" for what in ("isotropic", "uncertainty")]
-    reconstruct_file(
-        stack,
-        files[0],
-        uncertainty=files[1],
-        overwrite=True,
-        progress=show,
-        voxel_size=size,
-        factor=factor,
-        thickness=geometry.thickness,
-        model=model,
-        mode=mode,
-        device=device,
-        region=region,
-        repair=request.repair,
-    )
-    seconds = time.monotonic() - begin
-    whole: Box = (slice(0, data.shape[0]), slice(0, data.shape[1]), slice(0, data.shape[2]))
+    with noted() as notes:
+        stack, repair = aligned(stack, align, request.repair, show_aligning)
+        if align is not None:
+            notes.append(f"{name}: {moves_in_words(stack)}")
+        progress(0, "Reconstructing")
+        begin = time.monotonic()
+
+        def show(done: float, count: int) -> None:
+            passed, fraction = time.monotonic() - begin, done / count
+            if fraction >= TELLING:
+                limits.check_time(passed / fraction, command)
+                progress(fraction, f"Reconstructing: about {passed * (1 / fraction - 1):.0f} s left")
+
+        files = [folder / f"{name}_{what}.ome.tif" for what in ("isotropic", "uncertainty")]
+        reconstruct_file(
+            stack,
+            files[0],
+            uncertainty=files[1],
+            overwrite=True,
+            progress=show,
+            voxel_size=size,
+            **sampling,
+            model=model,
+            mode=mode,
+            device=device,
+            region=region,
+            repair=repair,
+        )
+        seconds = time.monotonic() - begin
     made, sure = (read_volume(file).data for file in files)
-    result = Reconstruction(made, sure, geometry, model.processor, request.repair.mask(region or whole), mode)
+    result = Reconstruction(made, sure, geometry, model.processor, _replaced(stack, repair, box), mode)
     progress(1, "Hiding sections, to see whether the model helps")
-    planes_size = geometry.plane_size(size)
-    model.network.to(device=choose_device(device))  # type: ignore[call-arg]  # transformers hides the signature
-    first = 0 if region is None else region[0].start
-    bad = {section - first for section in request.repair.reasons}
-    gain = _gain_where_sections_are_hidden(model, data, part, geometry, bad)
+    statistics = measure_stack(stack, model.processor)
+    restorer = Restorer(model.network, model.processor, whole, statistics, PASSES, choose_device(device), mode=mode)
+    gain = _gain_where_sections_are_hidden(restorer, stack, box, repair)
     within = float(np.median(result.half_width(0.95)[evenly_spaced(len(made), 32)]))
-    return Views(part, result, planes_size), _figures(made.shape, planes_size, seconds, gain, within), files
+    planes_size = geometry.plane_size(size)
+    said = "\n\n".join([_figures(made.shape, planes_size, seconds, gain, within), *notes])
+    return Views(np.asarray(stack.volume.data[box]), result, planes_size), said, files
 
 
-def _command(request: Request, geometry: SectionModel) -> str:
+def _replaced(stack: OpenStack, repair: Repair, box: Box) -> np.ndarray | None:
+    """Voxels of a box that were predicted from their surroundings: repaired or hidden ones, bool; ``None`` if none."""
+    hidden, repaired = stack.volume.hidden, repair.mask(box)
+    if hidden is None:
+        return repaired
+    return hidden[box] if repaired is None else hidden[box] | repaired
+
+
+def _command(request: Request, thickness: float) -> str:
     """The command that does the same without limits."""
     chosen = f" --roi {request.region.strip()}" if request.region.strip() else ""
     sections = ",".join(map(str, request.repair.reasons))
     chosen += f" --repair {'auto' if request.repair.damage else sections}" if sections else ""
+    if align := align_of(request.align, request.translations):
+        chosen += f" --align {Path(align).name}"
+    listed = request.positions if request.sections == LISTED else None
+    sampled = f"--z-positions {Path(listed).name}" if listed else f"--thickness {thickness:.4g}"
     return (
         f"emformer-hub reconstruct {Path(request.paths[0]).name} isotropic.ome.zarr --voxel-size "
-        f"{request.voxel_size.strip()} --thickness {geometry.thickness:.4g} --model {request.model} "
-        f"--mode {KEPT[request.noise]}{chosen}"
+        f"{request.voxel_size.strip()} {sampled} --model {request.model} --mode {KEPT[request.noise]}{chosen}"
     )
 
 
-def _gain_where_sections_are_hidden(
-    model: ModelOnce, stack: np.ndarray, part: np.ndarray, geometry: SectionModel, bad: set[int]
-) -> float | None:
-    """Gain over the mean of both neighbours, in the middle of the plane, for a few good sections spread over a part.
+def _gain_where_sections_are_hidden(restorer: Restorer, stack: OpenStack, box: Box, repair: Repair) -> float | None:
+    """Gain over the mean of both neighbours, dB, for good sections spread over a part, in the middle of the plane.
 
     ``None`` if no section is good and has good neighbours.
     """
-    y, x = middle(part.shape[1:], (HIDDEN_SIDE, HIDDEN_SIDE))
-    normalised = model.processor.normalise(part[:, y, x], model.processor.measure(stack))
-    hidden = [1 + number for number in evenly_spaced(len(part) - 2, HIDDEN_SECTIONS)]
-    good = [number for number in hidden if not bad & {number - 1, number, number + 1}]
-    return left_out_gain(model.network, normalised, geometry, good)[0] if good else None
+    inner = middle(shape_of(box), (box[0].stop, HIDDEN_SIDE, HIDDEN_SIDE))
+    z, y, x = (slice(side.start + part.start, side.start + part.stop) for side, part in zip(box, inner, strict=True))
+    if stack.volume.hidden is not None:
+        z, y, x = measured_box(stack.volume.hidden, (z, y, x))
+    depth, *sides = shape_of((z, y, x))
+    bad = {number - z.start for number in repair.reasons}
+    if min(sides) < LEAST_SIDE or not any(bad.isdisjoint(range(one - 1, one + 2)) for one in range(1, depth - 1)):
+        return None
+    part = dataclasses.replace(restorer, geometry=restorer.geometry.part(z))
+    figures, _ = left_out(part, np.asarray(stack.volume.data[z, y, x]), [one for one in bad if 0 <= one < depth])
+    return float(figures["gain_over_linear_db"])
 
 
 def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: float | None, within: float) -> str:

@@ -11,10 +11,11 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractItemView, QTableWidgetItem
 
 from emformer_hub.app.checking import chosen_repair, flagged
+from emformer_hub.app.choices import in_words
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.napari_plugin.layers import finest, stack_of
-from emformer_hub.napari_plugin.panel import Panel, button, table
+from emformer_hub.napari_plugin.panel import FIELDS, Panel, button, table
 from emformer_hub.napari_plugin.session import session
 from emformer_hub.napari_plugin.work import Tell
 
@@ -75,7 +76,8 @@ class CheckPanel(Panel):
         self._filling = False
         self._choose()
         found, count = self.table.rowCount(), len(inspection.sections)
-        return "\n".join([f"{found} of {count} sections are flagged; click one to see it.", *inspection.stack.remarks])
+        remarks = (in_words(remark, FIELDS) for remark in inspection.stack.remarks)
+        return "\n".join([f"{found} of {count} sections are flagged; click one to see it.", *remarks])
 
     def show_section(self, section: int) -> None:
         """Move the viewer to a section of the stack that was checked, along its first axis."""

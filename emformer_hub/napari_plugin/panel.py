@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import ComboBox, Container, LineEdit, PushButton, Widget
+from magicgui.widgets import ComboBox, Container, FileEdit, LineEdit, PushButton, Widget
 from napari.layers import Image, Shapes
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
@@ -24,7 +23,17 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from emformer_hub.app.words import FACE, THROUGH, thickness_of
+from emformer_hub.app.choices import (
+    CONTROLS,
+    POSITIONS,
+    TRANSLATIONS,
+    Sampling,
+    align_of,
+    geometry_from,
+    in_words,
+    sampling_of,
+)
+from emformer_hub.app.words import AS_THEY_ARE, BY_LISTED, BY_MEASURED, FACE, LISTED, THROUGH
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.napari_plugin.layers import LayerData, region_of, stack_of, state_voxel_size, voxel_size_of
@@ -41,10 +50,10 @@ if TYPE_CHECKING:
 
 LIBRARY = ("dask.array", "zarr", "tifffile", "emformer_hub.reconstruction", "emformer_hub.loading")
 """What a panel loads when it is opened: what is loaded while the viewer is in use keeps it waiting."""
+ALIGNING = ("emformer_hub.reconstruction.aligned", "scipy.linalg", "scipy.signal.windows")
+"""What aligning a stack needs beyond it."""
 DEFAULT_MODEL = "emformer-small"
-FIELDS = {
-    "--voxel-size Z,Y,X": "the voxel size Z,Y,X",
-    "--voxel-size": "the voxel size",
+FIELDS = CONTROLS | {
     "--overwrite": "'Replace what exists'",
     "--roi": "'Trial in'",
     "--repair": "the panel 'Check stack'",
@@ -52,16 +61,9 @@ FIELDS = {
     "--target-nm": "'Factor'",
     "--resume": "the same settings",
 }
-"""Options of the command line that messages name, and what they are called here."""
+"""The same, with those that only panels have."""
 BUSY = 0, 0
 """Range of a progress bar that only shows that something goes on."""
-
-
-def in_words_of_the_panel(message: str) -> str:
-    """A message of the library with the options of the command line called as they are here."""
-    for option, field in FIELDS.items():
-        message = re.sub(rf"{re.escape(option)}(?![\w-])", field, message)
-    return message
 
 
 class Panel(QWidget):
@@ -161,7 +163,7 @@ class Panel(QWidget):
     def refuse(self, message: str) -> None:
         """Say what is wrong and what to do."""
         self._end("")
-        self._say(in_words_of_the_panel(message), wrong=True)
+        self._say(in_words(message, FIELDS), wrong=True)
 
     @property
     def chosen(self) -> Image:
@@ -282,22 +284,53 @@ class Panel(QWidget):
 
 
 class Geometry:
-    """Fields that say how sections sample tissue."""
+    """Fields that say how sections sample tissue, and whether they are moved to align them.
 
-    def __init__(self) -> None:
-        self.imaged = ComboBox(label="Sections are", choices=[THROUGH, FACE], value=THROUGH)
+    Args:
+        panel: the panel that asks; with another stack, it forgets the files that list something of each section.
+    """
+
+    def __init__(self, panel: Panel) -> None:
+        self.imaged = ComboBox(label="Sections are", choices=[THROUGH, FACE, LISTED], value=THROUGH)
+        self.positions = FileEdit(label="Positions", filter="*.csv *.json", tooltip=POSITIONS, nullable=True)
         self.factor = LineEdit(label="Factor", tooltip="Section spacing over that of the planes; empty: equal sides")
         self.factor.native.setPlaceholderText("as the voxel size asks for")
-        self.widgets: list[Widget] = [self.imaged, self.factor]
+        ways = [AS_THEY_ARE, BY_MEASURED, BY_LISTED]
+        self.align = ComboBox(label="Align sections", choices=ways, value=AS_THEY_ARE)
+        self.align.tooltip = "Each section is moved by whole voxels as it is read"
+        self.translations = FileEdit(label="Translations", filter="*.csv", tooltip=TRANSLATIONS, nullable=True)
+        self.widgets: list[Widget] = [self.imaged, self.positions, self.factor, self.align, self.translations]
+        self.imaged.changed.connect(self.show_files)
+        self.align.changed.connect(self.show_files)
+        panel.layer.changed.connect(self._forget_files)
 
-    def of(self, size: VoxelSize) -> SectionModel:
-        """Geometry of sections of this voxel size; raises ``InputError`` if a field is wrong."""
+    def sampling(self, size: VoxelSize) -> Sampling:
+        """How sections of this voxel size sample tissue; raises ``InputError`` if a field is wrong."""
         text = self.factor.value.strip()
         try:
             factor = float(text) if text else size.factor_to()
         except ValueError:
             raise InputError(f"factor {text!r} is not a number; expected 1 to 16, or nothing.") from None
-        return SectionModel(factor, thickness_of(self.imaged.value, factor))
+        return sampling_of(self.imaged.value, factor, self.positions.value)
+
+    def of(self, stack: OpenStack, size: VoxelSize) -> SectionModel:
+        """Geometry of the sections of a stack; raises ``InputError`` if a field is wrong."""
+        geometry = geometry_from(size, self.sampling(size))
+        geometry.check_sections(len(stack.volume.data), stack.path)
+        return geometry
+
+    @property
+    def aligning(self) -> str | Path | None:
+        """How sections are to be aligned, as :func:`align_stack` takes it; ``None`` if they stay as they are."""
+        return align_of(self.align.value, self.translations.value)
+
+    def show_files(self) -> None:
+        """Show the fields of files where one is asked for."""
+        self.positions.visible = self.imaged.value == LISTED
+        self.translations.visible = self.align.value == BY_LISTED
+
+    def _forget_files(self) -> None:
+        self.positions.value = self.translations.value = None
 
 
 class ModelField:

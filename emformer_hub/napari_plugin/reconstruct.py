@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from magicgui.widgets import CheckBox, ComboBox, FileEdit, Label
 
+from emformer_hub.app.choices import aligned, in_words
+from emformer_hub.app.notes import noted
 from emformer_hub.app.words import KEPT
 from emformer_hub.geometry import SectionModel
 from emformer_hub.napari_plugin.layers import ORIGIN, LayerData, Shown, interpolated
-from emformer_hub.napari_plugin.panel import Geometry, ModelField, Panel
+from emformer_hub.napari_plugin.panel import ALIGNING, FIELDS, Geometry, ModelField, Panel
 from emformer_hub.napari_plugin.readers import layer_of, layers_of, plain_name
 from emformer_hub.napari_plugin.session import session
-from emformer_hub.napari_plugin.work import Tell
+from emformer_hub.napari_plugin.work import Tell, align_progress
 from emformer_hub.volumes import Volume
 
 if TYPE_CHECKING:
     from napari import Viewer
 
+    from emformer_hub.reconstruction.repair import Repair
     from emformer_hub.reconstruction.settings import FileSettings, OpenStack
 
 SUFFIX = ".ome.zarr"
@@ -30,9 +33,11 @@ CONFIDENCE = 0.95
 
 
 class Request(NamedTuple):
-    """One reconstruction: of what, to where, and how."""
+    """One reconstruction: of what, how it is aligned, what of it as it is is replaced, to where, and how."""
 
     stack: OpenStack
+    align: str | Path | None
+    repair: Repair
     output: Path
     geometry: SectionModel
     settings: FileSettings
@@ -42,10 +47,11 @@ class Request(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a reconstruction adds to the viewer, and the record of the run."""
+    """What a reconstruction adds to the viewer, the record of the run, and what is to be said of the stack."""
 
     layers: Sequence[LayerData]
     record: dict[str, Any]
+    notes: Sequence[str]
 
 
 class ReconstructPanel(Panel):
@@ -55,9 +61,11 @@ class ReconstructPanel(Panel):
         napari_viewer: the viewer that the stack is in; napari passes it to an argument of this name.
     """
 
+    library = ALIGNING
+
     def __init__(self, napari_viewer: Viewer):
         super().__init__(napari_viewer, "Reconstruct")
-        self.geometry = Geometry()
+        self.geometry = Geometry(self)
         self.model = ModelField(self)
         self.noise = ComboBox(label="Noise of sections is", choices=list(KEPT), value=next(iter(KEPT)))
         self.ensemble = ComboBox(label="Passes", choices=[1, 2, 4, 8, 16], value=2)
@@ -86,27 +94,33 @@ class ReconstructPanel(Panel):
         self.output.changed.connect(self._show_verb)
         session.changed.connect(self._show_layer)
         self._show_layer()
+        self.geometry.show_files()
 
     def prepare(self) -> Callable[[Tell], Made]:
         """Read the fields."""
+        from emformer_hub.reconstruction.repair import Repair
+
         stack, size = self.stack(), self.stated_size()
-        geometry, region = self.geometry.of(size), self.region(self.trial.value)
+        geometry, region = self.geometry.of(stack, size), self.region(self.trial.value)
+        sampling = self.geometry.sampling(size)
         output = Path(self.output.value) if region is None else self._trial_folder() / f"trial{SUFFIX}"
         settings: FileSettings = {
             "voxel_size": size,
-            "factor": geometry.factor,
-            "thickness": geometry.thickness,
+            "factor": sampling["factor"],
+            "thickness": sampling["thickness"],
+            "z_positions": sampling["z_positions"],
             "model": self.model.name,
             "mode": KEPT[self.noise.value],
             "ensemble": self.ensemble.value,
             "region": region,
-            "repair": session.repairs.get(self.chosen, "none"),
             "uncertainty": beside(output, "uncertainty"),
             "confidence": CONFIDENCE if self.confident.value else None,
         }
         overwrite = self.overwrite.value
         name = f"{self.chosen.name} {'isotropic' if region is None else 'trial'}"
-        request = Request(stack, output, geometry, settings, overwrite, not overwrite and unfinished(output), name)
+        resume = not overwrite and unfinished(output)
+        align, repair = self.geometry.aligning, session.repairs.get(self.chosen, Repair())
+        request = Request(stack, align, repair, output, geometry, settings, overwrite, resume, name)
         return partial(reconstruct, request)
 
     def finish(self, result: Made) -> str:
@@ -118,7 +132,7 @@ class ReconstructPanel(Panel):
         said = f"Made {result.record['output']} in {seconds:.0f} s."
         if residual := result.record["residual"]:
             said += f" Sections cut from it differ from those measured by {residual['rms']:.2g} grey levels RMS."
-        return said
+        return "\n".join([said, *(in_words(note, FIELDS) for note in result.notes)])
 
     def stopped(self) -> str:
         """What is kept of a run that was stopped."""
@@ -165,21 +179,29 @@ class ReconstructPanel(Panel):
 
 def reconstruct(request: Request, tell: Tell) -> Made:
     """Reconstruct into a file, and open what was made."""
+    from emformer_hub.reconstruction.aligned import moves_in_words
     from emformer_hub.reconstruction.from_file import reconstruct_file
 
     def progress(done: float, blocks: int) -> None:
         tell((done / blocks, f"Reconstructing: {done / blocks:.0%}"))
 
-    tell((None, "Loading the model and measuring the stack"))
-    record = reconstruct_file(
-        request.stack,
-        request.output,
-        overwrite=request.overwrite,
-        resume=request.resume,
-        progress=progress,
-        **request.settings,
-    )
-    return Made([interpolation(request), *layers_of(request.output, request.name)], json.loads(record.read_text()))
+    with noted() as notes:
+        if request.align is not None:
+            stack, repair = aligned(request.stack, request.align, request.repair, align_progress(tell))
+            request = request._replace(stack=stack, repair=repair)
+            notes.append(f"{stack.path}: {moves_in_words(stack)}")
+        settings: FileSettings = {**request.settings, "repair": request.repair}
+        tell((None, "Loading the model and measuring the stack"))
+        record = reconstruct_file(
+            request.stack,
+            request.output,
+            overwrite=request.overwrite,
+            resume=request.resume,
+            progress=progress,
+            **settings,
+        )
+    layers = [interpolation(request), *layers_of(request.output, request.name)]
+    return Made(layers, json.loads(record.read_text()), notes)
 
 
 def interpolation(request: Request) -> LayerData:
@@ -190,8 +212,9 @@ def interpolation(request: Request) -> LayerData:
     size = request.settings["voxel_size"]
     if region is not None:
         data = data[region]
-        z, y, x = (at + side.start * length for at, side, length in zip(place, region, size.zyx, strict=True))
-        place = (z, y, x)
+        starts = geometry.distance(region[0].start), region[1].start, region[2].start
+        z, y, x = (at + start * length for at, start, length in zip(place, starts, size.zyx, strict=True))
+        place, geometry = (z, y, x), geometry.part(region[0])
     planes = interpolated(data, geometry)
     volume = Volume(planes, geometry.plane_size(size), "", geometry.plane_origin(size, place))
     name = f"{request.name} interpolated"

@@ -16,6 +16,11 @@ Tell = Callable[[Any], None]
 """A function that is called with progress; it raises :class:`Stopped` once the user has stopped the work."""
 
 
+def align_progress(tell: Tell) -> Callable[[int, int], None]:
+    """What tells how many sections were measured to align them."""
+    return lambda done, sections: tell((done / sections, f"Aligning: {done} of {sections} sections"))
+
+
 class Stopped(Exception):
     """The user stopped the work, or closed the panel or the viewer."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tempfile
 import zipfile
 from functools import partial
@@ -13,19 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from click.testing import CliRunner
 
 pytest.importorskip("gradio", reason="the page needs the extra [app]")
 
 from emformer_hub.app import ui
 from emformer_hub.app.losses import Losses
-from emformer_hub.app.words import FACE, THROUGH
+from emformer_hub.app.words import BY_LISTED, BY_MEASURED, FACE, LISTED, THROUGH
 from emformer_hub.app.work import Limits, Request, Stopped, check, make_sample, read_upload, run, tune
+from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.reconstruction import reconstruct, reconstruct_file
+from emformer_hub.reconstruction.repair import Repair
+from emformer_hub.uneven import UnevenSections
 from emformer_hub.volumes import read_volume, write_volume
 from emformer_hub.volumes.boxes import parse_region
 from emformer_hub.volumes.phantom import neuropil, sample_stack
+from emformer_hub.z_positions import write_z_positions
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def stack(tmp_path: Path) -> Path:
 
 
 def upload(*paths: Path, folder: Path, **changed: Any) -> Any:
-    words = {"voxel_size": "24,8,8", "thickness": FACE, "model": "emformer-tiny", "noise": "left out"}
+    words = {"voxel_size": "24,8,8", "sections": FACE, "model": "emformer-tiny", "noise": "left out"}
     words |= {name: changed.pop(name) for name in Request._fields if name in changed}
     settings = {"device": "cpu", "limits": Limits(), "progress": lambda share, doing: None}
     return run(Request([str(path) for path in paths], **words), folder=folder, **settings | changed)
@@ -109,7 +115,7 @@ def test_the_command_in_a_message_does_what_the_page_would_have_done(stack: Path
     with pytest.raises(InputError, match=r"--voxel-size 24,8,8 --thickness 0\.3333 --model emformer-tiny"):
         upload(stack, folder=tmp_path, limits=Limits(mvoxels=0))
     with pytest.raises(InputError, match=r"--thickness 1 "):
-        upload(stack, folder=tmp_path, limits=Limits(mvoxels=0), thickness=THROUGH)
+        upload(stack, folder=tmp_path, limits=Limits(mvoxels=0), sections=THROUGH)
 
 
 def test_a_trial_of_a_part_is_that_part_of_the_whole(stack: Path, tmp_path: Path) -> None:
@@ -208,6 +214,67 @@ def test_a_training_beyond_the_limit_is_refused_and_one_that_is_stopped_leaves_n
     with pytest.raises(Stopped):
         tune([str(path)], *words, 1.0, **settings)
     assert list((tmp_path / "visitor").iterdir()) == []
+
+
+@pytest.fixture
+def shifted(tmp_path: Path) -> Path:
+    """8 sections of 160 x 168 voxels, each shifted by up to 20 voxels."""
+    places = 20 + np.random.default_rng(4).integers(-20, 21, (8, 2))
+    sections = zip(neuropil((16, 200, 208), seed=1)[::2], places.tolist(), strict=True)
+    path = tmp_path / "shifted.tif"
+    write_volume(path, np.stack([one[y : y + 160, x : x + 168] for one, (y, x) in sections]), VoxelSize(16, 8, 8))
+    return path
+
+
+def test_a_shifted_stack_is_told_and_aligned_as_the_command_aligns_it(shifted: Path, tmp_path: Path) -> None:
+    visitor, quiet = SimpleNamespace(session_hash="visitor"), lambda share, desc: None
+    *_, said = ui._Work(Limits(), "cpu").checked([str(shifted)], "", visitor, quiet)  # type: ignore[arg-type]
+    assert "or try 'Align sections' in 'Reconstruct'." in said and "--align" not in said
+    words = {"voxel_size": "16,8,8", "sections": THROUGH}
+    part = "0:8,60:100,60:108"
+    _, figures, _ = upload(shifted, folder=tmp_path, region=part, **words)
+    assert "try `--align translation`" in figures  # the page calls it by its name
+    damage = np.zeros((160, 168), bool)
+    damage[70:90, 70:90] = True
+    repair = Repair({3: "damaged"}, {3: damage})
+    upload(shifted, folder=tmp_path, region=part, align=BY_MEASURED, repair=repair, **words)
+    facts = json.loads((tmp_path / "shifted_isotropic.ome.tif.json").read_text())
+    moves = dict(facts["reading"])["translations"]
+    assert np.abs(moves[3]).max() > 2 and facts["damage"] == repair.moved(moves).digest  # it moves with its section
+    views, figures, _ = upload(shifted, folder=tmp_path, align=BY_MEASURED, **words)
+    assert "sections are moved by" in figures and "try `" not in figures and "dB" in figures
+    command = ["reconstruct", str(shifted), str(tmp_path / "c.zarr"), "--align", "translation", "--device", "cpu"]
+    result = CliRunner().invoke(main, [*command, "--model", "emformer-tiny"])
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(views.result.volume, read_volume(tmp_path / "c.zarr").data)
+
+
+def test_sections_lie_where_a_file_lists_them(stack: Path, tmp_path: Path) -> None:
+    listed = [(24.0 * z + 6 * (z % 2), 16.0) for z in range(8)]
+    write_z_positions(tmp_path / "p.csv", listed)
+    views, figures, _ = upload(stack, folder=tmp_path, sections=LISTED, positions=str(tmp_path / "p.csv"))
+    geometry = UnevenSections.of(listed, 8, 3)
+    data = read_volume(stack).data
+    expected = reconstruct(data, geometry=geometry, model="emformer-tiny", device="cpu", progress=False)
+    np.testing.assert_array_equal(views.result.volume, expected.volume)
+    assert "dB" in figures and views.interpolation("xz", 3).size > 0
+
+
+def test_files_that_do_not_fit_are_said(stack: Path, tmp_path: Path) -> None:
+    write_z_positions(tmp_path / "p.csv", [(24.0 * z, 16.0) for z in range(7)])
+    (tmp_path / "t.csv").write_text("y_voxels,x_voxels\n" + "0,0\n" * 7)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    for changed, message in (
+        ({"sections": LISTED}, "'Positions' names no file; expected CSV with the header centre_nm,thickness_nm"),
+        ({"sections": LISTED, "positions": str(tmp_path / "p.csv")}, "8 sections, and there are 7 positions"),
+        ({"align": BY_LISTED}, "'Translations' names no file; expected CSV with the header y_voxels,x_voxels"),
+        ({"align": BY_LISTED, "translations": str(tmp_path / "t.csv")}, r"expected \(8, 2\)"),
+        ({"align": BY_LISTED, "translations": str(tmp_path / "other.csv")}, "other.csv begins with 'a,b'"),
+        ({"align": BY_MEASURED}, "expected at least 160 x 160"),
+        ({"align": BY_MEASURED, "limits": Limits(mvoxels=0)}, "--thickness 0.3333 .* --align translation"),
+    ):
+        with pytest.raises(InputError, match=message):
+            upload(stack, folder=tmp_path, **changed)
 
 
 def test_nothing_uploaded_is_said(tmp_path: Path) -> None:

@@ -288,10 +288,94 @@ def test_audit_writes_a_report_and_opens_it(
     audit = panel("Audit")
     stop_after(audit, qtbot, 0)
     assert left_in(home) == [] and "Stopped" in audit.message.text()
+    audit.against.value = "the same model at another factor"
+    audit.start()
+    assert not audit.running and "expected a number above 1" in audit.message.text()
+    audit.against_factor.value = "2"
     audit.start()
     finished(audit, qtbot)
+    assert json.loads((home / "audit.json").read_text())["figures"]["against"]["factor"] == 2
     assert left_in(home) == ["audit.html", "audit.json"] and shown == [str(home / "audit.html")]
     verdicts = json.loads((home / "audit.json").read_text())["verdicts"]
     assert [audit.table.item(row, 1).text() for row in range(audit.table.rowCount())] == [v["item"] for v in verdicts]
     audit.start()
     assert not audit.running and "'Replace what exists'" in audit.message.text()
+
+
+@pytest.fixture
+def shifted(tmp_path: Path) -> Path:
+    """A file of 8 sections of 160 x 168 voxels, each shifted by up to 20 voxels."""
+    from emformer_hub.geometry import VoxelSize
+    from emformer_hub.volumes import write_volume
+    from emformer_hub.volumes.phantom import neuropil
+
+    places = 20 + np.random.default_rng(4).integers(-20, 21, (8, 2))
+    sections = zip(neuropil((16, 200, 208), seed=1)[::2], places.tolist(), strict=True)
+    path = tmp_path / "shifted.tif"
+    write_volume(path, np.stack([one[y : y + 160, x : x + 168] for one, (y, x) in sections]), VoxelSize(16, 8, 8))
+    return path
+
+
+def test_a_shifted_stack_is_told_and_aligned_as_the_command_aligns_it(
+    viewer: Any, shifted: Path, panel: Open, qtbot: Any
+) -> None:
+    from click.testing import CliRunner
+
+    from emformer_hub.app.words import BY_LISTED, BY_MEASURED
+    from emformer_hub.cli import main
+    from emformer_hub.volumes import read_volume
+
+    made, check = panel("Reconstruct"), panel("Check stack")
+    made.open(shifted)
+    finished(made, qtbot)
+    check.start()
+    finished(check, qtbot)
+    assert "or try 'Align sections' in 'Reconstruct'." in check.message.text()
+    made.geometry.align.value = BY_MEASURED
+    made.start()
+    finished(made, qtbot)
+    assert "shifted.tif: sections are moved by" in made.message.text() and "try 'Align" not in made.message.text()
+    options = ["--align", "translation", "--model", "emformer-tiny", "--ensemble", "1"]
+    run = CliRunner().invoke(main, ["reconstruct", str(shifted), str(shifted.with_name("command.zarr")), *options])
+    assert run.exit_code == 0, run.output
+    expected = read_volume(shifted.with_name("command.zarr")).data
+    np.testing.assert_array_equal(read_volume(shifted.with_name("shifted.isotropic.ome.zarr")).data, expected)
+    interpolation = np.asarray(viewer.layers["shifted isotropic interpolated"].data)
+    assert np.abs(interpolation[:, 60:100, 60:108] - expected[:, 60:100, 60:108]).mean() < 15  # it is aligned, too
+
+    made.geometry.align.value = BY_LISTED
+    made.start()
+    assert "'Translations' names no file" in made.message.text() and not made.running
+    wrong = shifted.with_name("t.csv")
+    wrong.write_text("y_voxels,x_voxels\n" + "0,0\n" * 7)
+    made.geometry.translations.value = wrong
+    made.start()
+    finished(made, qtbot)
+    assert "expected (8, 2)" in made.message.text() and "Error" not in made.message.text()
+
+
+def test_sections_lie_where_a_file_lists_them(viewer: Any, layer: Any, panel: Open, qtbot: Any, tmp_path: Path) -> None:
+    from emformer_hub.app.words import LISTED
+    from emformer_hub.uneven import UnevenSections
+    from emformer_hub.z_positions import write_z_positions
+
+    listed = [(24.0 * z + 6 * (z % 2), 16.0) for z in range(12)]
+    made = panel("Reconstruct")
+    made.geometry.imaged.value = LISTED
+    made.start()
+    assert "'Positions' names no file" in made.message.text() and not made.running
+    made.geometry.positions.value = tmp_path / "positions.csv"
+    write_z_positions(tmp_path / "positions.csv", listed[:-1])
+    made.start()
+    assert "there are 11 positions ('Positions')" in made.message.text() and not made.running
+    write_z_positions(tmp_path / "positions.csv", listed)
+    made.start()
+    finished(made, qtbot)
+    geometry = UnevenSections.of(listed, 8, 3)
+    expected = reconstruct(layer.data, geometry=geometry, model="emformer-tiny", ensemble=1, progress=False)
+    result, interpolation = (viewer.layers[name] for name in ("stack isotropic", "stack isotropic interpolated"))
+    np.testing.assert_array_equal(np.asarray(result.data), expected.volume)
+    assert interpolation.data.shape == result.data.shape
+    np.testing.assert_allclose(interpolation.translate, result.translate)
+    made.layer.value = viewer.add_image(layer.data, name="other", scale=(24, 8, 8), units=("nm",) * 3)
+    assert made.geometry.positions.value is None  # a list of another stack would be wrong

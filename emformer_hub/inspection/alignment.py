@@ -57,25 +57,32 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
     return shifts
 
 
-def alignment_note(volume: np.ndarray | StoredArray) -> str | None:
+def alignment_note(volume: np.ndarray | StoredArray, *, moved: bool = False) -> str | None:
     """A sentence about a stack ``(z, y, x)`` whose sections are not aligned; ``None`` if they are.
 
-    A stack counts as badly aligned if at least a tenth of the pairs of :func:`section_shifts` are shifted by more than
-    12 voxels, or if no shift can be measured for most of them.
+    It says what to do: align the stack, or doubt the translations if its sections were ``moved`` already. A stack
+    counts as badly aligned if at least a tenth of the pairs of :func:`section_shifts` are shifted by more than 12
+    voxels, or if no shift can be measured for most of them.
     """
     shifts = section_shifts(volume)
     measured = measured_lengths(shifts)
     if 2 * len(measured) < len(shifts):
         return (
             f"{len(shifts) - len(measured)} of {len(shifts)} neighbouring sections have too little in common to tell "
-            f"whether they are aligned; look through the stack, and if they do not show the same place, align it first."
+            f"whether they are aligned; look through the stack"
+            + (" as it is moved." if moved else ", and if they do not show the same place, align it first.")
         )
     large = int((measured > LARGE_SHIFT).sum())
     if not large or large < MANY * len(measured):
         return None
     return (
         f"{large} of {len(measured)} neighbouring sections are shifted against each other by more than {LARGE_SHIFT:g} "
-        f"voxels, at most by {measured.max():.0f}; align the stack first, or try `--align translation`."
+        f"voxels, at most by {measured.max():.0f}"
+        + (
+            ", although they were moved to align them: are the translations those of this stack, and of the right sign?"
+            if moved
+            else "; align the stack first, or try `--align translation`."
+        )
     )
 
 

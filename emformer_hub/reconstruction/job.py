@@ -337,7 +337,7 @@ def _say_if_misaligned(stack: OpenStack) -> None:
     data, hidden = stack.volume.data, stack.volume.hidden
     if min(data.shape[1:]) < LEAST_FIELD:
         return  # unrelated sections and misaligned ones are not told apart
-    note = alignment_note(data if hidden is None else filled(data, hidden))
+    note = alignment_note(data if hidden is None else filled(data, hidden), moved="translations" in stack.reading)
     if note is not None:
         log.warning("%s: %s", stack.path, note)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from emformer_hub.app.notes import noted
 from emformer_hub.cli import main
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
@@ -168,3 +169,17 @@ def test_a_misaligned_stack_is_told_and_an_aligned_one_is_not(
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1 and "jumping.tif: " in told[0]
     assert open_volume("jumping.tif").data.shape == (12, 150, 150)
+
+
+def test_what_is_aligned_is_not_to_be_aligned_again_and_wrong_translations_are_told(folder: Path) -> None:
+    part = (slice(0, 4), slice(40, 72), slice(40, 72))
+    for number, (reading, advice) in enumerate(
+        [
+            ({}, "try `--align translation`"),
+            ({"translations": -JITTER}, None),
+            ({"translations": JITTER}, "although they were moved to align them: are the translations"),
+        ]
+    ):
+        with noted() as told:
+            run(f"{number}.zarr", reading=reading, region=part)
+        assert [str(advice) in one for one in told] == ([True] if advice else [])

@@ -7,7 +7,7 @@ prints a Markdown table; benchmarks/README.md says what each row means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,72 @@ from _report import DATA, Columns, OutputFile, describe_file, describe_run, prin
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
+from emformer_hub.inspection import measure_spacings
+from emformer_hub.inspection.spacing import LEAST_SIDE
 from emformer_hub.measurement import grey_range, psnr
 from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
-from emformer_hub.uneven import jittered
+from emformer_hub.uneven import UnevenSections, jittered
 from emformer_hub.volumes import read_volume
 
 COLUMNS: Columns = {
     "sections": lambda row: row["sections"],
     "taken to lie": lambda row: row["taken"],
     "method": lambda row: row["method"],
+    "distances wrong by": lambda row: f"{row['wrong']:.1%}",
     "PSNR dB": lambda row: f"{row['psnr_db']:.2f}",
 }
-KNOWN, EVENLY = "where they do", "evenly"
+KNOWN, MEASURED, EVENLY = "where they do", "where they are measured to", "evenly"
+
+
+def measured(cut: UnevenSections, even: SectionModel, whole: np.ndarray) -> UnevenSections:
+    """The sections of a volume where their likeness to each other says that they lie."""
+    found = measure_spacings(to_dtype(cut.degrade(whole), whole.dtype), even.factor)
+    centres, depths = zip(*found.z_positions(even.factor, even.thickness), strict=True)
+    return UnevenSections(even.factor, centres, depths, cut.extent)
+
+
+def wrong(cut: SectionModel, take: SectionModel) -> float:
+    """Root mean square error of the distances of neighbours, in mean distances."""
+    distances = (
+        np.diff(one.centres) if isinstance(one, UnevenSections) else np.full(1, one.factor) for one in (cut, take)
+    )
+    true, taken = distances
+    return float(np.sqrt(np.mean(np.square(true - taken)))) / cut.factor
 
 
 def compared(
-    truth: np.ndarray, even: SectionModel, jitter: float, seeds: tuple[int, ...], model: EMformer
+    truth: np.ndarray,
+    crop: list[int],
+    even: SectionModel,
+    jitter: float,
+    seeds: tuple[int, ...],
+    model: EMformer,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the table: PSNR for each seed, and their mean."""
-    count = even.num_sections(len(truth))
-    planes = truth[: even.num_planes(count)]
+    """Rows of the table: PSNR of the crop for each seed, and their mean; distances are measured in whole sections."""
+    part = centre_crop(truth, crop)
+    count = even.num_sections(len(part))
+    planes = part[: even.num_planes(count)]
+    whole = centre_crop(truth, [crop[0], *truth.shape[1:]])[: len(planes)]
     uneven = [jittered(even, count, jitter, seed) for seed in seeds]
+    taken_for: dict[str, Sequence[SectionModel]] = {KNOWN: uneven, EVENLY: [even] * len(seeds)}
+    if min(whole.shape[1:]) >= LEAST_SIDE:
+        taken_for[MEASURED] = [measured(cut, even, whole) for cut in uneven]
 
     def row(method: Method, sections: str, taken: str) -> dict[str, Any]:
-        cuts, takes = ([even] if sections == "even" else uneven), (uneven if taken == KNOWN else [even] * len(seeds))
+        cuts, takes = [even] if sections == "even" else uneven, taken_for[taken]
         found = []
         for cut, take in zip(cuts, takes, strict=False):
             stack = to_dtype(cut.degrade(planes), truth.dtype)
-            found.append(psnr(planes, method.restore(stack, take)[0], grey_range(truth)))
-        figures = {"psnr_db": float(np.mean(found)), "psnr_db_by_seed": found}
+            found.append(psnr(planes, method.restore(stack, take)[0], grey_range(part)))
+        off = float(np.mean([wrong(cut, take) for cut, take in zip(cuts, takes, strict=False)]))
+        figures = {"wrong": off, "psnr_db": float(np.mean(found)), "psnr_db_by_seed": found}
         return {"sections": sections, "taken": taken, "method": method.name, **figures}
 
     yield row(model, "even", EVENLY)
     yield row(model, "uneven", KNOWN)
+    if MEASURED in taken_for:
+        yield row(model, "uneven", MEASURED)
     yield row(model, "uneven", EVENLY)
     for name in INTERPOLATIONS:
         if name in ("trilinear", "bicubic"):
@@ -89,10 +121,10 @@ def main(
     """Print PSNR with positions known, and not."""
     resolve_pretrained(model)  # an unknown one is reported before the work, not after it
     path = truth_file or DATA / "train" / "fibsem_fib25_a.tif"
-    truth = centre_crop(read_volume(path).data, parse_crop(crop))
+    truth = read_volume(path).data
     run = describe_run(device, data=[describe_file(path)], crop=crop, ensemble=2, jitter=jitter, factor=factor)
-    even = SectionModel(factor, thickness)
-    rows = print_report(run, COLUMNS, compared(truth, even, jitter, seeds, EMformer(model, device, ensemble=2)))
+    even, restorer = SectionModel(factor, thickness), EMformer(model, device, ensemble=2)
+    rows = print_report(run, COLUMNS, compared(truth, parse_crop(crop), even, jitter, seeds, restorer))
     if json_path:
         write_json(json_path, run, rows)
 

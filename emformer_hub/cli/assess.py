@@ -41,6 +41,7 @@ from emformer_hub.modes import Mode
 if TYPE_CHECKING:
     import numpy as np
 
+    from emformer_hub.inspection import Inspection, Spacings
     from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
     from emformer_hub.volumes import StoredArray, Volume
     from emformer_hub.volumes.boxes import Box
@@ -65,6 +66,13 @@ if TYPE_CHECKING:
     type=PATH,
     help="Also write how each section is displaced place by place, a flow field for SOFIMA.",
 )
+@click.option(
+    "--z-positions",
+    metavar="FILE.csv",
+    type=PATH,
+    help="Also measure how far sections lie apart, and write where they lie, for `reconstruct --z-positions`.",
+)
+@THICKNESS
 @OVERWRITE
 def inspect_command(
     stack: Path | str,
@@ -74,39 +82,56 @@ def inspect_command(
     picture: Path | None,
     translations: Path | None,
     displacements: Path | None,
+    z_positions: Path | None,
+    thickness: float,
     overwrite: bool,
 ) -> None:
     """Find the sections of a STACK that are unfit, say why, and describe the stack as a whole.
 
     Flags sections that are missing, copied, blurred, damaged (folds, cracks, charging), shifted, unlike their
     neighbours, or different in brightness or contrast. Reports alignment, noise, and the factor that the sections
-    suggest. Lengths are in voxels if the voxel size is not known.
+    suggest. Lengths are in voxels if the voxel size is not known. --thickness goes with --z-positions.
     """
     from emformer_hub.files import check_file, replacing
     from emformer_hub.inspection.picture import quality_picture
     from emformer_hub.inspection.sections import inspect_stack
     from emformer_hub.volumes import open_volume
 
-    outputs = [path for path in (json_path, picture, translations, displacements) if path is not None]
+    outputs = [path for path in (json_path, picture, translations, displacements, z_positions) if path is not None]
     check_different(stack, *outputs)
     for path in outputs:
         check_file(path, overwrite)
-    for wanted, suffix, kind in ((picture, ".png", "pictures"), (displacements, ".npz", "displacements")):
+    suffixes = (
+        (picture, ".png", "pictures"),
+        (displacements, ".npz", "displacements"),
+        (z_positions, ".csv", "positions of sections"),
+    )
+    for wanted, suffix, kind in suffixes:
         if wanted is not None and wanted.suffix.lower() != suffix:
             raise InputError(f"{str(wanted)!r} does not end in {suffix}; {kind} are written so.")
-    volume = open_volume(stack, **reading)
-    size = volume.voxel_size if voxel_size is None else VoxelSize.parse(voxel_size)
+    size: VoxelSize | None
+    if z_positions is not None:
+        volume, size = with_voxel_size(stack, voxel_size, partial(open_volume, **reading))
+        geometry = geometry_of(size, None, None, thickness)  # checked before the work
+    elif thickness != 1:
+        raise click.UsageError("--thickness goes with --z-positions FILE.csv, into which it is written.")
+    else:
+        volume = open_volume(stack, **reading)
+        size = volume.voxel_size if voxel_size is None else VoxelSize.parse(voxel_size)
     with sections_bar("inspect") as progress:
         inspection = inspect_stack(volume.data, voxel_size=size, hidden=volume.hidden, progress=progress)
+    spacings = None
+    if z_positions is not None and size is not None:
+        spacings = _write_positions(volume, size.z, geometry, inspection, z_positions)
     if json_path is not None:
         with replacing(json_path) as unfinished:
-            unfinished.write_text(json.dumps(inspection.report(), indent=2, allow_nan=False) + "\n")
+            unfinished.write_text(json.dumps(inspection.report(spacings), indent=2, allow_nan=False) + "\n")
     if picture is not None:
         with replacing(picture) as unfinished:
             quality_picture(unfinished, inspection, volume.data)
     if translations is not None or displacements is not None:
         _write_displacements(volume, translations, displacements)
-    for line in inspection.report_lines():
+    for line in inspection.report_lines(spacings):
         click.echo(line)
 
 
@@ -121,6 +146,20 @@ def _write_displacements(volume: Volume, translations: Path | None, displacement
         found.save(displacements)
     if translations is not None:
         write_translations(translations, translations_of(found))
+
+
+def _write_positions(
+    volume: Volume, spacing_nm: float, geometry: SectionModel, inspection: Inspection, path: Path
+) -> Spacings:
+    """Measure how far sections lie apart, and write where they lie."""
+    from emformer_hub.inspection.spacing import measure_spacings
+    from emformer_hub.z_positions import write_z_positions
+
+    unfit = [section.section for section in inspection.sections if set(section.flags) - {"brightness", "contrast"}]
+    with sections_bar("spacing") as progress:
+        found = measure_spacings(volume.data, geometry.factor, hidden=volume.hidden, unfit=unfit, progress=progress)
+    write_z_positions(path, found.z_positions(spacing_nm, geometry.thickness))
+    return found
 
 
 @click.command("audit")

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from emformer_hub.inspection.quality import SectionQuality
+from emformer_hub.inspection.spacing import Spacings
 from emformer_hub.inspection.stack import StackQuality
 
 SHOWN = ("brightness", "contrast", "blur", "duplicate", "shift", "unlike", "damage")
 
 
 def as_json(
-    shape_zyx: Sequence[int], sections: Sequence[SectionQuality], flagged: Sequence[int], stack: StackQuality
+    shape_zyx: Sequence[int],
+    sections: Sequence[SectionQuality],
+    flagged: Sequence[int],
+    stack: StackQuality,
+    spacings: Spacings | None = None,
 ) -> dict[str, Any]:
     """An inspection ready for JSON.
 
@@ -21,6 +26,7 @@ def as_json(
         sections: one for each section.
         flagged: numbers of the sections that should be replaced whole.
         stack: what holds for all sections together.
+        spacings: how far sections lie apart, if that was measured.
     """
     return {
         "shape_zyx": list(shape_zyx),
@@ -36,10 +42,15 @@ def as_json(
         ],
         "flagged": list(flagged),
         "stack": stack.to_dict(),
-    }
+    } | ({} if spacings is None else {"spacing": spacings.to_dict()})
 
 
-def as_lines(sections: Sequence[SectionQuality], flagged: Sequence[int], stack: StackQuality) -> list[str]:
+def as_lines(
+    sections: Sequence[SectionQuality],
+    flagged: Sequence[int],
+    stack: StackQuality,
+    spacings: Spacings | None = None,
+) -> list[str]:
     """The flagged sections, one a line, with their scores; then the stack as a whole."""
     bad = [quality for quality in sections if quality.flags]
     lines = []
@@ -67,6 +78,8 @@ def as_lines(sections: Sequence[SectionQuality], flagged: Sequence[int], stack: 
         lines.append("factor     cannot be determined")
     else:
         lines.append(f"factor     {stack.factor:g} (from the {stack.factor_source})")
+    if spacings is not None:
+        lines.append(f"spacing    {spacings.sentence()}")
     return [*lines, *(f"- {remark}" for remark in stack.remarks)]
 
 

@@ -32,6 +32,7 @@ from emformer_hub.volumes.unmeasured import filled, unmeasured_in
 
 if TYPE_CHECKING:
     from emformer_hub.inspection.measures import Displacement
+    from emformer_hub.inspection.spacing import Spacings
 
 LONGEST_SIDE = 2048
 BLANK = 0.98
@@ -132,14 +133,14 @@ class Inspection:
                     _enlarge_into(mask, marked, scale.shrink * self._sight.shrink)
         return mask
 
-    def report(self) -> dict[str, Any]:
+    def report(self, spacings: Spacings | None = None) -> dict[str, Any]:
         """The whole inspection, ready for JSON: ``{"shape_zyx", "sections": [{"section", "flags", "scores", "shift_yx",
-        "detail_lost"}], "flagged", "stack"}``."""
-        return as_json(self.shape_zyx, self.sections, self.flagged, self.stack)
+        "detail_lost"}], "flagged", "stack"}``, and ``"spacing"`` if spacings were measured."""
+        return as_json(self.shape_zyx, self.sections, self.flagged, self.stack, spacings)
 
-    def report_lines(self) -> list[str]:
+    def report_lines(self, spacings: Spacings | None = None) -> list[str]:
         """The table that the command line prints: the flagged sections, then the stack."""
-        return as_lines(self.sections, self.flagged, self.stack)
+        return as_lines(self.sections, self.flagged, self.stack, spacings)
 
 
 def inspect_stack(

@@ -104,6 +104,7 @@ def inspect_command(
     suffixes = (
         (picture, ".png", "pictures"),
         (displacements, ".npz", "displacements"),
+        (translations, ".csv", "translations"),
         (z_positions, ".csv", "positions of sections"),
     )
     for wanted, suffix, kind in suffixes:

@@ -28,6 +28,8 @@ from emformer_hub.volumes.unmeasured import filled, unmeasured_in
 
 LEAST_SIDE, SIDE = 256, 2048
 """Voxels along y and x that sections must have, and that are looked at, at most."""
+SLOW = 0.5
+"""Standard deviation of the Gaussian whose mean is what changes slowly, in mean distances of sections."""
 LAGS = 48
 """Voxels, at most, by which sections are shifted against themselves."""
 LOOKED_AT = 24
@@ -117,7 +119,7 @@ def measure_spacings(
     pairs = [z for z in sorted(sound) if z + 1 in sound]
     unmeasured = unmeasured_in(stack, hidden)
     sections = stack if unmeasured is None else filled(stack, unmeasured)
-    part, sigma = middle((height, width), (SIDE, SIDE)), min(factor, FACTOR_MAX)
+    part, sigma = middle((height, width), (SIDE, SIDE)), SLOW * min(factor, FACTOR_MAX)
     looked = {pairs[i] for i in evenly_spaced(len(pairs), LOOKED_AT)}
     likeness, curves = np.full((count - 1, 2, PARTS, PARTS), np.nan), []
     shifts = np.full((count - 1, 2), np.nan)

@@ -1,13 +1,11 @@
 """Stacks whose sections are translated as they are read, by whole voxels: no value of a section is changed.
 
-Files list translations as CSV, with the header ``y_voxels,x_voxels`` and a line for each section.
+Files list translations with the header ``y_voxels,x_voxels``.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from emformer_hub.errors import InputError
-from emformer_hub.files import write_text
+from emformer_hub.section_lists import read_section_list, write_section_list
 from emformer_hub.volumes.boxes import Box, numbers, shape_of
 from emformer_hub.volumes.stored import StoredArray
 from emformer_hub.volumes.volume import Volume
@@ -84,34 +82,17 @@ def read_translations(path: Path) -> tuple[tuple[float, float], ...]:
 
     Args:
         path: CSV whose header names the columns ``y_voxels`` and ``x_voxels``, a line for each section: by how much it
-            is moved, down and to the right.
+            is moved, down and to the right; or, with the suffix ``.json``, a list of objects with these keys.
 
     Raises:
         InputError: the file cannot be read, or a line does not hold two numbers.
     """
-    expected = f"expected CSV with the header {','.join(HEADER)} and a line for each section."
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as translations of sections ({error}); {expected}") from error
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    header = [name.strip() for name in reader.fieldnames or ()]
-    if not set(HEADER) <= set(header):
-        raise InputError(f"{path} begins with {','.join(header)!r}; {expected}")
-    reader.fieldnames = header
-    listed = []
-    for section, row in enumerate(reader):
-        try:
-            y, x = (float(row[name]) for name in HEADER)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: section {section}, counted from 0, is {dict(row)!r}; {expected}") from error
-        listed.append((y, x))
-    return tuple(listed)
+    return tuple((y, x) for y, x in read_section_list(path, HEADER, "translations of sections"))
 
 
 def write_translations(path: Path, translations: Translations) -> None:
     """Write what :func:`read_translations` reads, whole or not at all."""
-    write_text(path, "\n".join([",".join(HEADER), *(f"{y:g},{x:g}" for y, x in translations)]) + "\n")
+    write_section_list(path, HEADER, translations)
 
 
 def _read(data: Any, moves: Sequence[tuple[int, int]], outside: Any, box: Box) -> np.ndarray:

@@ -34,6 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setattr(Path, "home", lambda: folder)
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "matplotlib"))  # or its first import writes into the home
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     return folder
 

@@ -85,7 +85,7 @@ class Spacings:
         pairs = f"({np.isfinite(self.errors).sum()} of {len(self.errors)} pairs measured)"
         if not self.unevenness:
             return f"even, as far as can be told: a pair is measured to {self.error:.0%} {pairs}"
-        unknown = float(np.sqrt(np.nanmean(np.square(self.errors))))
+        unknown = float(np.nanmedian(self.errors))
         return f"uneven by {self.unevenness:.0%}, of which {unknown:.0%} stay unknown {pairs}"
 
 

@@ -137,13 +137,16 @@ def measure_spacings(
     lengths = np.hypot(*shifts.T)
     told = np.isfinite(lengths)
     steady = told.any() and np.quantile(lengths[told], 0.9) <= STEADY  # a shift that cannot be told is then none
-    known = np.isfinite(likeness).all(axis=(1, 2, 3)) & np.where(told, lengths <= LARGE_SHIFT, steady)
+    falling = np.minimum.accumulate(np.mean(curves or [np.ones((2, 2))], axis=0), axis=1)
+    whole = likeness.mean(axis=(2, 3))
+    alike = ((whole > falling[:, -1]) & (whole < 1)).all(axis=1)  # neither too far apart to be told, nor copies
+    known = alike & np.where(told, lengths <= LARGE_SHIFT, steady)
     if known.sum() < LEAST_PAIRS:
         raise InputError(
-            f"{known.sum()} of {count - 1} pairs of neighbouring sections are sound and aligned, too few to tell how "
-            f"far apart they lie; expected {LEAST_PAIRS} or more. Align the stack first."
+            f"{known.sum()} of {count - 1} pairs of neighbouring sections are sound, aligned and alike enough to tell "
+            f"how far apart they lie; expected {LEAST_PAIRS} or more. Align the stack first, if it is not."
         )
-    return _spacings(likeness, known, np.mean(curves, axis=0))
+    return _spacings(likeness, known, falling)
 
 
 class _Filtered:
@@ -190,20 +193,18 @@ class _Filtered:
         return np.array(found)
 
 
-def _spacings(likeness: np.ndarray, known: np.ndarray, curve: np.ndarray) -> Spacings:
+def _spacings(likeness: np.ndarray, known: np.ndarray, falling: np.ndarray) -> Spacings:
     """Distances at which sections are so alike.
 
     Args:
         likeness: of all pairs, ``(pairs, 2, parts, parts)``.
         known: bool ``(pairs,)``, which of them were measured.
-        curve: mean likeness of sections to themselves at lags from 0 on, ``(2, lags)``.
+        falling: likeness of sections to themselves at lags from 0 on, ``(2, lags)``.
     """
     from scipy.stats import f as variance_ratios
 
-    falling = np.minimum.accumulate(curve, axis=1)
-
     def distance(likeness: np.ndarray) -> np.ndarray:
-        lags = [np.interp(-likeness[:, axis], -falling[axis], np.arange(curve.shape[1])) for axis in (0, 1)]
+        lags = [np.interp(-likeness[:, axis], -falling[axis], np.arange(falling.shape[1])) for axis in (0, 1)]
         return np.mean(lags, axis=0)
 
     parts = likeness[known].reshape(-1, 2, PARTS**2)

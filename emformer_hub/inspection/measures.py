@@ -4,9 +4,9 @@ A section is ``(y, x)``. Most functions take it standardised, with median 0 and 
 and contrast are then out of the way.
 
 Local damage is what lies outside the range of both neighbours. Tissue moves from section to section, so the range at a
-place is taken over its surroundings, on several scales: a thin crack is extreme in itself, or stands out from its
-surroundings; a fold or a charged area is extreme only on average. Paths add up the deviation along a line, however it
-bends. A fold hides tissue, so that the two sides of it are displaced against each other.
+place is taken over its surroundings, on several scales: a crack stands out along a smooth curve (``curves.py``); a fold
+or a charged area is extreme only on average. Paths add up the deviation along a line, however it bends. A fold hides
+tissue, so that the two sides of it are displaced against each other.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emformer_hub.inspection.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
+from emformer_hub.inspection.curves import Curves, curves_outside
 from emformer_hub.volumes.boxes import evenly_spaced, middle
 
 QUANTILES = (0.25, 0.75)
@@ -113,16 +114,15 @@ class Scale:
     """A kind of local damage to look for; lengths are voxels of the section.
 
     Attributes:
-        name: what to look for: lines, which are followed as paths, or clouds, which are round.
+        name: what to look for: lines, which are followed as paths or curves, or clouds, which are round.
         shrink: voxels along y and x that are averaged into one, before anything else.
-        sigma: smoothing.
+        sigma: smoothing; of a curve, across it.
         reach: half the side of the surroundings over which the range is taken: tissue may move this far.
-        around: sigma of the background of a line, which is subtracted; 0 subtracts nothing.
+        around: sigma of the background of a curve, which is subtracted.
         fill: dark (bright) structures narrower than this are filled in before looking for places that are too dark
             (bright), so that membranes do not hide a fold or a shadow; 0 for lines that are as thin themselves.
-        extreme: if given, the range is the same everywhere: it holds all but this fraction of the voxels of both other
-            sections.
-        usual: for lines, the deviation that a path must exceed on average; 0 for clouds.
+        usual: for lines, the deviation that they must exceed on average; 0 for clouds.
+        length, directions: of the segments of which a curve is made; 0 for paths.
         floor: smallest standard deviation of the natural logarithm of a section's greatest deviation.
     """
 
@@ -132,15 +132,15 @@ class Scale:
     reach: float
     around: float = 0
     fill: float = 0
-    extreme: float = 0
     usual: float = 0
+    length: int = 0
+    directions: int = 0
     floor: float = 0.3
 
 
 SCALES = (
-    Scale("thin lines", 2, 1.0, 4, around=6, usual=0.15, floor=0.2),
-    Scale("lines", 2, 2.0, 4, around=8, usual=0.15, floor=0.2),
-    Scale("black or white lines", 1, 1.0, 2, extreme=0.01, usual=0.35),
+    Scale("cracks", 2, 1.0, 4, around=4, usual=0.1, length=16, directions=16, floor=0.17),
+    Scale("long folds", 4, 2.6, 4, around=8, usual=0.1, length=40, directions=20, floor=0.17),
     Scale("folds", 2, 1.0, 4, fill=8, usual=0.35),
     Scale("bands", 4, 3.0, 8, usual=0.25),
     Scale("clouds", 4, 4.0, 8, fill=16),
@@ -159,23 +159,21 @@ def deviations(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
 
     Returns:
         ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. For clouds in robust
-        standard deviations; for lines, these times hundred voxels along the best path through each place.
+        standard deviations; for lines, these times hundred voxels along the best path or curve through each place.
     """
-    sections = []
-    for part in (standard, before, after):
-        small = shrink(part.clip(-4, 4), scale.shrink)
-        smooth = _gaussian(small, scale.sigma / scale.shrink)
-        sections.append(smooth - _gaussian(small, scale.around / scale.shrink) if scale.around else smooth)
-    size = 2 * round(scale.reach / scale.shrink) + 1
+    sections = [shrink(part.clip(-4, 4), scale.shrink) for part in (standard, before, after)]
+    reach = round(scale.reach / scale.shrink)
+    if scale.length:
+        length, sigma, around = (part / scale.shrink for part in (scale.length, scale.sigma, scale.around))
+        curves = Curves(round(length), sigma, around, scale.directions, reach, scale.usual, MOST)
+        return curves_outside(*sections, curves) * np.float32(scale.length / 100)
+    sections = [_gaussian(part, scale.sigma / scale.shrink) for part in sections]
     maps = []
     for sign in (1, -1):
         here, first, second = (sign * part for part in sections)
         if scale.fill:
             here, first, second = (_fill(part, round(scale.fill / scale.shrink)) for part in (here, first, second))
-        if scale.extreme:
-            outside = (np.quantile([first, second], scale.extreme) + scale.usual - here).clip(0)
-        else:
-            outside = (_lowest(np.minimum(first, second), size) - here).clip(0)
+        outside = (_lowest(np.minimum(first, second), 2 * reach + 1) - here).clip(0)
         if scale.usual:
             outside = _paths(outside.clip(0, MOST) - scale.usual) * (scale.shrink / 100)
         maps.append(outside)
@@ -204,7 +202,7 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
     for y in starts[0]:
         for x in starts[1]:
             here, *others = (band_passed(part[y : y + SQUARE, x : x + SQUARE]) for part in (standard, before, after))
-            summed = np.sum([np.fft.ifft2(other.conj() * here).real for other in others], axis=0)
+            summed = np.fft.ifft2((others[0] + others[1]).conj() * here).real
             peak = np.unravel_index(int(summed.argmax()), summed.shape)
             if summed[peak] * summed.size / 2 >= ALIKE:
                 places.append((y, x))

@@ -73,6 +73,7 @@ damage score."""
 HIGHEST = 99.0
 LEAST = 0.1
 """Deviation below which differences do not matter: it is added before taking a logarithm."""
+_ROUND = max(scale.shrink for scale in SCALES)
 BESIDE = 8
 """Inner sections that are also measured as if they were at an end, to learn what is usual there."""
 
@@ -294,12 +295,20 @@ class _Sight:
     def deviations(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
         """Which side the compared sections lie on, as :meth:`compared` says, and a map for each of ``SCALES``."""
         kind, *pair = self.compared(z, beside)
-        here, first, second = self.standard(z), *(self.standard(other) for other in pair)
-        maps = [measures.deviations(here, first, second, scale) for scale in SCALES]
-        if z in self.shifts:  # voxels rolled in from the other side do not belong to this section
-            y, x = (abs(round(part / self.shrink)) for part in self.shifts[z])
-            for found, scale in zip(maps, SCALES, strict=True):
-                _blank_rim(found, -(-(y + 2 * scale.reach) // scale.shrink), -(-(x + 2 * scale.reach) // scale.shrink))
+        sections = [self.standard(number) for number in (z, *pair)]
+        if z not in self.shifts:
+            return kind, [measures.deviations(*sections, scale) for scale in SCALES]
+        # voxels rolled in from the other side do not belong to this section
+        rolled = [_ROUND * -(-abs(round(part / self.shrink)) // _ROUND) for part in self.shifts[z]]
+        inner = tuple(slice(rim, side - rim) for rim, side in zip(rolled, sections[0].shape, strict=True))
+        maps = []
+        for scale in SCALES:
+            found = np.zeros((2, *(side // scale.shrink for side in sections[0].shape)), np.float32)
+            if min(sections[0][inner].shape) >= measures.MIN_SIDE:
+                part = measures.deviations(*(section[inner] for section in sections), scale)
+                y, x = (rim // scale.shrink for rim in rolled)
+                found[:, y : y + part.shape[1], x : x + part.shape[2]] = part
+            maps.append(found)
         return kind, maps
 
 
@@ -430,14 +439,6 @@ def _highest(peaks: np.ndarray, usual: np.ndarray) -> float:
     """Greatest deviation of a section from what is usual, in robust standard deviations, over all scales."""
     centre, width = usual
     return float(((peaks - centre) / width).max())
-
-
-def _blank_rim(maps: np.ndarray, rows: float, columns: float) -> None:
-    y, x = int(rows), int(columns)
-    inner = maps[:, y : maps.shape[1] - y, x : maps.shape[2] - x].copy()
-    maps[:] = 0
-    if inner.size:
-        maps[:, y : y + inner.shape[1], x : x + inner.shape[2]] = inner
 
 
 def _enlarge_into(mask: np.ndarray, marked: np.ndarray, factor: int) -> None:

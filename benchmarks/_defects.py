@@ -107,6 +107,27 @@ def crack(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray:
     return section + inside * (level - section)
 
 
+def grey_curve(stack: np.ndarray, z: int, rng: np.random.Generator) -> np.ndarray:
+    """Another curve of grey values: a power of 0.55 to 0.7, or its inverse, over the range of the section."""
+    section = stack[z].astype(float)
+    low, high = float(section.min()), float(section.max())
+    return low + (high - low) * ((section - low) / max(high - low, 1e-6)) ** (
+        rng.uniform(0.55, 0.7) ** rng.choice([-1, 1])
+    )
+
+
+def drifting(stack: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The whole stack as it ages: contrast falls by a quarter to a half from the first section to the last, brightness
+    rises by 1 to 2 spreads, and halfway, contrast falls once more, by a fifth, for good."""
+    last = len(stack) - 1
+    spread, fall, rise = _spread(stack[0]), rng.uniform(0.25, 0.5), rng.uniform(1, 2)
+    aged = []
+    for z, section in enumerate(stack.astype(float)):
+        contrast = (1 - fall * z / last) * (0.8 if 2 * z > last else 1.0)
+        aged.append(section.mean() + (section - section.mean()) * contrast + rise * spread * z / last)
+    return as_stored(np.stack(aged), stack.dtype)
+
+
 DEFECTS: dict[str, tuple[Defect, str]] = {
     "black": (black, "missing"),
     "one grey level": (blank, "missing"),
@@ -120,15 +141,56 @@ DEFECTS: dict[str, tuple[Defect, str]] = {
     "crack": (crack, "damaged"),
 }
 """Name -> what plants it, and the flag that it should raise."""
+HARMLESS: dict[str, set[str]] = {
+    "lost": {"distant"},
+    "thick": {"distant", "contrast", "blurred", "duplicate"},
+    "grey curve": {"brightness", "contrast"},
+}
+"""Name -> flags any of which names it; none is damage. ``lost`` takes a section out,
+so that the next one is too far away; ``thick`` puts the mean of two sections in the place of both."""
 
 
 def plant(stack: np.ndarray, z: int, name: str, rng: np.random.Generator) -> np.ndarray:
     """The section as the microscope would store it with the defect: in the dtype of the stack."""
-    spoilt = DEFECTS[name][0](stack, z, rng)
-    if stack.dtype.kind == "f":
-        return spoilt.astype(stack.dtype)
-    limits = np.iinfo(stack.dtype)
-    return np.rint(spoilt).clip(limits.min, limits.max).astype(stack.dtype)
+    return as_stored(DEFECTS[name][0](stack, z, rng), stack.dtype)
+
+
+def plant_all(
+    stack: np.ndarray, chosen: dict[int, str], rng: np.random.Generator
+) -> tuple[np.ndarray, dict[int, tuple[str, bool]]]:
+    """A copy of a stack with what is chosen for each section, any of ``DEFECTS`` and ``HARMLESS``, planted.
+
+    Returns:
+        The copy, and for the number that each planted section has in it, the name and whether it changed at all.
+    """
+    sections: list[np.ndarray] = []
+    planted: dict[int, tuple[str, bool]] = {}
+    skipped = False
+    for z, section in enumerate(stack):
+        name = chosen.get(z)
+        if name is not None:
+            planted[len(sections)] = name, True
+        if skipped or name == "lost":
+            skipped = False
+        elif name == "thick":
+            sections.append(as_stored((section.astype(float) + stack[z + 1]) / 2, stack.dtype))
+            skipped = True
+        elif name == "grey curve":
+            sections.append(as_stored(grey_curve(stack, z, rng), stack.dtype))
+        elif name is not None:
+            sections.append(plant(stack, z, name, rng))
+            planted[len(sections) - 1] = name, bool((sections[-1] != section).any())
+        else:
+            sections.append(section)
+    return np.stack(sections), planted
+
+
+def as_stored(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values as the microscope would store them, in the dtype of the stack."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.rint(values).clip(limits.min, limits.max).astype(dtype)
 
 
 def _spread(section: np.ndarray) -> float:

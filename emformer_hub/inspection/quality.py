@@ -11,6 +11,7 @@ LIMITS = {
     "duplicate": 5.0,
     "shift": 2.8,
     "unlike": 3.0,
+    "gap": 1.7,
     "damage": 3.5,
 }
 """Scores at which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
@@ -24,11 +25,13 @@ class SectionQuality:
         section: number, from 0.
         flags: any of ``missing`` (blank, or never imaged), ``duplicate`` (a copy of a neighbour, or the mean of both),
             ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of
-            either), ``shifted`` (against both neighbours, which agree), ``unlike`` (shows other tissue than they do).
-            The first and the last section have one neighbour only and never get the last two.
-        scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``
-            and ``damage``; ``constant``, the fraction of voxels that have the same value, 0 to 1; ``torn``, by how many
-            voxels parts are displaced against each other. A measure that could not be taken is missing.
+            either), ``shifted`` (against both neighbours, which agree), ``unlike`` (shows other tissue than they do),
+            ``distant`` (further from the section before than is usual: sections are lost between them, or one is
+            thick). The first and the last section have one neighbour only and are never ``shifted`` or ``unlike``.
+        scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``,
+            ``gap`` (``distant``) and ``damage``; ``constant``, the fraction of voxels that have the same value, 0 to 1;
+            ``torn``, by how many voxels parts are displaced against each other. A measure that could not be taken is
+            missing.
         shift_yx: displacement from its neighbours, voxels; ``None`` if not flagged ``shifted``.
         detail_lost: fraction of its neighbours' power of fine detail that the section lacks, 0 to 1.
     """

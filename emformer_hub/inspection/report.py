@@ -9,7 +9,7 @@ from emformer_hub.inspection.quality import SectionQuality
 from emformer_hub.inspection.spacing import Spacings
 from emformer_hub.inspection.stack import StackQuality
 
-SHOWN = ("brightness", "contrast", "blur", "duplicate", "shift", "unlike", "damage")
+SHOWN = ("brightness", "contrast", "blur", "duplicate", "shift", "unlike", "gap", "damage")
 
 
 def as_json(

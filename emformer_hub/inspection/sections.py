@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,10 +48,12 @@ FLOORS = {
     "duplicate": 0.15,
     "shift": 2.4,
     "unlike": 0.2,
+    "apart": 0.08,
+    "alike": 0.12,
 }
 """Smallest standard deviation of each measure, in its unit: robust standard deviations; natural logarithms of robust
-standard deviation, power and difference; voxels; natural logarithm of correlation. Even in a stack without variation, a
-deviation below this times the limit is not a defect."""
+standard deviation, power and difference; voxels; natural logarithms of correlation, of the difference of two neighbours
+and of their correlation. Even in a stack without variation, a deviation below this times the limit is not a defect."""
 FLAGS = {
     "brightness": "brightness",
     "contrast": "contrast",
@@ -60,6 +63,8 @@ FLAGS = {
     "unlike": "unlike",
     "damage": "damaged",
 }
+UNFIT = {"missing", "duplicate", "blurred", "unlike"}
+"""Flags of sections that no other one is compared with."""
 BEYOND_USE = 1.4
 """Natural logarithm of power: a section that keeps less than a quarter of its fine detail is beyond use."""
 TRUST = {"between": 1.0, "beside": 0.7}
@@ -151,8 +156,8 @@ def inspect_stack(
     hidden: StoredArray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
-    """Find sections that are missing, copied, blurred, damaged, shifted or of another brightness, and characterise the
-    stack as a whole.
+    """Find sections that are missing, copied, blurred, damaged, shifted, far from the one before or of another
+    brightness, and characterise the stack as a whole.
 
     Args:
         stack: ``(z, y, x)``, any real dtype that volumes have, at least 32 voxels along y and x. A ``StoredArray`` or a
@@ -225,6 +230,7 @@ class _Look:
     detail: np.ndarray
     against: Displacement | None = None
     difference: float | None = None
+    alike: float | None = None
     between: float | None = None
 
 
@@ -240,6 +246,8 @@ class _Sight:
         self.usable: list[int] = []
         self.shifts: dict[int, tuple[float, float]] = {}
         self._missing: set[int] = set()
+        self._distant: set[int] = set()
+        self._uneven: set[int] = set()
         self._kept: dict[int, np.ndarray] = {}
 
     def raw(self, z: int) -> np.ndarray:
@@ -260,9 +268,10 @@ class _Sight:
 
     def arrange(self, looks: Sequence[_Look], flags: Sequence[list[str]]) -> None:
         """Decide which sections the others may be compared with, and by how much each is shifted."""
-        unfit = {"missing", "duplicate", "blurred", "unlike"}
         self._missing = {z for z, flag in enumerate(flags) if "missing" in flag}
-        self.usable = [z for z, flag in enumerate(flags) if not unfit.intersection(flag)]
+        self._distant = {z for z, flag in enumerate(flags) if "distant" in flag}
+        self._uneven = {z for z, flag in enumerate(flags) if {"brightness", "contrast"}.intersection(flag)}
+        self.usable = [z for z, flag in enumerate(flags) if not UNFIT.intersection(flag)]
         for z, flag in enumerate(flags):
             against = looks[z].against
             if "shifted" in flag and against is not None:
@@ -285,7 +294,8 @@ class _Sight:
     def nearness(self, z: int) -> float:
         """How near what a section is compared with lies, 1 where none is missing."""
         kind, *pair = self.compared(z)
-        return {"between": 2, "beside": 3}[kind] / sum(abs(other - z) for other in pair)
+        gaps = [len(self._distant.intersection(range(min(z, other) + 1, max(z, other) + 1))) for other in pair]
+        return {"between": 2, "beside": 3}[kind] / (sum(abs(other - z) for other in pair) + sum(gaps))
 
     def torn(self, z: int) -> float:
         """Displacement of parts of a section against each other, in voxels of the stack."""
@@ -296,6 +306,8 @@ class _Sight:
         """Which side the compared sections lie on, as :meth:`compared` says, and a map for each of ``SCALES``."""
         kind, *pair = self.compared(z, beside)
         sections = [self.standard(number) for number in (z, *pair)]
+        if z in self._uneven:  # another curve of grey values is no damage
+            sections[0] = measures.with_greys_of(sections[0], sections[1:])
         if z not in self.shifts:
             return kind, [measures.deviations(*sections, scale) for scale in SCALES]
         # voxels rolled in from the other side do not belong to this section
@@ -329,8 +341,9 @@ def _first_look(sight: _Sight, progress: Callable[[int], None]) -> list[_Look]:
         looks[z].detail = measures.detail(standard)
         window = [*window[-2:], (z, standard, measures.band_passed(standard))]
         if len(window) >= 2:
-            number, previous, _ = window[-2]
+            number, previous, spectrum = window[-2]
             looks[number].difference = measures.difference(previous, standard)
+            looks[number].alike = measures.displacement(window[-1][2], spectrum).likeness
         if len(window) == 3:
             (_, before, before_spectrum), (inner, here, spectrum), (_, after, after_spectrum) = window
             against = measures.displacement(spectrum, before_spectrum, after_spectrum)
@@ -397,8 +410,26 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
             scores[z]["shift"] = _score(length[i]) if at_fault else 0.0
         elif np.isfinite(unlike[i]) and not (length[near] >= LIMITS["shift"]).any():
             scores[z]["unlike"] = _score(unlike[i] / _width(unlike, FLOORS["unlike"]))
-        flags[z] += [FLAGS[name] for name in FLAGS if scores[z].get(name, 0) >= LIMITS[name]]
+        flags[z] += [flag for name, flag in FLAGS.items() if scores[z].get(name, 0) >= LIMITS[name]]
+    alike = np.array([np.nan if look.alike is None else look.alike for look in some])
+    for (before, z), gap in zip(pairwise(seen.tolist()), _gaps(pairs, alike), strict=True):
+        if z - before == 1 and not (UNFIT | {"shifted"}).intersection(flags[before] + flags[z]):
+            scores[z]["gap"] = _score(gap)
+            if scores[z]["gap"] >= LIMITS["gap"]:
+                flags[z].append("distant")
     return scores, lost_detail, flags
+
+
+def _gaps(difference: np.ndarray, alike: np.ndarray) -> np.ndarray:
+    """How much further apart neighbours seem to be than the pairs before and after, in robust standard deviations.
+
+    A section that is at fault itself is unlike both of its neighbours; where sections are lost, only one pair is.
+    """
+    apart = _deviation(np.log(np.maximum(difference, 1e-6)))[:-1]
+    unlike = -_deviation(np.log(np.maximum(alike, 1e-3)))[:-1]
+    both = (apart / _width(apart, FLOORS["apart"]) + unlike / _width(unlike, FLOORS["alike"])) / 2**0.5
+    both = np.pad(np.nan_to_num(both / _width(both, 1.0)), 1)
+    return both[1:-1] - np.maximum(both[:-2], both[2:]).clip(min=0)
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:

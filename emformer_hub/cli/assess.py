@@ -89,8 +89,9 @@ def inspect_command(
     """Find the sections of a STACK that are unfit, say why, and describe the stack as a whole.
 
     Flags sections that are missing, copied, blurred, damaged (folds, cracks, charging), shifted, unlike their
-    neighbours, or different in brightness or contrast. Reports alignment, noise, and the factor that the sections
-    suggest. Lengths are in voxels if the voxel size is not known. --thickness goes with --z-positions.
+    neighbours, far from the one before, or different in brightness or contrast. Reports alignment, noise, and the
+    factor that the sections suggest. Lengths are in voxels if the voxel size is not known. --thickness goes with
+    --z-positions.
     """
     from emformer_hub.files import check_file, replacing
     from emformer_hub.inspection.picture import quality_picture

@@ -123,6 +123,44 @@ def test_a_drift_of_brightness_is_no_defect(tissue: np.ndarray) -> None:
     assert [quality.section for quality in inspect_stack(stack).sections if quality.flags] == []
 
 
+def named(stack: np.ndarray) -> dict[int, tuple[str, ...]]:
+    return {quality.section: quality.flags for quality in inspect_stack(stack).sections if quality.flags}
+
+
+@pytest.mark.parametrize("grey", [0.02, 0.98])
+def test_a_crack_no_darker_or_brighter_than_tissue_is_found(tissue: np.ndarray, grey: float) -> None:
+    stack = tissue.copy()
+    y = np.arange(16, 126)
+    x = np.rint(50 + 0.3 * y + 5 * np.sin(y / 20)).astype(int)
+    for beside in range(4):
+        stack[SPOILT, y, x + beside] = np.quantile(tissue[SPOILT], grey)
+    inspection = inspect_stack(stack)
+    assert {q.section: q.flags for q in inspection.sections if q.flags} == {SPOILT: ("damaged",)}
+    mask = inspection.damage_mask(SPOILT)
+    assert mask[y, x + 2].mean() > 0.7
+    assert mask.mean() < 0.25
+
+
+def test_a_lost_section_is_told_from_damage() -> None:
+    dense = neuropil((30, 136, 144), seed=3)[::2]
+    assert named(dense) == {}
+    assert named(np.delete(dense, SPOILT, axis=0)) == {SPOILT: ("distant",)}
+
+
+@pytest.mark.parametrize("power", [0.55, 1.8])
+def test_another_curve_of_grey_values_is_told_from_damage(tissue: np.ndarray, power: float) -> None:
+    stack = tissue.copy()
+    stack[SPOILT] = np.rint(255 * (tissue[SPOILT] / 255.0) ** power)
+    found = named(stack)
+    assert set(found) == {SPOILT} and set(found[SPOILT]) <= {"brightness", "contrast"}
+
+
+def test_damage_is_found_in_a_section_of_another_curve_of_grey_values(tissue: np.ndarray) -> None:
+    stack = spoil(tissue, "charging")
+    stack[SPOILT] = np.rint(255 * (stack[SPOILT] / 255.0) ** 0.55)
+    assert {"brightness", "damaged"} <= set(named(stack)[SPOILT])
+
+
 # --- the stack ---------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ SQUARE, SQUARE_STEP, SQUARES = 96, 32, 16
 ALIKE = 0.45
 """Correlation from which on a square counts as showing the same tissue as the other sections."""
 LEAST_SQUARES, DIRECTIONS = 6, 8
+TILES = 4
+"""Along each side of a section, to tell grey values that are usual from those of a place."""
 MIN_SIDE = 32
 """Voxels along each side: smaller sections have neither bands nor neighbourhoods to measure."""
 
@@ -50,15 +52,20 @@ def standardise(section: np.ndarray) -> np.ndarray:
 def with_greys_of(standard: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     """A standardised section with grey values as others have them, by a parabola that rises throughout.
 
-    The parabola fits quantiles of 5 to 95 %, so that what is damaged in places stands out as before. A section of which
-    no such parabola rises is returned as it is.
+    The parabola fits quantiles of 5 to 95 %, medians over tiles, so that what is damaged in places stands out as before.
+    A section of which no such parabola rises is returned as it is.
     """
-    shares = np.linspace(0.05, 0.95, 19)
-    aim = np.mean([np.quantile(other, shares) for other in others], axis=0)
-    curve = np.polyfit(np.quantile(standard, shares), aim, 2)
+    aim = np.mean([_quantiles(other) for other in others], axis=0)
+    curve = np.polyfit(_quantiles(standard), aim, 2)
     clipped = standard.clip(-4, 4)
     rises = np.polyval(np.polyder(curve), [clipped.min(), clipped.max()]).min() > 0
     return np.polyval(curve, clipped).astype(np.float32) if rises else standard
+
+
+def _quantiles(section: np.ndarray) -> np.ndarray:
+    """Quantiles of 5 to 95 % of each tile; of each of them, the median over tiles."""
+    tiles = [tile for rows in np.array_split(section, TILES) for tile in np.array_split(rows, TILES, axis=1)]
+    return np.median([np.quantile(tile, np.linspace(0.05, 0.95, 19)) for tile in tiles], axis=0)
 
 
 def median_and_sd(section: np.ndarray) -> tuple[float, float]:

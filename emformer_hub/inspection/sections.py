@@ -135,7 +135,8 @@ class Inspection:
                     labels, _ = ndimage.label(found[sign] > 0.5 * limit)
                     reached = np.unique(labels[found[sign] >= 0.999 * limit])
                     marked = np.isin(labels, reached[reached > 0])
-                    marked = ndimage.binary_dilation(marked, iterations=round(scale.reach / scale.shrink))
+                    if not scale.length:  # averages along segments reach beyond the damage themselves
+                        marked = ndimage.binary_dilation(marked, iterations=round(scale.reach / scale.shrink))
                     _enlarge_into(mask, marked, scale.shrink * self._sight.shrink)
         return mask
 
@@ -423,13 +424,16 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
 def _gaps(difference: np.ndarray, alike: np.ndarray) -> np.ndarray:
     """How much further apart neighbours seem to be than the pairs before and after, in robust standard deviations.
 
-    A section that is at fault itself is unlike both of its neighbours; where sections are lost, only one pair is.
+    A section that is at fault itself is unlike both of its neighbours; where sections are lost, only one pair is. The
+    first and the last pair are never far apart: the section at the end may be at fault, and no other pair tells.
     """
     apart = _deviation(np.log(np.maximum(difference, 1e-6)))[:-1]
     unlike = -_deviation(np.log(np.maximum(alike, 1e-3)))[:-1]
     both = (apart / _width(apart, FLOORS["apart"]) + unlike / _width(unlike, FLOORS["alike"])) / 2**0.5
-    both = np.pad(np.nan_to_num(both / _width(both, 1.0)), 1)
-    return both[1:-1] - np.maximum(both[:-2], both[2:]).clip(min=0)
+    both = np.nan_to_num(both / _width(both, 1.0))
+    gaps = np.zeros(len(both))
+    gaps[1:-1] = both[1:-1] - np.maximum(both[:-2], both[2:]).clip(min=0)
+    return gaps
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -67,16 +67,13 @@ def _strips(height: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _outside(here: np.ndarray, first: np.ndarray, second: np.ndarray, curves: Curves) -> np.ndarray:
-    from scipy.ndimage import minimum_filter
-
-    profiles = [_profiles(image, curves) for image in (here, first, second)]
-    size = (1, 2 * curves.reach + 1, 2 * curves.reach + 1)
+    own, *others = (_profiles(image, curves) for image in (here, first, second))
+    size = 2 * curves.reach + 1
+    lowest = _lowest_around(_of_three(np.minimum(*others), np.minimum), size).clip(max=0)
+    highest = -_lowest_around(-_of_three(np.maximum(*others), np.maximum), size).clip(max=0)
     maps = []
-    for sign in (1, -1):
-        own, *others = (sign * profile for profile in profiles)
-        lowest = _of_three(np.minimum(*others), np.minimum)
-        lowest = minimum_filter(lowest, size, mode="nearest").clip(max=0)
-        gain = (lowest - own).clip(0, curves.most) - np.float32(curves.usual)
+    for outside in (lowest - own, own - highest):
+        gain = outside.clip(0, curves.most) - np.float32(curves.usual)
         ahead = _followed(np.concatenate([gain, gain]), curves.length)
         through = ahead[: len(gain)] + ahead[len(gain) :] - gain
         maps.append(np.where(gain > 0, through, 0).max(axis=0))
@@ -116,13 +113,17 @@ def _followed(gain: np.ndarray, length: int) -> np.ndarray:
 
     ``gain`` is ``(directions, y, x)``, for a whole turn.
     """
-    best = gain
+    rows, columns = gain.shape[1:]
+    moves = [
+        (_overlap(round(length * np.sin(angle)), rows), _overlap(round(length * np.cos(angle)), columns))
+        for angle in _angles(len(gain) // 2, len(gain))
+    ]
+    best = gain.copy()
     for _ in range(LONGEST - 1):
-        turned = _of_three(best, np.maximum).clip(min=0)
-        best = gain.copy()
-        for total, further, angle in zip(best, turned, _angles(len(gain) // 2, len(gain)), strict=True):
-            rows, columns = (round(length * part) for part in (np.sin(angle), np.cos(angle)))
-            (top, lower), (left, right) = _overlap(rows, len(total)), _overlap(columns, len(total[0]))
+        turned = _of_three(best, np.maximum)
+        np.maximum(turned, 0, out=turned)
+        best[:] = gain
+        for total, further, ((top, lower), (left, right)) in zip(best, turned, moves, strict=True):
             total[top, left] += further[lower, right]
     return best
 
@@ -138,4 +139,18 @@ def _overlap(by: int, side: int) -> tuple[slice, slice]:
 
 def _of_three(profiles: np.ndarray, extreme: np.ufunc) -> np.ndarray:
     """Extreme over each direction and the two beside it, around the turn."""
-    return extreme(profiles, extreme(np.roll(profiles, 1, axis=0), np.roll(profiles, -1, axis=0)))
+    found = extreme(profiles, np.roll(profiles, 1, axis=0))
+    extreme(found[:-1], profiles[1:], out=found[:-1])
+    extreme(found[-1], profiles[0], out=found[-1])
+    return found
+
+
+def _lowest_around(profiles: np.ndarray, size: int) -> np.ndarray:
+    """Minimum over squares of ``size`` x ``size`` places."""
+    half = size // 2
+    lowest = np.pad(profiles, [(0, 0), (half, half), (half, half)], mode="edge")
+    for axis in (1, 2):
+        lines = np.moveaxis(lowest, axis, 0)
+        count = len(lines) - size + 1
+        lowest = np.moveaxis(reduce(np.minimum, (lines[by : by + count] for by in range(size))), 0, axis)
+    return lowest

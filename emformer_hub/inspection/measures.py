@@ -52,7 +52,7 @@ def standardise(section: np.ndarray) -> np.ndarray:
 def with_greys_of(standard: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     """A standardised section with grey values as others have them, by a parabola that rises throughout.
 
-    The parabola fits quantiles of 5 to 95 %, medians over tiles, so that what is damaged in places stands out as before.
+    The parabola fits quantiles of 5 to 95 %, medians over tiles, so that what is damaged in places stands out.
     A section of which no such parabola rises is returned as it is.
     """
     aim = np.mean([_quantiles(other) for other in others], axis=0)
@@ -213,6 +213,8 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
     Args:
         standard, before, after: standardised sections ``(y, x)``, laid over each other.
     """
+    from scipy import fft
+
     starts = [
         evenly_spaced(side - SQUARE + 1, min(SQUARES, (side - SQUARE) // SQUARE_STEP + 1))
         for side in standard.shape
@@ -220,16 +222,27 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
     ]
     if len(starts) < 2:
         return 0.0
-    places, moved = [], []
-    for y in starts[0]:
-        for x in starts[1]:
-            here, *others = (band_passed(part[y : y + SQUARE, x : x + SQUARE]) for part in (standard, before, after))
-            summed = np.fft.ifft2((others[0] + others[1]).conj() * here).real
-            peak = np.unravel_index(int(summed.argmax()), summed.shape)
-            if summed[peak] * summed.size / 2 >= ALIKE:
-                places.append((y, x))
-                moved.append([np.fft.fftfreq(SQUARE, 1 / SQUARE)[part] for part in peak])
-    return _across_a_line(np.array(places, float), np.array(moved)) if len(places) >= LEAST_SQUARES else 0.0
+    corners = [(y, x) for y in starts[0] for x in starts[1]]
+    spectra = _squares(before, corners) + _squares(after, corners)
+    summed = fft.irfft2(spectra.conj() * _squares(standard, corners), (SQUARE, SQUARE))
+    agree = summed.max(axis=(1, 2)) * SQUARE**2 / 2 >= ALIKE
+    peaks = np.unravel_index(summed[agree].reshape(-1, SQUARE**2).argmax(axis=1), (SQUARE, SQUARE))
+    moved = np.fft.fftfreq(SQUARE, 1 / SQUARE)[np.array(peaks).T]
+    return _across_a_line(np.array(corners, float)[agree], moved) if agree.sum() >= LEAST_SQUARES else 0.0
+
+
+def _squares(section: np.ndarray, corners: list[tuple[int, int]]) -> np.ndarray:
+    """Spectra of squares as :func:`band_passed` gives them, halves of them, ``(squares, y, x)``."""
+    from scipy import fft
+
+    parts = np.stack([section[y : y + SQUARE, x : x + SQUARE] for y, x in corners]).clip(-4, 4)
+    taper, band = taper_and_band(SQUARE, SQUARE)
+    half = SQUARE // 2 + 1
+    spectra = fft.rfft2((parts - parts.mean(axis=(1, 2), keepdims=True)) * taper) * band[:, :half]
+    twice = np.full(half, 2, np.float32)  # but for the first and the last, each stands for two of the whole
+    twice[[0, -1]] = 1
+    norms = np.sqrt((np.square(np.abs(spectra)) * twice).sum(axis=(1, 2), keepdims=True))
+    return spectra / np.where(norms > 0, norms, 1)
 
 
 def _across_a_line(places: np.ndarray, moved: np.ndarray) -> float:

@@ -140,6 +140,11 @@ def _remarks(flags: Sequence[tuple[str, ...]]) -> list[str]:
     if seen and len(missing) > 0.3 * count:
         every = " (every other one)" if not neighbours and len(missing) >= count // 2 else ""
         remarks.append(f"{len(missing)} of {count} sections are missing{every}: between the others, most is guessed.")
+    if distant := [f"{z - 1} and {z}" for z, flag in enumerate(flags) if "distant" in flag]:
+        remarks.append(
+            f"A section may be lost between {', '.join(distant)}: look in the log of the microscope; if it is, list "
+            f"positions with `--z-positions`."
+        )
     wrong = sum(bool(flag) for flag in flags) - len(missing)
     if seen >= 3 and wrong > MANY * seen:
         remarks.append(

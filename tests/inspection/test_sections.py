@@ -144,7 +144,9 @@ def test_a_crack_no_darker_or_brighter_than_tissue_is_found(tissue: np.ndarray, 
 def test_a_lost_section_is_told_from_damage() -> None:
     dense = neuropil((30, 136, 144), seed=3)[::2]
     assert named(dense) == {}
-    assert named(np.delete(dense, SPOILT, axis=0)) == {SPOILT: ("distant",)}
+    inspection = inspect_stack(np.delete(dense, SPOILT, axis=0))
+    assert {q.section: q.flags for q in inspection.sections if q.flags} == {SPOILT: ("distant",)}
+    assert f"lost between {SPOILT - 1} and {SPOILT}" in " ".join(inspection.stack.remarks)
 
 
 @pytest.mark.parametrize("power", [0.55, 1.8])

@@ -55,7 +55,7 @@ def curves_outside(here: np.ndarray, first: np.ndarray, second: np.ndarray, curv
     """
     found = np.zeros((2, *here.shape), np.float32)
     for rows, inner, own in _strips(here.shape[0], (LONGEST + 1) * curves.length + 4 * round(curves.around)):
-        found[:, own] = _outside(*(image[rows] for image in (here, first, second)), curves)[:, inner]
+        found[:, own] = _outside(here[rows], first[rows], second[rows], curves)[:, inner]
     return found
 
 

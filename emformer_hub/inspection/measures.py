@@ -183,13 +183,13 @@ def deviations(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
         ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. For clouds in robust
         standard deviations; for lines, these times hundred voxels along the best path or curve through each place.
     """
-    sections = [shrink(part.clip(-4, 4), scale.shrink) for part in (standard, before, after)]
+    own, first, second = (shrink(part.clip(-4, 4), scale.shrink) for part in (standard, before, after))
     reach = round(scale.reach / scale.shrink)
     if scale.length:
         length, sigma, around = (part / scale.shrink for part in (scale.length, scale.sigma, scale.around))
         curves = Curves(round(length), sigma, around, scale.directions, reach, scale.usual, MOST)
-        return curves_outside(*sections, curves) * np.float32(scale.length / 100)
-    sections = [_gaussian(part, scale.sigma / scale.shrink) for part in sections]
+        return curves_outside(own, first, second, curves) * np.float32(scale.length / 100)
+    sections = [_gaussian(part, scale.sigma / scale.shrink) for part in (own, first, second)]
     maps = []
     for sign in (1, -1):
         here, first, second = (sign * part for part in sections)

@@ -306,19 +306,19 @@ class _Sight:
     def deviations(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
         """Which side the compared sections lie on, as :meth:`compared` says, and a map for each of ``SCALES``."""
         kind, *pair = self.compared(z, beside)
-        sections = [self.standard(number) for number in (z, *pair)]
+        here, first, second = (self.standard(number) for number in (z, *pair))
         if z in self._uneven:  # another curve of grey values is no damage
-            sections[0] = measures.with_greys_of(sections[0], sections[1:])
+            here = measures.with_greys_of(here, (first, second))
         if z not in self.shifts:
-            return kind, [measures.deviations(*sections, scale) for scale in SCALES]
+            return kind, [measures.deviations(here, first, second, scale) for scale in SCALES]
         # voxels rolled in from the other side do not belong to this section
         rolled = [_ROUND * -(-abs(round(part / self.shrink)) // _ROUND) for part in self.shifts[z]]
-        inner = tuple(slice(rim, side - rim) for rim, side in zip(rolled, sections[0].shape, strict=True))
+        inner = tuple(slice(rim, side - rim) for rim, side in zip(rolled, here.shape, strict=True))
         maps = []
         for scale in SCALES:
-            found = np.zeros((2, *(side // scale.shrink for side in sections[0].shape)), np.float32)
-            if min(sections[0][inner].shape) >= measures.MIN_SIDE:
-                part = measures.deviations(*(section[inner] for section in sections), scale)
+            found = np.zeros((2, *(side // scale.shrink for side in here.shape)), np.float32)
+            if min(here[inner].shape) >= measures.MIN_SIDE:
+                part = measures.deviations(here[inner], first[inner], second[inner], scale)
                 y, x = (rim // scale.shrink for rim in rolled)
                 found[:, y : y + part.shape[1], x : x + part.shape[2]] = part
             maps.append(found)
@@ -413,11 +413,11 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
             scores[z]["unlike"] = _score(unlike[i] / _width(unlike, FLOORS["unlike"]))
         flags[z] += [flag for name, flag in FLAGS.items() if scores[z].get(name, 0) >= LIMITS[name]]
     alike = np.array([np.nan if look.alike is None else look.alike for look in some])
-    for (before, z), gap in zip(pairwise(seen.tolist()), _gaps(pairs, alike), strict=True):
-        if z - before == 1 and not (UNFIT | {"shifted"}).intersection(flags[before] + flags[z]):
-            scores[z]["gap"] = _score(gap)
-            if scores[z]["gap"] >= LIMITS["gap"]:
-                flags[z].append("distant")
+    for (before, after), gap in zip(pairwise(seen.tolist()), _gaps(pairs, alike), strict=True):
+        if after - before == 1 and not (UNFIT | {"shifted"}).intersection(flags[before] + flags[after]):
+            scores[after]["gap"] = _score(gap)
+            if scores[after]["gap"] >= LIMITS["gap"]:
+                flags[after].append("distant")
     return scores, lost_detail, flags
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from itertools import cycle
 
 import numpy as np
 
@@ -68,13 +69,13 @@ def _strips(height: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
 
 def _outside(here: np.ndarray, first: np.ndarray, second: np.ndarray, curves: Curves) -> np.ndarray:
     own, *others = (_profiles(image, curves) for image in (here, first, second))
-    size = 2 * curves.reach + 1
-    lowest = _lowest_around(_of_three(np.minimum(*others), np.minimum), size).clip(max=0)
-    highest = -_lowest_around(-_of_three(np.maximum(*others), np.maximum), size).clip(max=0)
     maps = []
-    for outside in (lowest - own, own - highest):
-        gain = outside.clip(0, curves.most) - np.float32(curves.usual)
-        ahead = _followed(np.concatenate([gain, gain]), curves.length)
+    for profiles, around in ((own, np.minimum(*others)), (-own, -np.maximum(*others))):
+        gain = np.empty_like(profiles)
+        for kept, profile, lowest in zip(gain, profiles, _of_three(around, np.minimum), strict=True):
+            lowest = _lowest_around(lowest, 2 * curves.reach + 1).clip(max=0)
+            kept[:] = (lowest - profile).clip(0, curves.most) - np.float32(curves.usual)
+        ahead = _followed(gain, curves.length)
         through = ahead[: len(gain)] + ahead[len(gain) :] - gain
         maps.append(np.where(gain > 0, through, 0).max(axis=0))
     return np.stack(maps)
@@ -111,20 +112,20 @@ def _filters(shape: tuple[int, ...], curves: Curves) -> np.ndarray:
 def _followed(gain: np.ndarray, length: int) -> np.ndarray:
     """Largest sum along a curve that begins at each place in each direction, its own segment included.
 
-    ``gain`` is ``(directions, y, x)``, for a whole turn.
+    ``gain`` is ``(directions, y, x)`` for half a turn, as a segment has no sense; the sum is for a whole turn.
     """
     rows, columns = gain.shape[1:]
     moves = [
         (_overlap(round(length * np.sin(angle)), rows), _overlap(round(length * np.cos(angle)), columns))
-        for angle in _angles(len(gain) // 2, len(gain))
+        for angle in _angles(len(gain), 2 * len(gain))
     ]
-    best = gain.copy()
+    best, before = np.concatenate([gain, gain]), np.empty((len(moves), rows, columns), gain.dtype)
     for _ in range(LONGEST - 1):
-        turned = _of_three(best, np.maximum)
-        np.maximum(turned, 0, out=turned)
-        best[:] = gain
-        for total, further, ((top, lower), (left, right)) in zip(best, turned, moves, strict=True):
-            total[top, left] += further[lower, right]
+        best, before = before, best
+        for total, own, further, move in zip(best, cycle(gain), _of_three(before, np.maximum), moves):
+            (top, lower), (left, right) = move
+            total[:] = own
+            total[top, left] += further[lower, right].clip(min=0)
     return best
 
 
@@ -137,20 +138,17 @@ def _overlap(by: int, side: int) -> tuple[slice, slice]:
     return slice(max(0, -by), max(0, min(side, side - by))), slice(max(0, by), max(0, min(side, side + by)))
 
 
-def _of_three(profiles: np.ndarray, extreme: np.ufunc) -> np.ndarray:
-    """Extreme over each direction and the two beside it, around the turn."""
-    found = extreme(profiles, np.roll(profiles, 1, axis=0))
-    extreme(found[:-1], profiles[1:], out=found[:-1])
-    extreme(found[-1], profiles[0], out=found[-1])
-    return found
+def _of_three(profiles: np.ndarray, extreme: np.ufunc) -> Iterator[np.ndarray]:
+    """For each direction, the extreme over it and the two beside it, around the turn."""
+    for number, own in enumerate(profiles):
+        found = extreme(profiles[number - 1], own)
+        yield extreme(found, profiles[(number + 1) % len(profiles)], out=found)
 
 
-def _lowest_around(profiles: np.ndarray, size: int) -> np.ndarray:
+def _lowest_around(image: np.ndarray, size: int) -> np.ndarray:
     """Minimum over squares of ``size`` x ``size`` places."""
-    half = size // 2
-    lowest = np.pad(profiles, [(0, 0), (half, half), (half, half)], mode="edge")
-    for axis in (1, 2):
-        lines = np.moveaxis(lowest, axis, 0)
-        count = len(lines) - size + 1
-        lowest = np.moveaxis(reduce(np.minimum, (lines[by : by + count] for by in range(size))), 0, axis)
-    return lowest
+    image = np.pad(image, size // 2, mode="edge")
+    for _ in range(2):
+        count = len(image) - size + 1
+        image = reduce(np.minimum, (image[by : by + count] for by in range(size))).T
+    return image

@@ -27,8 +27,8 @@ class SectionQuality:
             ``blurred``, ``damaged`` (in places: fold, crack, charging), ``brightness``, ``contrast`` (a jump of
             either), ``shifted`` (against both neighbours, which agree), ``unlike`` (shows other tissue than they do),
             ``distant`` (further from the section before than is usual: a section may be lost between them; never the
-            second or the last). The first and the last section have one neighbour only and are never ``shifted`` or
-            ``unlike``.
+            second or the last, and in no stack of which parts were not measured). The first and the last section have
+            one neighbour only and are never ``shifted`` or ``unlike``.
         scores: robust scores, 0 to 99, of ``brightness``, ``contrast``, ``blur``, ``duplicate``, ``shift``, ``unlike``,
             ``gap`` (``distant``) and ``damage``; ``constant``, the fraction of voxels that have the same value, 0 to 1;
             ``torn``, by how many voxels parts are displaced against each other. A measure that could not be taken is

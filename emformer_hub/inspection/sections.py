@@ -183,7 +183,7 @@ def inspect_stack(
     sight = _Sight(stack)
     report = progress or (lambda done, total: None)
     looks = _first_look(sight, lambda done: report(done, 2 * shape[0]))
-    scores, scales, flags = _global_scores(looks)
+    scores, scales, flags = _global_scores(looks, whole=unmeasured is None)
     sight.arrange(looks, flags)
 
     peaks: dict[str, list[np.ndarray]] = {"between": [], "beside": []}
@@ -357,8 +357,11 @@ def _first_look(sight: _Sight, progress: Callable[[int], None]) -> list[_Look]:
     return looks
 
 
-def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[float], list[list[str]]]:
-    """Scores, fraction of lost detail, and flags of each section; local damage is not among them."""
+def _global_scores(looks: list[_Look], whole: bool) -> tuple[list[dict[str, float]], list[float], list[list[str]]]:
+    """Scores, fraction of lost detail, and flags of each section; local damage is not among them.
+
+    Unless sections are ``whole``, gaps are not looked for: what was filled in is copied from a neighbour.
+    """
     count = len(looks)
     blank = np.array([look.constant >= BLANK or look.width == 0 for look in looks])
     scores: list[dict[str, float]] = [{"constant": look.constant} for look in looks]
@@ -414,7 +417,7 @@ def _global_scores(looks: list[_Look]) -> tuple[list[dict[str, float]], list[flo
         flags[z] += [flag for name, flag in FLAGS.items() if scores[z].get(name, 0) >= LIMITS[name]]
     alike = np.array([np.nan if look.alike is None else look.alike for look in some])
     for (before, after), gap in zip(pairwise(seen.tolist()), _gaps(pairs, alike), strict=True):
-        if after - before == 1 and not (UNFIT | {"shifted"}).intersection(flags[before] + flags[after]):
+        if whole and after - before == 1 and not (UNFIT | {"shifted"}).intersection(flags[before] + flags[after]):
             scores[after]["gap"] = _score(gap)
             if scores[after]["gap"] >= LIMITS["gap"]:
                 flags[after].append("distant")

@@ -157,7 +157,8 @@ def _write_positions(
     from emformer_hub.inspection.spacing import measure_spacings
     from emformer_hub.z_positions import write_z_positions
 
-    unfit = [section.section for section in inspection.sections if set(section.flags) - {"brightness", "contrast"}]
+    telling = {"brightness", "contrast", "distant"}
+    unfit = [section.section for section in inspection.sections if set(section.flags) - telling]
     with sections_bar("spacing") as progress:
         found = measure_spacings(volume.data, geometry.factor, hidden=volume.hidden, unfit=unfit, progress=progress)
     write_z_positions(path, found.z_positions(spacing_nm, geometry.thickness))

@@ -142,8 +142,8 @@ def _remarks(flags: Sequence[tuple[str, ...]]) -> list[str]:
         remarks.append(f"{len(missing)} of {count} sections are missing{every}: between the others, most is guessed.")
     if distant := [f"{z - 1} and {z}" for z, flag in enumerate(flags) if "distant" in flag]:
         remarks.append(
-            f"A section may be lost between {', '.join(distant)}: look in the log of the microscope; if it is, list "
-            f"positions with `--z-positions`."
+            f"A section may be lost between {', '.join(distant)}: look in the log of the microscope; `inspect "
+            f"--z-positions` measures where sections lie, and `reconstruct --z-positions` takes the list."
         )
     wrong = sum(bool(flag) for flag in flags) - len(missing)
     if seen >= 3 and wrong > MANY * seen:

@@ -142,8 +142,8 @@ def _remarks(flags: Sequence[tuple[str, ...]]) -> list[str]:
         remarks.append(f"{len(missing)} of {count} sections are missing{every}: between the others, most is guessed.")
     if distant := [f"{z - 1} and {z}" for z, flag in enumerate(flags) if "distant" in flag]:
         remarks.append(
-            f"A section may be lost between {', '.join(distant)}: look in the log of the microscope; `inspect "
-            f"--z-positions` measures where sections lie, and `reconstruct --z-positions` takes the list."
+            f"A section may be lost between {', '.join(distant)}: look in the log of the microscope, and list "
+            f"positions with `--z-positions`; what `inspect --z-positions` measures there is at most a lower bound."
         )
     wrong = sum(bool(flag) for flag in flags) - len(missing)
     if seen >= 3 and wrong > MANY * seen:

@@ -107,11 +107,11 @@ def test_the_command_writes_what_reconstruct_takes(tissue: np.ndarray, tmp_path:
 
 def test_the_gap_of_a_lost_section_is_named_and_measured(tissue: np.ndarray, tmp_path: Path) -> None:
     stack, positions = tmp_path / "stack.tif", tmp_path / "z.csv"
-    write_volume(stack, np.delete(tissue[EVEN], 7, axis=0), VoxelSize(32, 8, 8))
+    write_volume(stack, np.delete(tissue[::3], 8, axis=0), VoxelSize(24, 8, 8))
     result = CliRunner().invoke(main, ["inspect", str(stack), "--z-positions", str(positions)])
-    assert "lost between 6 and 7" in result.output and "(14 of 14 pairs measured)" in result.output
+    assert "lost between 7 and 8" in result.output and "(19 of 19 pairs measured)" in result.output
     steps = np.diff(np.array(read_z_positions(positions))[:, 0])
-    assert steps.argmax() == 6 and steps[6] > 1.25 * np.median(steps)
+    assert steps.argmax() == 7 and steps[7] > 1.25 * np.median(steps)
 
 
 @pytest.mark.parametrize(

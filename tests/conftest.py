@@ -3,8 +3,10 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -35,3 +37,17 @@ def object_store() -> Iterator[str]:
         httpx.put(f"{url}/volumes").raise_for_status()
         yield url
     server.stop()
+
+
+@pytest.fixture
+def shifted(tmp_path: Path) -> Path:
+    """A file of 8 sections of 160 x 168 voxels, each shifted by up to 20 voxels."""
+    from emformer_hub.geometry import VoxelSize
+    from emformer_hub.volumes import write_volume
+    from emformer_hub.volumes.phantom import neuropil
+
+    places = 20 + np.random.default_rng(4).integers(-20, 21, (8, 2))
+    sections = zip(neuropil((16, 200, 208), seed=1)[::2], places.tolist(), strict=True)
+    path = tmp_path / "shifted.tif"
+    write_volume(path, np.stack([one[y : y + 160, x : x + 168] for one, (y, x) in sections]), VoxelSize(16, 8, 8))
+    return path

@@ -216,16 +216,6 @@ def test_a_training_beyond_the_limit_is_refused_and_one_that_is_stopped_leaves_n
     assert list((tmp_path / "visitor").iterdir()) == []
 
 
-@pytest.fixture
-def shifted(tmp_path: Path) -> Path:
-    """8 sections of 160 x 168 voxels, each shifted by up to 20 voxels."""
-    places = 20 + np.random.default_rng(4).integers(-20, 21, (8, 2))
-    sections = zip(neuropil((16, 200, 208), seed=1)[::2], places.tolist(), strict=True)
-    path = tmp_path / "shifted.tif"
-    write_volume(path, np.stack([one[y : y + 160, x : x + 168] for one, (y, x) in sections]), VoxelSize(16, 8, 8))
-    return path
-
-
 def test_a_shifted_stack_is_told_and_aligned_as_the_command_aligns_it(shifted: Path, tmp_path: Path) -> None:
     visitor, quiet = SimpleNamespace(session_hash="visitor"), lambda share, desc: None
     *_, said = ui._Work(Limits(), "cpu").checked([str(shifted)], "", visitor, quiet)  # type: ignore[arg-type]

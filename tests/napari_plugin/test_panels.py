@@ -302,20 +302,6 @@ def test_audit_writes_a_report_and_opens_it(
     assert not audit.running and "'Replace what exists'" in audit.message.text()
 
 
-@pytest.fixture
-def shifted(tmp_path: Path) -> Path:
-    """A file of 8 sections of 160 x 168 voxels, each shifted by up to 20 voxels."""
-    from emformer_hub.geometry import VoxelSize
-    from emformer_hub.volumes import write_volume
-    from emformer_hub.volumes.phantom import neuropil
-
-    places = 20 + np.random.default_rng(4).integers(-20, 21, (8, 2))
-    sections = zip(neuropil((16, 200, 208), seed=1)[::2], places.tolist(), strict=True)
-    path = tmp_path / "shifted.tif"
-    write_volume(path, np.stack([one[y : y + 160, x : x + 168] for one, (y, x) in sections]), VoxelSize(16, 8, 8))
-    return path
-
-
 def test_a_shifted_stack_is_told_and_aligned_as_the_command_aligns_it(
     viewer: Any, shifted: Path, panel: Open, qtbot: Any
 ) -> None:

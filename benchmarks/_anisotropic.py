@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,9 @@ NEIGHBOURS = {
 """Weights of the sections around a hidden one: a straight line through two, the cubic polynomial through four."""
 IN_PLANE_FACTORS = (4.0, 8.0)
 
+Predict = Callable[[np.ndarray, int], np.ndarray]
+"""A section of a run, ``(y, x)``, predicted from the others."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -40,20 +43,23 @@ class Stack:
         geometry: factor from the section spacing to the lateral voxel size; thickness 1 where sections are seen
             through, a single plane where they are block faces.
         lateral_nm: lateral voxel size; ``None`` where it is unknown.
-        first: section from which on all were measured; where sections are left out, those before have no part.
+        runs: first section, and the one after the last, of each run of sections that follow each other, all measured;
+            by default the whole file is one.
     """
 
     file: str
     geometry: SectionModel
     lateral_nm: float | None
-    first: int = 0
+    runs: tuple[tuple[int, int | None], ...] = ((0, None),)
 
     @property
     def name(self) -> str:
         return self.file.removesuffix(".tif")
 
-    def read(self, folder: Path) -> np.ndarray:
-        return read_volume(folder / self.file).data
+    def read(self, folder: Path) -> list[np.ndarray]:
+        """Its runs, each ``(z, y, x)``."""
+        data = read_volume(folder / self.file).data
+        return [data[first:end] for first, end in self.runs]
 
 
 STACKS = {
@@ -63,8 +69,12 @@ STACKS = {
         # as a plane does with itself 6 voxels further.
         Stack("sbem_cdeep3m.tif", SectionModel(6, 1 / 6, 2), None),
         # Section 3 was lost, and is the mean of 2 and 4 (``emformer-hub inspect`` finds it).
-        Stack("sstem_cremi.tif", SectionModel(10), 4.0, first=4),
+        Stack("sstem_cremi.tif", SectionModel(10), 4.0, runs=((4, None),)),
         Stack("fibsem_epfl_every8th.tif", SectionModel(8, 1 / 8, 3), 5.0),
+        # Every second section of SBF-SEM, with some 25 skipped between the runs.
+        Stack("sbem_hela.tif", SectionModel(10, 1 / 10, 4), 10.0, runs=((0, 3), (3, 8), (8, 13), (13, 19), (19, 24))),
+        # Unrelated images of TEM, so there is nothing to leave out.
+        Stack("tem2d_myelin.tif", SectionModel(1), None, runs=tuple((z, z + 1) for z in range(8))),
     )
 }
 
@@ -92,30 +102,31 @@ def _with_unit(fsc: dict[str, Any] | None, axis: str) -> str:
     return f"{fsc['resolution'][axis]:.1f} {fsc['unit']}" if fsc else ""
 
 
-def leave_one_out(stack: Stack, data: np.ndarray, methods: list[Method]) -> list[dict[str, Any]]:
-    """Hide each inner section in turn, predict it from the others, and compare all of them with what was measured.
+def leave_one_out(stack: Stack, runs: list[np.ndarray], methods: list[Method]) -> list[dict[str, Any]]:
+    """Hide each inner section of each run in turn, predict it from the others, and compare all with what was measured.
 
     An EMformer predicts through its section mask, interpolation keeps to the sections' centres (``NEIGHBOURS``). Other
-    methods cannot leave a section out.
+    methods cannot leave a section out. A stack without three sections in succession has no rows.
     """
-    inner = range(1, len(data) - 1)
-    predictions: dict[str, Callable[[int], np.ndarray]] = {
-        name: partial(_by_neighbours, data, weights) for name, weights in NEIGHBOURS.items()
-    }
+    runs = [run for run in runs if len(run) > 2]
+    if not runs:
+        return []
+    predictions: dict[str, Predict] = {name: partial(_by_neighbours, weights) for name, weights in NEIGHBOURS.items()}
     for method in methods:
         if isinstance(method, EMformer):
-            predictions[method.name] = partial(_by_network, data, stack.geometry, method)
-    restored = [timed(name, _of_all, predict, inner) for name, predict in predictions.items()]
-    rows = compare(data[1:-1], restored, lambda volume: {}, baselines=(BASELINE, "trilinear"))
-    common = {"experiment": "section left out", "data": stack.name, "shape_zyx": list(data[1:-1].shape)}
+            predictions[method.name] = partial(_by_network, stack.geometry, method)
+    restored = [timed(name, _of_all, predict, runs) for name, predict in predictions.items()]
+    hidden = np.concatenate([run[1:-1] for run in runs])
+    rows = compare(hidden, restored, lambda volume: {}, baselines=(BASELINE, "trilinear"))
+    common = {"experiment": "section left out", "data": stack.name, "shape_zyx": list(hidden.shape)}
     return [{**common, **row} for row in rows]
 
 
-def _of_all(predict: Callable[[int], np.ndarray], sections: Iterable[int]) -> np.ndarray:
-    return np.stack([predict(section) for section in sections])
+def _of_all(predict: Predict, runs: list[np.ndarray]) -> np.ndarray:
+    return np.stack([predict(run, section) for run in runs for section in range(1, len(run) - 1)])
 
 
-def _by_neighbours(data: np.ndarray, weights: dict[int, float], hidden: int) -> np.ndarray:
+def _by_neighbours(weights: dict[int, float], data: np.ndarray, hidden: int) -> np.ndarray:
     last = len(data) - 1
     section = sum(
         weight * data[min(max(hidden + step, 0), last)].astype(np.float32) for step, weight in weights.items()
@@ -123,15 +134,15 @@ def _by_neighbours(data: np.ndarray, weights: dict[int, float], hidden: int) -> 
     return to_dtype(np.asarray(section), data.dtype)
 
 
-def _by_network(data: np.ndarray, geometry: SectionModel, method: EMformer, hidden: int) -> np.ndarray:
+def _by_network(geometry: SectionModel, method: EMformer, data: np.ndarray, hidden: int) -> np.ndarray:
     window = window_around(hidden, len(data))
     return method.restore_section(data[window], hidden - window.start, geometry)
 
 
-def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[dict[str, Any]]:
+def in_plane(stack: Stack, runs: list[np.ndarray], methods: list[Method]) -> Iterator[dict[str, Any]]:
     """Degrade the plane along y, restore it with z as frames at their true spacing, and compare it with itself.
 
-    A stack of too few sections for a Fourier shell correlation has none in its rows.
+    A stack of several runs, or of too few sections for a Fourier shell correlation, has none in its rows.
     """
     spacing = stack.geometry.factor
     unit = "voxels" if stack.lateral_nm is None else "nm"
@@ -139,12 +150,12 @@ def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[
     voxel_size = VoxelSize(spacing * side, side, side)
     for factor in IN_PLANE_FACTORS:
         geometry = SectionModel(factor)
-        rows_zx = to_dtype(geometry.degrade(data.transpose(1, 0, 2)), data.dtype)  # (rows, z, x)
-        truth = data[:, : geometry.num_planes(len(rows_zx))]
+        rows_zx = [to_dtype(geometry.degrade(run.transpose(1, 0, 2)), run.dtype) for run in runs]  # (rows, z, x)
+        truth = np.concatenate(runs)[:, : geometry.num_planes(len(rows_zx[0]))]
         restored = [timed(method.name, _along_y, method, rows_zx, geometry, spacing) for method in methods]
 
         def detail(volume: np.ndarray, truth: np.ndarray = truth) -> dict[str, Any]:
-            if min(truth.shape) < SHORTEST_SIDE:
+            if len(runs) > 1 or min(truth.shape) < SHORTEST_SIDE:
                 return {"fsc": None}
             finest = {axis: resolution(fsc(truth, volume, voxel_size, axis=axis)) for axis in ("y", "x")}
             return {"fsc": {"resolution": finest, "unit": unit}}
@@ -159,5 +170,6 @@ def in_plane(stack: Stack, data: np.ndarray, methods: list[Method]) -> Iterator[
         yield from ({**common, **row} for row in compare(truth, restored, detail))
 
 
-def _along_y(method: Method, rows_zx: np.ndarray, geometry: SectionModel, spacing: float) -> np.ndarray:
-    return method.restore_in_plane(rows_zx, geometry, spacing).transpose(1, 0, 2)
+def _along_y(method: Method, runs_zx: list[np.ndarray], geometry: SectionModel, spacing: float) -> np.ndarray:
+    restored = [method.restore_in_plane(rows_zx, geometry, spacing) for rows_zx in runs_zx]
+    return np.concatenate(restored, axis=1).transpose(1, 0, 2)

@@ -86,6 +86,7 @@ class Case:
         if self.what == "train":
             sampling = Recipe.load(RECIPE).sampling
             return sampling.rows, sampling.frames, sampling.columns
+        assert self.factor is not None
         chosen = self.given_tile_zyx or choose_tile(
             self.volume_zyx, SectionModel(self.factor), self.config, torch.device(self.device), voxel_bytes=1
         )
@@ -105,8 +106,8 @@ class Case:
     def prepare(self) -> Callable[[], Work]:
         """Load the model, make the input, and return what is to be measured."""
         torch.set_num_threads(self.threads)
-        network = self.load()
-        network.to(device=self.device)
+        network: Any = self.load()  # transformers' own ``to`` has no types
+        network.to(self.device)
         if self.attention:
             network.set_attn_implementation(self.attention)
         return {"reconstruct": self._reconstruct, "pass": self._pass, "train": self._train}[self.what](network)

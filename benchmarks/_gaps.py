@@ -50,7 +50,8 @@ def stacks(folder: Path, side: int, names: tuple[str, ...] = REAL) -> Iterator[S
     """Real stacks, the middle of them."""
     for name in names:
         stack = STACKS[name]
-        yield Sections(name, lateral_middle(stack.read(folder)[stack.first :], side), stack.geometry)
+        (data,) = stack.read(folder)
+        yield Sections(name, lateral_middle(data, side), stack.geometry)
 
 
 def gaps(depth: int, length: int) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +53,14 @@ class NamedGeometry:
         }
 
 
-def centre_crop(volume: np.ndarray, crop_zyx: list[int]) -> np.ndarray:
+def centre_crop(volume: np.ndarray, crop_zyx: Sequence[int]) -> np.ndarray:
     """The middle ``crop_zyx`` voxels of a volume; an axis that is shorter is kept whole."""
     return volume[middle(volume.shape, crop_zyx)]
 
 
-def parse_crop(text: str) -> list[int]:
+def parse_crop(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise InputError(f"crop {text!r} is not three numbers of voxels; expected Z,Y,X, as in 64,128,128.")
-    return [int(part) for part in parts]
+    z, y, x = map(int, parts)
+    return z, y, x

@@ -27,7 +27,9 @@ UNET = "unet"
 class Method(Protocol):
     """Both calls take ``(sections, ., .)`` and give ``(geometry.num_planes(sections), ., .)`` in the same dtype."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables call it."""
 
     def restore(self, sections: np.ndarray, geometry: SectionModel) -> tuple[np.ndarray, Reconstruction | None]:
         """A stack ``(z, y, x)`` restored along z, and where the method states an uncertainty, all that it says."""
@@ -66,8 +68,8 @@ class SlicedUNet:
     def _restore(self, sections: np.ndarray, geometry: SectionModel, across: tuple[int, ...]) -> np.ndarray:
         statistics = self.processor.measure(sections)
         cubic = interpolate(self.processor.normalise(sections, statistics), geometry, "cubic")
-        sharpened = sum(sharpen(self.network, cubic, geometry, axis) for axis in across)
-        return self.processor.restore(sharpened / np.float32(len(across)), statistics)
+        sharpened = [sharpen(self.network, cubic, geometry, axis) for axis in across]
+        return self.processor.restore(np.mean(sharpened, axis=0), statistics)
 
 
 @dataclass(frozen=True)

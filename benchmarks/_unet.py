@@ -55,8 +55,8 @@ class UNet(nn.Module):
         self.bottom = _block(WIDTHS[-2], WIDTHS[-1], WIDTHS[-2])
         self.up = nn.ModuleList(_block(2 * width, width, max(width // 2, WIDTHS[0])) for width in reversed(WIDTHS[:-1]))
         self.out = nn.Conv2d(WIDTHS[0], 1, kernel_size=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, slices: Tensor, factor: float, thickness: float) -> Tensor:
         """``(slices, planes, columns)``, standard deviations from the mean; any sizes -> the same."""
@@ -79,8 +79,9 @@ def _block(*channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(channels):
         convolution = nn.Conv2d(before, after, kernel_size=3, padding=1)
-        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        nn.init.zeros_(convolution.bias)
+        weight, bias = convolution.parameters()
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        nn.init.zeros_(bias)
         layers += [convolution, nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -125,14 +126,18 @@ def trained_unet(
     with safe_open(path, "pt") as file:
         steps = int(file.metadata()["steps"])
     about = {"recipe": recipe_file.name, "minutes": recipe.minutes, "steps": steps, "file": path.name}
-    return network.to(device).to(memory_format=torch.channels_last).eval(), about
+    return _on(device, network).eval(), about
+
+
+def _on(device: torch.device, network: UNet) -> UNet:
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def _train(network: UNet, recipe: Recipe, data_root: Path, device: torch.device) -> int:
     """Train on single frames of the sampler's clips, as many pixels a step as the EMformer; return the steps taken."""
     assert recipe.minutes is not None
     torch.manual_seed(recipe.seed)
-    network.to(memory_format=torch.channels_last).train()
+    _on(device, network).train()
     batches = ClipBatches(
         load_volumes(recipe, data_root, EMformerProcessor()),
         dataclasses.replace(recipe.sampling, frames=1, mask=0.0, local_mask=0.0),

@@ -7,9 +7,9 @@ prints a Markdown table; benchmarks/README.md says what was planted and what eac
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ import click
 import numpy as np
 import torch
 from _defects import DEFECTS, HARMLESS, drifting, plant_all
-from _report import Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.errors import InputError
 from emformer_hub.inspection.sections import inspect_stack
 from emformer_hub.volumes import read_volume
 from emformer_hub.volumes.boxes import middle
 
-DATA = Path(os.environ.get("EMFORMER_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 STACKS = {
     "train": ("sstem_cremi", "sstem_vnc", "sbem_cdeep3m", "sbem_platynereis", "sssem_icon"),
     "eval": ("sstem_cremi", "sbem_cdeep3m", "fibsem_epfl_every8th", "fibsem_fib25_b"),
@@ -46,10 +45,19 @@ DECK = tuple(
 )
 """What is dealt out to the sections of a copy, in turn: every second one is a fold or a crack."""
 
+
+def _share(found: list[int] | None) -> str:
+    return "–" if not found or not found[1] else f"{100 * found[0] / found[1]:.0f} % ({found[0]}/{found[1]})"
+
+
+def _recall(name: str, row: dict[str, Any]) -> str:
+    return _share(row["recall"].get(name))
+
+
 COLUMNS: Columns = {
     "stack": lambda row: row["stack"],
     "sections": lambda row: f"{row['sections']}",
-    **{name: lambda row, name=name: _share(row["recall"].get(name)) for name in (*DEFECTS, *HARMLESS)},
+    **{name: partial(_recall, name) for name in (*DEFECTS, *HARMLESS)},
     "harmless, called damaged": lambda row: _share(row["mistaken"]),
     "false alarms": lambda row: f"{row['false_alarms']}",
     "flagged as measured": lambda row: ", ".join(f"{z} {'+'.join(f)}" for z, f in row["as_measured"].items()) or "–",
@@ -115,10 +123,6 @@ def _apart(numbers: list[int]) -> list[int]:
         if all(abs(z - other) >= APART for other in chosen):
             chosen.append(z)
     return chosen
-
-
-def _share(found: list[int] | None) -> str:
-    return "–" if not found or not found[1] else f"{100 * found[0] / found[1]:.0f} % ({found[0]}/{found[1]})"
 
 
 def _file(folder: str, name: str) -> Path:

@@ -8,6 +8,7 @@ prints a Markdown table; benchmarks/README.md says what each column means.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from emformer_hub.volumes import read_volume
 FACTORS = tuple(round(2 + 0.7 * step, 1) for step in range(21))
 THICKNESSES = {"thickness 1": "{0}:1", "single planes": "{0}:1/{0}"}
 
+
+def _gain(thickness: str, row: dict[str, Any]) -> str:
+    return f"{row['gain_over_bicubic_db'][thickness]:+.2f}"
+
+
 COLUMNS: Columns = {
     "factor": lambda row: f"{row['factor']:g}",
     "model": lambda row: row["method"],
-    **{
-        f"gain over bicubic dB, {name}": lambda row, name=name: f"{row['gain_over_bicubic_db'][name]:+.2f}"
-        for name in THICKNESSES
-    },
+    **{f"gain over bicubic dB, {name}": partial(_gain, name) for name in THICKNESSES},
 }
 
 

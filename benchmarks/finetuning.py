@@ -20,7 +20,7 @@ import torch
 from _anisotropic import IN_PLANE_CROP, STACKS, Stack, in_plane, leave_one_out
 from _figures import BASELINE
 from _geometry import centre_crop
-from _methods import EMformer, Interpolation
+from _methods import EMformer, Interpolation, Method
 from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.cli.options import DEVICE
@@ -92,11 +92,11 @@ class Learner:
 
 def measured(stack: Stack, data: np.ndarray, model: str, device: str) -> dict[str, Any]:
     """In-plane gains over bicubic at x4 and x8, and the gain over the mean of both neighbours of a section left out."""
-    methods = [Interpolation(BASELINE), EMformer(model, device, ensemble=2)]
+    methods: list[Method] = [Interpolation(BASELINE), EMformer(model, device, ensemble=2)]
     side = min(IN_PLANE_CROP, *data.shape[1:])
-    rows = in_plane(stack, centre_crop(data, [len(data), side, side]), methods)
+    rows = in_plane(stack, [centre_crop(data, [len(data), side, side])], methods)
     gains = [row["gain_over_bicubic_db"] for row in rows if row["method"] == model]
-    (left_out,) = [row for row in leave_one_out(stack, data, methods) if row["method"] == model]
+    (left_out,) = [row for row in leave_one_out(stack, [data], methods) if row["method"] == model]
     return {"in_plane_db": gains, "left_out_db": left_out["gain_over_trilinear_db"]}
 
 
@@ -114,9 +114,9 @@ def instruments(learners: list[Learner], runs: Path, device: str) -> Iterator[di
     """One half of an unseen stack's sections to learn from, the other half to test on."""
     for stack in INSTRUMENTS:
         path = DATA / "eval" / stack.file
-        data = stack.read(DATA / "eval")
+        (data,), ((first, _),) = stack.read(DATA / "eval"), stack.runs
         half = len(data) // 2
-        entry = VolumeEntry(str(path), f"{stack.sections.factor:g},1,1", sections=f"0:{half}")
+        entry = VolumeEntry(str(path), f"{stack.geometry.factor:g},1,1", sections=f"{first}:{first + half}")
 
         def rows(stack: Stack = stack, data: np.ndarray = data[half:], entry: VolumeEntry = entry) -> Iterator[Any]:
             for learner in learners:
@@ -129,7 +129,7 @@ def instruments(learners: list[Learner], runs: Path, device: str) -> Iterator[di
 def few_sections(learner: Learner, runs: Path, device: str) -> Iterator[dict[str, Any]]:
     """Learn from the first sections of one ssTEM stack, test on half of another of the same instrument."""
     stack = STACKS["sstem_cremi"]
-    data = stack.read(DATA / "eval")
+    (data,) = stack.read(DATA / "eval")
     data = data[len(data) // 2 :]
 
     def rows() -> Iterator[dict[str, Any]]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from emformer_hub.devices import dtype_name, faster_in_bfloat16
 from emformer_hub.geometry import SectionModel
-from emformer_hub.interpolation import interpolate
+from emformer_hub.interpolation import Kind, interpolate
 from emformer_hub.loading import load_model
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.in_memory import reconstruct
@@ -124,7 +124,7 @@ def emformer(model: str, ensemble: int, precision: str = "auto") -> Callable[[np
     return prepare
 
 
-def interpolation(kind: str) -> Callable[[np.ndarray], Job]:
+def interpolation(kind: Kind) -> Callable[[np.ndarray], Job]:
     """Along z, at the true section centres."""
     return lambda stack: lambda: to_dtype(interpolate(stack, SECTIONS, kind), stack.dtype)
 

@@ -7,6 +7,7 @@ prints Markdown tables; benchmarks/README.md says what each column means.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ class Truth:
             "voxel_size_nm": list(size.zyx) if self.voxel_size else None,
         }
         rows = [{**common, **row} for row in compare(truth, restored, detail)]
-        imaged = geometry.matrix(len(sections)).any(axis=0)
+        imaged = np.asarray(geometry.matrix(len(sections)).any(axis=0))
         noise = {name: flat_noise(truth, volume, imaged) for name, volume in volumes.items()}
         unseen = {} if imaged.all() else not_imaged(truth, volumes, ~imaged)
         for row in rows:
@@ -292,9 +293,9 @@ def main(
                 first = truth is truths[0] and geometry is chosen[0]
                 yield from truth.measure(geometry, methods, figure if first else None)
 
-    def cropped(data: np.ndarray, side: int) -> np.ndarray:
-        limits = parse_crop(crop) if crop else list(data.shape)
-        return centre_crop(data, [limits[0], min(limits[1], side), min(limits[2], side)])
+    def cropped(runs: list[np.ndarray], side: int) -> list[np.ndarray]:
+        z, y, x = parse_crop(crop) if crop else (sys.maxsize, side, side)
+        return [centre_crop(run, [z, min(y, side), min(x, side)]) for run in runs]
 
     print_header(run)
     rows = print_table(COLUMNS, degraded()) if truths else []
@@ -303,15 +304,11 @@ def main(
     if stacks:
         rows += print_table(
             HIDDEN_COLUMNS,
-            (
-                row
-                for stack, data in stacks
-                for row in leave_one_out(stack, cropped(data[stack.first :], HIDDEN_CROP), once)
-            ),
+            (row for stack, runs in stacks for row in leave_one_out(stack, cropped(runs, HIDDEN_CROP), once)),
         )
         rows += print_table(
             IN_PLANE_COLUMNS,
-            (row for stack, data in stacks for row in in_plane(stack, cropped(data, IN_PLANE_CROP), methods)),
+            (row for stack, runs in stacks for row in in_plane(stack, cropped(runs, IN_PLANE_CROP), methods)),
         )
     if json_path:
         write_json(json_path, run, rows)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,12 @@ from emformer_hub.reconstruction.cluster import on_dask
 from emformer_hub.reconstruction.cluster import run as give_out
 from emformer_hub.reconstruction.from_file import reconstruct_file
 from emformer_hub.reconstruction.job import Job, make_job
-from emformer_hub.reconstruction.parts import Parts, here, part_sides, parts_of
+from emformer_hub.reconstruction.parts import Made, Parts, here, part_sides, parts_of
 from emformer_hub.volumes import boxes, open_volume
 
 SIZES = {"0.06": (32, 512, 512), "0.25": (32, 1024, 1024), "1": (64, 1448, 1448)}
 """Gigavoxels of a result, and sections, rows and columns of the stack."""
-CHEAP = {"hidden_size": 8, "num_hidden_layers": 1, "num_basis": 6, "num_scale_basis": 3, "condition_size": 8}
+CHEAP = EMformerConfig(hidden_size=8, num_hidden_layers=1, num_basis=6, num_scale_basis=3, condition_size=8)
 """A network whose results are of no use: what is measured is all that is around it."""
 WORKERS = (1, 2, 4)
 """Processes of one thread each."""
@@ -108,7 +108,7 @@ CORE_HOUR, TB_MONTH = 0.04, 23.0
 
 def make_model(folder: Path) -> str:
     torch.manual_seed(0)
-    EMformerModel(EMformerConfig(**CHEAP)).save_pretrained(folder)
+    EMformerModel(CHEAP).save_pretrained(folder)
     EMformerProcessor().save_pretrained(folder)
     return str(folder)
 
@@ -132,7 +132,7 @@ def overhead(folder: Path, model: str, shape: tuple[int, int, int]) -> Iterator[
     )  # warms up, and loads the weights
     parts: Parts | None = None
 
-    def alone(job: Job, numbers: list[int], device: str | None) -> Iterator[int]:
+    def alone(job: Job, numbers: list[int], device: str | None) -> Iterable[Made]:
         nonlocal parts
         parts = parts_of(job)
         return here(job, numbers, device)
@@ -172,8 +172,9 @@ def by_workers(stack: Path, output: Path, model: str, workers: int, precision: s
     )
     seconds = time.perf_counter() - begin
     checksum = hashlib.sha256()
-    for planes in open_volume(output).data:
-        checksum.update(planes.tobytes())
+    data = open_volume(output).data
+    for plane in range(data.shape[0]):
+        checksum.update(np.asarray(data[plane : plane + 1]).tobytes())
     parts = json.loads(record.read_text())["parts"]
     return {"model": model, "seconds": seconds, "parts": parts, "checksum": checksum.hexdigest()}
 
@@ -191,7 +192,7 @@ def costs(folder: Path, model: str, shape: tuple[int, int, int]) -> dict[str, An
     )
     facts, voxels = json.loads(record.read_text()), open_volume(folder / "costs.zarr").data.size
     parts = Parts(make_job(folder / "stack.zarr", folder / "no.zarr", **JOB, model=model))
-    seen = sum(parts.read(number).nbytes for number in range(len(parts.boxes)))
+    seen = sum(parts.read(number).voxels.nbytes for number in range(len(parts.boxes)))
     written = sum(file.stat().st_size for file in (folder / "costs.zarr").rglob("*") if file.is_file())
     per_gigavoxel = {name: seconds / voxels * 1e9 for name, seconds in facts["seconds"].items()}
     sizes = {"bytes_read": seen / voxels * 1e9, "bytes_written": written / voxels * 1e9}

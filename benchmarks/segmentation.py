@@ -250,7 +250,8 @@ def main(
     for name in models:
         resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     files = [truth_file or DATA / "eval" / TRUTH, neurons_file or DATA / "eval" / NEURONS]
-    experiment = Experiment(*read(*files, list(factors)), retrain)
+    truth, neurons = read(files[0], files[1], list(factors))
+    experiment = Experiment(truth, neurons, retrain)
     geometries = [NamedGeometry.parse(f"{factor}:1/{factor}" if single_planes else f"{factor}:1") for factor in factors]
     methods: list[Method] = [Interpolation("nearest"), Interpolation(BASELINE)]
     methods += [EMformer(name, device, int(ensemble), mode) for name in models for mode in modes]

@@ -45,7 +45,7 @@ COLUMNS: Columns = {
     "factor": lambda row: f"{row['factor']:g}" if row["factor"] else "drawn",
     "volume z,y,x": lambda row: ",".join(map(str, row["volume_zyx"])),
     "tile z,y,x": lambda row: ",".join(map(str, row["tile_zyx"])),
-    "attention": lambda row: ATTENTION.get(row["attention"], row["attention"]),
+    "attention": lambda row: str(ATTENTION.get(row["attention"], row["attention"])),
     "precision": lambda row: row["precision"],
     "Mvoxel/s (range)": lambda row: "{median:.3f} ({min:.3f}–{max:.3f})".format(
         **{key: rate / 1e6 for key, rate in row["voxels_per_s"].items()}
@@ -163,7 +163,7 @@ def main(
     if threads:
         torch.set_num_threads(threads)
     chosen_device = choose_device(device)
-    given = {
+    given: dict[str, list[Any]] = {
         "factors": list(factors),
         "shapes": [parse_sizes("shape", text) for text in shapes],
         "tiles": [parse_sizes("tile", text) for text in tiles],

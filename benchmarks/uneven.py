@@ -56,7 +56,7 @@ def wrong(cut: SectionModel, take: SectionModel) -> float:
 
 def compared(
     truth: np.ndarray,
-    crop: list[int],
+    crop: Sequence[int],
     even: SectionModel,
     jitter: float,
     seeds: tuple[int, ...],

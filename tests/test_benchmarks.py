@@ -20,6 +20,7 @@ import scale
 import speed as speed_script
 import torch
 import yaml
+from _anisotropic import Stack, in_plane, leave_one_out
 from _figures import flat_noise, low_pass_psnr
 from _geometry import NamedGeometry
 from _methods import EMformer, Interpolation, SlicedUNet
@@ -207,12 +208,34 @@ def test_quality_hides_each_inner_section(quality: Outcome) -> None:
 
 
 def test_quality_degrades_real_planes_along_y(quality: Outcome) -> None:
-    stack = read_volume(quality.folder / "eval" / "sstem_cremi.tif").data.transpose(1, 0, 2)
+    stack = read_volume(quality.folder / "eval" / "sstem_cremi.tif").data[4:].transpose(1, 0, 2)
     model = SectionModel(8)
     linear = np.rint(interpolate(np.rint(model.degrade(stack)), model, "linear"))
     (row,) = (r for r in quality.of("degraded in plane") if (r["geometry"]["factor"], r["method"]) == (8, "trilinear"))
     assert row["psnr_db"] == pytest.approx(psnr(stack[: len(linear)], linear, 255))
     assert row["fsc"]["unit"] == "nm" and row["frame_spacing"] == 10
+
+
+def test_runs_of_sections_are_no_neighbours_of_each_other() -> None:
+    tissue = neuropil((20, 32, 16))
+    stack = Stack("stack.tif", SectionModel(5, 0.2), None, runs=((0, 4), (9, 10), (12, None)))
+    runs = [tissue[:4], tissue[9:10], tissue[12:]]
+    (row,) = (row for row in leave_one_out(stack, runs, []) if row["method"] == "trilinear")
+    mean = np.concatenate([np.rint((run[:-2].astype(float) + run[2:]) / 2) for run in runs])
+    assert row["shape_zyx"] == [2 + 0 + 6, 32, 16]
+    assert row["psnr_db"] == pytest.approx(psnr(np.concatenate([tissue[1:3], tissue[13:19]]), mean, 255))
+    assert leave_one_out(stack, [tissue[:1], tissue[5:7]], []) == []
+
+    seen: list[np.ndarray] = []
+
+    class Recorded(Interpolation):
+        def restore_in_plane(self, rows: np.ndarray, geometry: SectionModel, frame_spacing: float) -> np.ndarray:
+            seen.append(rows)
+            return super().restore_in_plane(rows, geometry, frame_spacing)
+
+    for_eight = list(in_plane(stack, runs, [Recorded("bicubic")]))[-1]
+    assert [rows.shape[1] for rows in seen] == 2 * [4, 1, 8]  # at both factors, each run by itself
+    assert for_eight["shape_zyx"] == [13, 32, 16] and for_eight["fsc"] is None
 
 
 def test_quality_draws_a_picture(quality: Outcome) -> None:
@@ -637,3 +660,11 @@ def test_memory_and_overhead_are_those_of_runs_from_file_to_file(
     assert row["voxels"] == 8 * 8 * 48 * 40 and row["seconds"] > 0 and row["peak_bytes"] > 1e8
     (row,) = scale.overhead(tmp_path, "emformer-tiny", (8, 48, 40))
     assert row["network_s"] > 0 and row["whole_s"] > 0
+
+
+def test_a_gigavoxel_costs_at_least_the_sections_that_it_is_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fresh, "PHANTOM_ZYX", (16, 32, 32))
+    row = scale.costs(tmp_path, scale.make_model(tmp_path / "cheap"), (8, 48, 40))
+    assert row["bytes_read"] >= 1e9 / scale.FACTOR and row["bytes_written"] > 0 and row["network"] > 0

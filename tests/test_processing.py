@@ -198,9 +198,19 @@ def test_a_calibration_survives_saving(folder: Path) -> None:
     for sections in (SectionModel(4), SectionModel(4, 1 / 4), SectionModel(6.7, 0.5)):
         assert loaded.interval(0.95, sections) == MEASURED.multiple(0.95, sections)
         assert loaded.interval(0.95, sections) != EMformerProcessor().interval(0.95, sections)
+    for sections in (SectionModel(4), SectionModel(8, 1 / 8)):
         assert loaded.interval(0.95, sections, mode="faithful") == EMformerProcessor().interval(0.95, sections)
     with pytest.raises(InputError, match="mode is 'noisy'"):
         loaded.interval(0.95, SectionModel(4), mode="noisy")  # type: ignore[arg-type]
+
+
+def test_of_the_planes_of_a_section_one_combination_is_measured(folder: Path) -> None:
+    loaded = EMformerProcessor.from_pretrained(folder)  # faithful: LAPLACE; clean: half of it for single planes
+    for planes in (1, 1.5, 2, 4, 8):
+        sections = SectionModel(8, planes / 8)
+        thin = tuple((1 / planes + 0.5 * (1 - 1 / planes)) * multiple for multiple in LAPLACE)
+        expected = ErrorQuantiles(single_plane=thin).multiple(0.5, sections)
+        assert loaded.interval(0.5, sections, mode="faithful") == pytest.approx(expected)
 
 
 def test_a_calibration_from_before_there_were_modes_counts_for_both() -> None:

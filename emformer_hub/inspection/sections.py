@@ -11,11 +11,12 @@ number. Sections larger than 2048 voxels along a side are averaged over 2 x 2, 3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from emformer_hub.inspection import measures
 from emformer_hub.inspection.measures import SCALES
 from emformer_hub.inspection.quality import LIMITS, SectionQuality
 from emformer_hub.inspection.report import as_json, as_lines
+from emformer_hub.inspection.sight import UNFIT, Sight
 from emformer_hub.inspection.stack import StackQuality, stack_quality
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import evenly_spaced
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from emformer_hub.inspection.measures import Displacement
     from emformer_hub.inspection.spacing import Spacings
 
-LONGEST_SIDE = 2048
 BLANK = 0.98
 """Fraction of equal voxels from which on a section counts as missing. Sections of tissue have less than half, even
 with a blank rim; a missing one that holds only a label or a scale bar has more."""
@@ -63,8 +64,6 @@ FLAGS = {
     "unlike": "unlike",
     "damage": "damaged",
 }
-UNFIT = {"missing", "duplicate", "blurred", "unlike"}
-"""Flags of sections that no other one is compared with."""
 BEYOND_USE = 1.4
 """Natural logarithm of power: a section that keeps less than a quarter of its fine detail is beyond use."""
 TRUST = {"between": 1.0, "beside": 0.7}
@@ -78,7 +77,6 @@ damage score."""
 HIGHEST = 99.0
 LEAST = 0.1
 """Deviation below which differences do not matter: it is added before taking a logarithm."""
-_ROUND = max(scale.shrink for scale in SCALES)
 BESIDE = 8
 """Inner sections that are also measured as if they were at an end, to learn what is usual there."""
 
@@ -96,7 +94,7 @@ class Inspection:
     sections: list[SectionQuality]
     stack: StackQuality
     shape_zyx: tuple[int, int, int]
-    _sight: _Sight = field(repr=False)
+    _sight: Sight = field(repr=False)
     _usual: dict[str, np.ndarray] = field(repr=False)
 
     @cached_property
@@ -180,28 +178,38 @@ def inspect_stack(
     shape = (int(stack.shape[0]), int(stack.shape[1]), int(stack.shape[2]))
     unmeasured = unmeasured_in(stack, hidden)
     stack = stack if unmeasured is None else filled(stack, unmeasured)
-    sight = _Sight(stack)
+    sight = Sight(stack)
     report = progress or (lambda done, total: None)
     looks = _first_look(sight, lambda done: report(done, 2 * shape[0]))
     scores, scales, flags = _global_scores(looks, whole=unmeasured is None)
-    sight.arrange(looks, flags)
+    sight.arrange([look.against for look in looks], flags)
 
     peaks: dict[str, list[np.ndarray]] = {"between": [], "beside": []}
-    found: dict[int, tuple[str, np.ndarray]] = {}
+    found: dict[int, _Compared] = {}
     inner = [z for z in sight.usable if sight.usable[0] < z < sight.usable[-1]]
     also = {inner[i] for i in evenly_spaced(len(inner), BESIDE)}
-    for z in range(shape[0]):
-        if sight.comparable(z):
-            kind, maps = sight.deviations(z)
-            found[z] = (kind, _peaks(maps))
-            if kind == "between":
-                scores[z]["torn"] = round(sight.torn(z), 1)
-            peaks[kind].append(found[z][1])
-            if z in also and kind == "between":
-                peaks["beside"].append(_peaks(sight.deviations(z, beside=True)[1]))
-        report(shape[0] + z + 1, 2 * shape[0])
+
+    def compare(z: int) -> _Compared | None:
+        if not sight.comparable(z):
+            return None
+        kind, maps = sight.deviations(z)
+        if kind == "beside":
+            return _Compared(kind, _peaks(maps))
+        beside = _peaks(sight.deviations(z, beside=True)[1]) if z in also else None
+        return _Compared(kind, _peaks(maps), sight.torn(z), beside)
+
+    with ThreadPoolExecutor(sight.at_once) as threads:
+        for z, compared in enumerate(threads.map(compare, range(shape[0]))):
+            if compared is not None:
+                found[z] = compared
+                peaks[compared.kind].append(compared.peaks)
+                if compared.torn is not None:
+                    scores[z]["torn"] = round(compared.torn, 1)
+                if compared.beside is not None:
+                    peaks["beside"].append(compared.beside)
+            report(shape[0] + z + 1, 2 * shape[0])
     usual = {kind: _usual(values) for kind, values in peaks.items() if values}
-    for z, (kind, peak) in found.items():
+    for z, (kind, peak, *_) in found.items():
         if len(peaks[kind]) >= 3:
             torn = FOR_TORN * max(0.0, scores[z].get("torn", 0.0) - TORN)
             scores[z]["damage"] = _score(TRUST[kind] * sight.nearness(z) * _highest(peak, usual[kind]) + torn)
@@ -235,97 +243,17 @@ class _Look:
     between: float | None = None
 
 
-class _Sight:
-    """Reads sections as they are compared: shrunken and standardised, the last few kept; and chooses what to compare
-    each one with."""
+class _Compared(NamedTuple):
+    """A section beside the others: on which sides of it they lie, the greatest deviations from them, the displacement
+    of its parts, and the deviations from sections of one side, where they are asked for."""
 
-    KEPT = 6
-
-    def __init__(self, stack: np.ndarray | StoredArray) -> None:
-        self.stack = stack
-        self.shrink = -(-max(stack.shape[1:]) // LONGEST_SIDE)
-        self.usable: list[int] = []
-        self.shifts: dict[int, tuple[float, float]] = {}
-        self._missing: set[int] = set()
-        self._distant: set[int] = set()
-        self._uneven: set[int] = set()
-        self._kept: dict[int, np.ndarray] = {}
-
-    def raw(self, z: int) -> np.ndarray:
-        section = np.asarray(self.stack[z])
-        return section if self.shrink == 1 else measures.shrink(section, self.shrink)
-
-    def standard(self, z: int) -> np.ndarray:
-        """The standardised section, aligned with its neighbours if it is shifted."""
-        if z not in self._kept:
-            section = measures.standardise(self.raw(z))
-            if z in self.shifts:
-                by = tuple(-round(part / self.shrink) for part in self.shifts[z])
-                section = np.roll(section, by, axis=(0, 1))
-            while len(self._kept) >= self.KEPT:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[z] = section
-        return self._kept[z]
-
-    def arrange(self, looks: Sequence[_Look], flags: Sequence[list[str]]) -> None:
-        """Decide which sections the others may be compared with, and by how much each is shifted."""
-        self._missing = {z for z, flag in enumerate(flags) if "missing" in flag}
-        self._distant = {z for z, flag in enumerate(flags) if "distant" in flag}
-        self._uneven = {z for z, flag in enumerate(flags) if {"brightness", "contrast"}.intersection(flag)}
-        self.usable = [z for z, flag in enumerate(flags) if not UNFIT.intersection(flag)]
-        for z, flag in enumerate(flags):
-            against = looks[z].against
-            if "shifted" in flag and against is not None:
-                y, x = (part * self.shrink for part in against.shift_yx)
-                self.shifts[z] = (y, x)
-        self._kept.clear()
-
-    def comparable(self, z: int) -> bool:
-        return z not in self._missing and len([other for other in self.usable if other != z]) >= 2
-
-    def compared(self, z: int, beside: bool = False) -> tuple[str, int, int]:
-        """The sections to compare with: ``between`` if they lie on both sides, else ``beside``; and their numbers."""
-        before = [other for other in self.usable if other < z]
-        after = [other for other in self.usable if other > z]
-        if before and after and not beside:
-            return "between", before[-1], after[0]
-        first, second = after[:2] if len(after) >= 2 else before[-2:] if len(before) >= 2 else [before[-1], after[0]]
-        return "beside", first, second
-
-    def nearness(self, z: int) -> float:
-        """How near what a section is compared with lies, 1 where none is missing."""
-        kind, *pair = self.compared(z)
-        gaps = [len(self._distant.intersection(range(min(z, other) + 1, max(z, other) + 1))) for other in pair]
-        return {"between": 2, "beside": 3}[kind] / (sum(abs(other - z) for other in pair) + sum(gaps))
-
-    def torn(self, z: int) -> float:
-        """Displacement of parts of a section against each other, in voxels of the stack."""
-        _, first, second = self.compared(z)
-        return self.shrink * measures.displaced_parts(self.standard(z), self.standard(first), self.standard(second))
-
-    def deviations(self, z: int, beside: bool = False) -> tuple[str, list[np.ndarray]]:
-        """Which side the compared sections lie on, as :meth:`compared` says, and a map for each of ``SCALES``."""
-        kind, *pair = self.compared(z, beside)
-        here, first, second = (self.standard(number) for number in (z, *pair))
-        if z in self._uneven:  # another curve of grey values is no damage
-            here = measures.with_greys_of(here, (first, second))
-        if z not in self.shifts:
-            return kind, [measures.deviations(here, first, second, scale) for scale in SCALES]
-        # voxels rolled in from the other side do not belong to this section
-        rolled = [_ROUND * -(-abs(round(part / self.shrink)) // _ROUND) for part in self.shifts[z]]
-        inner = tuple(slice(rim, side - rim) for rim, side in zip(rolled, here.shape, strict=True))
-        maps = []
-        for scale in SCALES:
-            found = np.zeros((2, *(side // scale.shrink for side in here.shape)), np.float32)
-            if min(here[inner].shape) >= measures.MIN_SIDE:
-                part = measures.deviations(here[inner], first[inner], second[inner], scale)
-                y, x = (rim // scale.shrink for rim in rolled)
-                found[:, y : y + part.shape[1], x : x + part.shape[2]] = part
-            maps.append(found)
-        return kind, maps
+    kind: str
+    peaks: np.ndarray
+    torn: float | None = None
+    beside: np.ndarray | None = None
 
 
-def _first_look(sight: _Sight, progress: Callable[[int], None]) -> list[_Look]:
+def _first_look(sight: Sight, progress: Callable[[int], None]) -> list[_Look]:
     looks: list[_Look] = []
     window: list[tuple[int, np.ndarray, np.ndarray]] = []  # the last three that are not blank
 

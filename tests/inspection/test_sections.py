@@ -50,6 +50,25 @@ def test_sound_sections_are_not_accused(clean: Inspection) -> None:
     assert not clean.damage_mask(SPOILT).any()
 
 
+def test_cores_share_the_sections_and_change_nothing(tissue: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = spoil(tissue, "fold")
+    reports, steps = [], []
+    for threads in (1, 3):
+        monkeypatch.setattr("emformer_hub.inspection.sight._at_once", lambda voxels, threads=threads: threads)
+        steps.append([])
+        found = inspect_stack(spoilt, progress=lambda done, total: steps[-1].append((done, total)))
+        reports.append((found.report(), found.damage_mask(SPOILT).tolist()))
+    assert reports[0] == reports[1] and "damaged" in reports[0][0]["sections"][SPOILT]["flags"]
+    assert steps[0] == steps[1] == [(step, 26) for step in range(1, 27)]
+
+    def stop(done: int, total: int) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        inspect_stack(spoilt, progress=stop)
+
+
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_planted_defect_is_found_and_nothing_else(tissue: np.ndarray, defect: str) -> None:
     found = {quality.section: quality.flags for quality in inspect_stack(spoil(tissue, defect)).sections}

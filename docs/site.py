@@ -28,6 +28,7 @@ ELSEWHERE = {
     "finetune/README.md": "finetune.md",
     "integrations/fiji/README.md": "fiji.md",
     "integrations/snakemake/README.md": "snakemake.md",
+    "integrations/nextflow/README.md": "nextflow.md",
     "benchmarks/README.md": "benchmarks.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",

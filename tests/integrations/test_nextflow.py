@@ -1,0 +1,166 @@
+"""The module for Nextflow: its commands do what it declares, and go on where an attempt was cut off.
+
+They are taken from `main.nf`, and run as Nextflow would. Where `nextflow` is on the `PATH`, it runs the workflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from emformer_hub import SectionModel, VoxelSize, read_volume, reconstruct, reconstruct_file, write_volume
+from emformer_hub.volumes.phantom import neuropil
+
+FOLDER = Path(__file__).parents[2] / "integrations" / "nextflow"
+MODULE = FOLDER / "modules" / "emformer" / "reconstruct"
+SIZE = VoxelSize(32, 8, 8)
+TILE = (20, 64, 64)
+"""So small that the stack has several parts."""
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "HF_HUB_OFFLINE": "1",
+}
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Nextflow runs its commands in bash")
+
+
+def block(label: str) -> str:
+    """The commands of a section of the process, as they stand in the file."""
+    found = re.search(
+        rf'^    {label}:\n(?:    def [^\n]*\n)*    """\n(.*?)^    """', (MODULE / "main.nf").read_text(), re.M | re.S
+    )
+    assert found, label
+    return textwrap.dedent(found[1])
+
+
+def rendered(text: str, values: dict[str, str]) -> str:
+    """A string of Groovy with its expressions replaced and its escapes undone; an unknown expression is an error."""
+    return re.sub(r"\\(.)|\$\{(.*?)\}", lambda found: found[1] or values[found[2]], text)
+
+
+def args(model: str) -> str:
+    """What the configuration passes on to the command."""
+    found = re.search(r'ext\.args\s*= \{ "(.*)" \}', (FOLDER / "nextflow.config").read_text())
+    assert found
+    return rendered(found[1], {"params.model": model, "meta.thickness": "1"})
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "my stack.tif"
+    write_volume(path, SectionModel(4).degrade(neuropil((96, 48, 48), seed=7)).round().astype(np.uint8), SIZE)
+    return path
+
+
+def attempt(stack: Path, folder: Path, label: str = "script") -> Path:
+    """Run the commands in a folder of their own, with the stack staged as Nextflow does; return the folder."""
+    work = folder / "work"
+    (work / "stack").mkdir(parents=True)
+    (work / "stack" / stack.name).symlink_to(stack)
+    values = {
+        "stack": f"stack/{stack.name}".replace(" ", "\\ "),
+        "unfinished": str(folder / "un finished"),
+        "prefix": "cortex",
+        "voxel_size": "32,8,8",
+        "args": args("emformer-tiny"),
+        "task.cpus": "1",
+        "task.process": "EMFORMER_RECONSTRUCT",
+    }
+    (work / ".command.sh").write_text("#!/bin/bash -ue\n" + rendered(block(label), values))
+    run = subprocess.run(
+        ["bash", "-ue", ".command.sh"], cwd=work, env=ENVIRONMENT, check=False, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return work
+
+
+def cut_off(stack: Path, output: Path) -> None:
+    """An attempt that ends when half of the blocks are done."""
+
+    class CutOff(Exception):
+        pass
+
+    def at_half(done: float, blocks: int) -> None:
+        if done >= blocks / 2:
+            raise CutOff
+
+    output.parent.mkdir(parents=True)
+    settings: dict[str, Any] = {"voxel_size": SIZE, "factor": 4, "model": "emformer-tiny", "tile_zyx": TILE}
+    with pytest.raises(CutOff):
+        reconstruct_file(stack, output, progress=at_half, **settings)
+
+
+def check_declared(work: Path) -> None:
+    """Every declared output is there once, and the stack, which may have such a suffix, is none of them."""
+    section = re.search(r"^    output:\n(.*?)\n\n", (MODULE / "main.nf").read_text(), re.M | re.S)
+    assert section
+    patterns = re.findall(r'path[( ]"(.*?)"', section[1])
+    assert patterns == ["*.ome.zarr", "*.ome.zarr.json", "versions.yml"]
+    assert [len(list(work.glob(pattern))) for pattern in patterns] == [1, 1, 1]
+    versions = yaml.safe_load((work / "versions.yml").read_text())
+    assert versions == {"EMFORMER_RECONSTRUCT": {"emformer-hub": version("emformer-hub")}}
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["begins", "goes on"])
+def test_an_attempt_makes_what_is_declared(stack: Path, tmp_path: Path, interrupted: bool) -> None:
+    unfinished = tmp_path / "un finished"
+    if interrupted:
+        cut_off(stack, unfinished / "cortex.ome.zarr")
+    work = attempt(stack, tmp_path)
+    check_declared(work)
+    record = json.loads((work / "cortex.ome.zarr.json").read_text())
+    assert (record["made_now"] < record["parts"]) == interrupted
+    assert list(unfinished.iterdir()) == []
+    tile = record["tile_zyx"]
+    expected = reconstruct(read_volume(stack).data, factor=4, model="emformer-tiny", tile_zyx=tile, progress=False)
+    np.testing.assert_array_equal(read_volume(work / "cortex.ome.zarr").data, expected.volume)
+
+
+def test_the_stub_makes_what_is_declared(stack: Path, tmp_path: Path) -> None:
+    check_declared(attempt(stack, tmp_path, "stub"))
+
+
+def test_the_page_of_the_module_lists_its_channels() -> None:
+    described = yaml.safe_load((MODULE / "meta.yml").read_text())
+    text = (MODULE / "main.nf").read_text()
+    assert list(described["output"]) == re.findall(r"emit: (\w+)", text)
+    assert [list(one) for channel in described["input"] for one in channel] == [
+        ["meta"],
+        ["stack"],
+        ["voxel_size"],
+        ["unfinished"],
+    ]
+    assert re.findall(r"(?:val|path)[( ](\w+)", text.partition("output:")[0]) == [
+        "meta",
+        "stack",
+        "voxel_size",
+        "unfinished",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("nextflow") is None, reason="needs nextflow on the PATH")
+def test_the_engine_finishes_and_resumes(stack: Path, tmp_path: Path) -> None:
+    (tmp_path / "stacks.csv").write_text(f'name,stack,voxel_size,thickness\ncortex,{stack},"32,8,8",1\n')
+    cut_off(stack, tmp_path / "isotropic" / ".unfinished" / "cortex.ome.zarr")
+    words = ["nextflow", "run", str(FOLDER), "--stacks", "stacks.csv", "--model", "emformer-tiny", "-ansi-log", "false"]
+    for options, said in (([], "Submitted process"), (["-resume"], "Cached process")):
+        run = subprocess.run(
+            [*words, *options], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert f"{said} > EMFORMER_RECONSTRUCT (cortex)" in run.stdout
+    record = json.loads((tmp_path / "isotropic" / "cortex.ome.zarr.json").read_text())
+    assert 0 < record["made_now"] < record["parts"]
+    assert read_volume(tmp_path / "isotropic" / "cortex.ome.zarr").data.shape == (96, 48, 48)

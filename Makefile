@@ -4,12 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 NAPARI := .venv-napari
 STAMP := $(VENV)/.installed
+# Without a screen, xvfb-run (Debian's package xvfb) gives napari one.
+SCREEN = $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a -s '-screen 0 1600x1000x24')
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
 # An environment that cannot import the package (a removed Python, a moved checkout) is forgotten, and built afresh below.
 FORGET := $(shell $(VENV)/bin/python -I -c "import emformer_hub" 2>/dev/null || echo forget)
 
-.PHONY: demo docs notebooks test test-random test-slow test-napari conformance lint types clean forget
+.PHONY: demo docs notebooks notebook-napari test test-random test-slow test-napari conformance lint types clean forget
 
 demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into demo-output/
 	$(VENV)/bin/emformer-hub demo demo-output --overwrite
@@ -17,8 +19,12 @@ demo: $(STAMP) ## reconstruct the bundled phantom with the bundled weights, into
 docs: $(STAMP) ## the site, into site/; serve it with .venv/bin/mkdocs serve
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 
+TUTORIALS = $(basename $(notdir $(wildcard docs/tutorials/*.ipynb)))
 notebooks: $(STAMP) ## execute the tutorials, and store what they print and show
-	$(VENV)/bin/python docs/notebooks.py
+	$(VENV)/bin/python docs/notebooks.py $(filter-out napari,$(TUTORIALS))
+
+notebook-napari: $(NAPARI)/.installed ## the same for the tutorial on napari
+	env OMP_NUM_THREADS=1 $(SCREEN) $(NAPARI)/bin/python docs/notebooks.py napari
 
 test: $(STAMP) ## the tests, without the slow ones: a file a process and core, of one thread each
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
@@ -36,9 +42,8 @@ conformance: $(STAMP) ## the tests that transformers has for every model, of the
 	$(VENV)/bin/python tests/conformance/fetch.py
 	PYTHONPATH=tests/conformance OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -c /dev/null --rootdir tests/conformance tests/conformance/transformers_models.py
 
-# Without a screen, xvfb-run (Debian's package xvfb) gives the viewer one.
 test-napari: $(NAPARI)/.installed ## the tests of the napari plugin, in an environment of its own, which has Qt
-	env OMP_NUM_THREADS=1 $(if $(DISPLAY)$(WAYLAND_DISPLAY),,xvfb-run -a) $(NAPARI)/bin/python -m pytest -q tests/napari_plugin $(PYTEST_OPTIONS)
+	env OMP_NUM_THREADS=1 $(SCREEN) $(NAPARI)/bin/python -m pytest -q tests/napari_plugin $(PYTEST_OPTIONS)
 
 lint: $(STAMP)
 	$(VENV)/bin/python -m ruff check .
@@ -69,5 +74,5 @@ $(NAPARI)/.installed: pyproject.toml constraints.txt
 	@test -e $(NAPARI)/bin/python || { echo "==> Making $(NAPARI)"; $(PYTHON) -m venv --clear $(NAPARI); }
 	@rm -f $@
 	$(NAPARI)/bin/python -m pip --disable-pip-version-check install -c constraints.txt torch==2.13.0
-	$(NAPARI)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[napari]' pytest pytest-qt hypothesis
+	$(NAPARI)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[napari]' pytest pytest-qt hypothesis nbclient
 	@touch $@

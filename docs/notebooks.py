@@ -1,9 +1,10 @@
-"""Executes the tutorials and stores what they print and show: python docs/notebooks.py, or make notebooks."""
+"""Executes tutorials and stores what they print and show: python docs/notebooks.py NAME..., or make notebooks."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,9 +16,10 @@ RUN_OF = "run_of"
 """Key of a notebook's metadata: which code its outputs are those of."""
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
+    """Execute the notebooks of these names, without their suffix."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    for path in sorted(FOLDER.glob("*.ipynb")):
+    for path in [FOLDER / f"{name}.ipynb" for name in names]:
         notebook = nbformat.read(path, as_version=4)
         with tempfile.TemporaryDirectory() as desk:
             NotebookClient(
@@ -41,4 +43,4 @@ def fingerprint(notebook: nbformat.NotebookNode) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -34,6 +34,7 @@ DOCUMENTS = [
         "benchmarks/README.md",
         "integrations/fiji/README.md",
         "integrations/nextflow/README.md",
+        "integrations/snakemake/README.md",
     )
 ]
 DOCUMENTS += [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "model_cards").glob("*/README.md"))]

@@ -6,7 +6,6 @@ They are taken from `main.nf`, and run as Nextflow would. Where `nextflow` is on
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,24 +13,16 @@ import sys
 import textwrap
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from workflows import ENVIRONMENT, cut_off
 
-from emformer_hub import SectionModel, VoxelSize, read_volume, reconstruct, reconstruct_file, write_volume
-from emformer_hub.volumes.phantom import neuropil
+from emformer_hub import read_volume, reconstruct
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "nextflow"
 MODULE = FOLDER / "modules" / "emformer" / "reconstruct"
-SIZE = VoxelSize(32, 8, 8)
-TILE = (20, 64, 64)
-"""So small that the stack has several parts."""
-ENVIRONMENT = os.environ | {
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "HF_HUB_OFFLINE": "1",
-}
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Nextflow runs its commands in bash")
 
@@ -57,13 +48,6 @@ def args(model: str) -> str:
     return rendered(found[1], {"params.model": model, "meta.thickness": "1"})
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "my stack.tif"
-    write_volume(path, SectionModel(4).degrade(neuropil((96, 48, 48), seed=7)).round().astype(np.uint8), SIZE)
-    return path
-
-
 def attempt(stack: Path, folder: Path, label: str = "script") -> Path:
     """Run the commands in a folder of their own, with the stack staged as Nextflow does; return the folder."""
     work = folder / "work"
@@ -84,22 +68,6 @@ def attempt(stack: Path, folder: Path, label: str = "script") -> Path:
     )
     assert run.returncode == 0, run.stderr
     return work
-
-
-def cut_off(stack: Path, output: Path) -> None:
-    """An attempt that ends when half of the blocks are done."""
-
-    class CutOff(Exception):
-        pass
-
-    def at_half(done: float, blocks: int) -> None:
-        if done >= blocks / 2:
-            raise CutOff
-
-    output.parent.mkdir(parents=True)
-    settings: dict[str, Any] = {"voxel_size": SIZE, "factor": 4, "model": "emformer-tiny", "tile_zyx": TILE}
-    with pytest.raises(CutOff):
-        reconstruct_file(stack, output, progress=at_half, **settings)
 
 
 def check_declared(work: Path) -> None:

@@ -1,0 +1,38 @@
+"""The module for Snakemake, where `snakemake` is on the `PATH`: it finishes, and goes on where it was cut off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from workflows import ENVIRONMENT, cut_off
+
+from emformer_hub import read_volume, reconstruct
+
+SNAKEFILE = Path(__file__).parents[2] / "integrations" / "snakemake" / "Snakefile"
+
+pytestmark = pytest.mark.skipif(shutil.which("snakemake") is None, reason="needs snakemake on the PATH")
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["begins", "goes on"])
+def test_the_engine_makes_a_volume_of_each_stack(stack: Path, tmp_path: Path, interrupted: bool) -> None:
+    (tmp_path / "stacks.csv").write_text(f'name,stack,voxel_size,thickness\ncortex,{stack},"32,8,8",1\n')
+    (tmp_path / "config.yaml").write_text("stacks: stacks.csv\noutput: made\nmodel: emformer-tiny\n")
+    output = tmp_path / "made" / "cortex.ome.zarr"
+    if interrupted:
+        cut_off(stack, output)
+    words = ["snakemake", "--snakefile", str(SNAKEFILE), "--configfile", "config.yaml", "--cores", "2"]
+    for said in ("2 of 2 steps", "Nothing to be done"):
+        run = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert said in run.stdout + run.stderr
+    record = json.loads(output.with_name(f"{output.name}.json").read_text())
+    assert (record["made_now"] < record["parts"]) == interrupted
+    expected = reconstruct(
+        read_volume(stack).data, factor=4, model="emformer-tiny", tile_zyx=record["tile_zyx"], progress=False
+    )
+    np.testing.assert_array_equal(read_volume(output).data, expected.volume)

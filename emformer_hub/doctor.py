@@ -191,9 +191,6 @@ def _weights() -> Iterator[Finding]:
     from emformer_hub.pretrained import check_bundle, registry
 
     for weights in registry().values():
-        if not weights.here:
-            yield Finding(weights.name, f"{weights.revision}, on the Hub: fetched at its first use")
-            continue
         try:
             check_bundle(weights)
         except InputError as error:

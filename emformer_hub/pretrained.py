@@ -60,9 +60,8 @@ class PretrainedWeights:
     Attributes:
         name: what users type.
         repo_id: repository on the Hub.
-        revision: tag of these weights there.
+        revision: tag of the bundled weights there.
         sha256, size: checksum and bytes of ``model.safetensors``.
-        bundled: whether packages carry it; weights too large for them are fetched from the Hub at their first use.
         configurations: SHA-256 of the other bundled files that are loaded; those on the Hub also name the code.
         parameters: number of parameters.
         licence: SPDX identifier.
@@ -79,7 +78,6 @@ class PretrainedWeights:
     revision: str
     sha256: str
     size: int
-    bundled: bool
     configurations: dict[str, str]
     parameters: int
     licence: str
@@ -99,15 +97,10 @@ class PretrainedWeights:
 
     @property
     def folder(self) -> Path:
-        """The model page: inside the installed package, or beside it in a checkout."""
+        """The bundled model page: inside the installed package, or beside it in a checkout."""
         package = Path(__file__).parent
         inside = package / "model_cards" / self.name
         return inside if inside.exists() else package.parent / "model_cards" / self.name
-
-    @property
-    def here(self) -> bool:
-        """Whether its files are part of this installation, or of the checkout that it runs from."""
-        return self.bundled or self.folder.exists()
 
 
 def registry() -> dict[str, PretrainedWeights]:
@@ -118,10 +111,10 @@ def registry() -> dict[str, PretrainedWeights]:
 
 
 def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) -> str:
-    """Resolve a published name, a folder, or a Hub id, tried in this order, to what transformers can load.
+    """Resolve a bundled name, a folder, or a Hub id, tried in this order, to what transformers can load.
 
     Args:
-        revision: a tag on the Hub; one that is not the published weights' is looked for there.
+        revision: a tag on the Hub; one that is not the bundled weights' is looked for there.
 
     Returns:
         A folder, or a Hub id.
@@ -133,9 +126,9 @@ def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) ->
     name = str(name_or_path)
     known = registry()
     by_repo = {weights.repo_id: weights for weights in known.values()}
-    if weights := known.get(name) or by_repo.get(name):
-        here = weights.here if name in known else weights.folder.exists()
-        if not here or revision not in (None, weights.revision):
+    if name in known or (name in by_repo and by_repo[name].folder.exists()):
+        weights = known.get(name) or by_repo[name]
+        if revision not in (None, weights.revision):
             return weights.repo_id
         check_bundle(weights)
         return str(weights.folder)
@@ -150,12 +143,11 @@ def resolve_pretrained(name_or_path: str | Path, revision: str | None = None) ->
 
 
 def check_bundle(weights: PretrainedWeights) -> None:
-    """Raise ``InputError`` unless the files that are loaded are here, and are the registered ones."""
+    """Raise ``InputError`` unless the bundled files that are loaded are the registered ones."""
     for file, stated in {"model.safetensors": weights.sha256, **weights.configurations}.items():
         path = weights.folder / file
         if not path.is_file():
-            way_out = "reinstall emformer_hub" if weights.bundled else "packages do not carry it, a clone does"
-            raise InputError(f"{path} is missing from this installation; {way_out}.")
+            raise InputError(f"{path} is missing from this installation; reinstall emformer_hub.")
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != stated:
             raise InputError(
@@ -176,7 +168,6 @@ def loading(name: str) -> Iterator[None]:
         raise InputError(f"{name}: config.json describes an impossible network: {error}") from error
     except (OSError, HTTPError) as error:
         raise ModelNotFoundError(
-            f"{name}: cannot be loaded: {reason(error)}. Is the name right? Without a network, give a folder, as "
-            f"'emformer-hub download' makes one where there is a network, or a bundled name that 'emformer-hub models' "
-            f"lists."
+            f"{name}: cannot be loaded: {reason(error)}. Is the name right? Without a network, give a folder, or a "
+            f"bundled name that 'emformer-hub models' lists."
         ) from error

@@ -60,8 +60,6 @@ def space() -> dict[str, str | Path]:
         if path.is_file() and "__pycache__" not in path.parts and "model_cards" not in path.parts
     }
     for weights in registry().values():
-        if not weights.here:  # the Space fetches it
-            continue
         check_bundle(weights)
         for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
             files[f"emformer_hub/model_cards/{weights.name}/{name}"] = weights.folder / name

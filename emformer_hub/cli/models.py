@@ -41,10 +41,6 @@ def models_command(name: str | None) -> None:
     for weights in registry().values():
         click.echo(f"{weights.name}  {weights.parameters / 1e6:.2f} M parameters  {weights.licence}  {weights.repo_id}")
         click.echo(f"    {weights.summary}")
-        if not weights.here:
-            click.echo(
-                f"    Not here yet: its {weights.size / 1e6:.1f} MB are fetched from the Hub when it is first used."
-            )
 
 
 @click.command("merge")
@@ -139,7 +135,7 @@ def push_command(
 )
 @click.option("--revision", metavar="TAG", help="Branch, tag or commit on the Hub.")
 def download_command(names: tuple[str, ...], everything: bool, folder: Path, revision: str | None) -> None:
-    """Download whole models, for machines without a network. NAME is a published name or a Hub id."""
+    """Download whole models, for machines without a network. NAME is a bundled name or a Hub id."""
     from emformer_hub.hub.download import download
     from emformer_hub.pretrained import registry
 

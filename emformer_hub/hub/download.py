@@ -17,7 +17,7 @@ def download(name: str, folder: Path, revision: str | None = None) -> Path:
     ``EMformerModel.from_pretrained`` of the result needs no network; the base of an adapter is still loaded by name.
 
     Args:
-        name: published name or Hub id.
+        name: bundled name or Hub id.
         folder: created if it does not exist.
         revision: branch, tag or commit on the Hub.
 
@@ -26,13 +26,13 @@ def download(name: str, folder: Path, revision: str | None = None) -> Path:
             checksum of a file is not the one in the registry or on the Hub.
     """
     source = resolve_pretrained(name, revision)
-    published = source in {str(weights.folder) for weights in registry().values()}
-    if Path(source).is_dir() and not published:
+    bundled = source in {str(weights.folder) for weights in registry().values()}
+    if Path(source).is_dir() and not bundled:
         raise InputError(f"{name} is already a folder on this machine; copy it.")
     target = folder / name.rpartition("/")[2]
     if target.exists():
         raise InputError(f"{target} exists; choose another folder, or remove it.")
-    found = contents(Path(source)) if published else _fetched(source, name, revision)
+    found = contents(Path(source)) if bundled else _fetched(source, name, revision)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial:
         for path, content in found.items():

@@ -882,35 +882,6 @@ def test_downloaded_models_need_no_network(
     assert "exists; choose another folder" in client(refusal, fetch, "emformer-tiny", tmp_path / "there")
 
 
-def with_far_weights(repo_id: str, function: Callable[..., Any], /, *args: Any) -> Any:
-    """Call a function where "emformer-far", a twin of emformer-tiny, is published, but too large for packages."""
-    known = registry()
-    twin = dataclasses.replace(known["emformer-tiny"], name="emformer-far", repo_id=repo_id, bundled=False)
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (pretrained, model_files):
-            patch.setattr(module, "registry", lambda: {**known, twin.name: twin})
-        return function(*args)
-
-
-def test_weights_too_large_for_packages_are_fetched_by_their_name(
-    server: HubServer, client: Client, offline: Client, repo_id: str, tmp_path: Path
-) -> None:
-    tiny = registry()["emformer-tiny"]
-    client(push, tiny.folder, repo_id, revision=tiny.revision)
-    told = offline(with_far_weights, repo_id, refusal, load, "emformer-far")
-    assert "Without a network" in told and "emformer-hub download" in told
-    listed = client(with_far_weights, repo_id, command, "models")[1]
-    assert "its 0.5 MB are fetched from the Hub when it is first used" in listed.split("emformer-far")[1]
-    assert re.search("ok  emformer-far +v1, on the Hub", client(with_far_weights, repo_id, command, "doctor")[1])
-    wanted = load("emformer-tiny")
-    assert np.array_equal(client(with_far_weights, repo_id, load, "emformer-far"), wanted)
-    assert np.array_equal(offline(with_far_weights, repo_id, load, "emformer-far"), wanted)  # from the cache
-    words = ("download", "emformer-far", "--to", str(tmp_path))
-    assert client(with_far_weights, repo_id, command, *words)[0] == 0
-    assert np.array_equal(load(str(tmp_path / "emformer-far")), wanted)
-    assert "packages do not carry it" in client(with_far_weights, repo_id, command, "push", "emformer-far")[2]
-
-
 def test_offline_the_hub_is_not_asked(
     server: HubServer, home: Path, client: Client, tiny: tuple[Path, np.ndarray], tmp_path: Path, repo_id: str
 ) -> None:
@@ -1097,8 +1068,7 @@ def test_a_model_that_another_program_fetched_is_loaded_offline(
 def with_registry(sha256: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """As if this were the checksum of ``v0``, which the bundled weights replace, and of weights beside the bundle."""
     bundled = dataclasses.replace(registry()[NAME], replaces=(Superseded("v0", sha256, "0.1.0"),))
-    elsewhere: dict[str, Any] = {"name": "emformer-far", "repo_id": "lab/emformer-far", "bundled": False}
-    far = dataclasses.replace(bundled, **elsewhere, revision="v1", sha256=sha256)
+    far = dataclasses.replace(bundled, name="emformer-far", repo_id="lab/emformer-far", revision="v1", sha256=sha256)
     known = {weights.name: weights for weights in (bundled, far)}
     with pytest.MonkeyPatch.context() as patch:
         for module in (pretrained, model_files):

@@ -114,6 +114,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return LINK.sub(link, markdown)
 
 
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Name the dialog for searching, which the theme leaves without a name for those who do not see it."""
+    dialog = 'data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def tutorial(notebook: Path) -> tuple[str, dict[str, bytes]]:
     """The page of a notebook, and its pictures by name."""
     exporter = MarkdownExporter(

@@ -66,6 +66,11 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path.resolve(): Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
 
 
+def test_every_dialog_has_a_name(pages: dict[Path, Page]) -> None:
+    for path in pages:
+        assert re.findall(r'<[^>]*role="dialog"(?![^>]*aria-label=)[^>]*>', path.read_text()) == []
+
+
 def test_every_link_leads_somewhere(pages: dict[Path, Page]) -> None:
     """Within the site to a file and an anchor that are there, and from it to an address that is one."""
     for path, page in pages.items():

@@ -14,8 +14,9 @@ from emformer_hub.volumes import StoredArray
 LONGEST_SIDE = 2048
 KEPT = 5
 """Sections that are kept for the next ones, besides one for each thread."""
-A_VOXEL = 150
-"""Bytes that comparing a section takes for each of its voxels: 128 of peaks of resident memory, and a little more."""
+A_VOXEL = 160
+"""Bytes that comparing a section takes for each of its voxels: 136 to 150 of peaks of resident memory, for each thread
+beyond the first, in sections of 2048 x 2048 voxels; and a little more."""
 UNFIT = {"missing", "duplicate", "blurred", "unlike"}
 """Flags of sections that no other one is compared with."""
 _ROUND = max(scale.shrink for scale in SCALES)

@@ -71,7 +71,7 @@ STACKS = {
         # Section 3 was lost, and is the mean of 2 and 4 (``emformer-hub inspect`` finds it).
         Stack("sstem_cremi.tif", SectionModel(10), 4.0, runs=((4, None),)),
         Stack("fibsem_epfl_every8th.tif", SectionModel(8, 1 / 8, 3), 5.0),
-        # Every second section of SBF-SEM, with some 25 skipped between the runs.
+        # Every second section of SBF-SEM, in runs that do not follow each other.
         Stack("sbem_hela.tif", SectionModel(10, 1 / 10, 4), 10.0, runs=((0, 3), (3, 8), (8, 13), (13, 19), (19, 24))),
         # Unrelated images of TEM, so there is nothing to leave out.
         Stack("tem2d_myelin.tif", SectionModel(1), None, runs=tuple((z, z + 1) for z in range(8))),

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
+from emformer_hub import machine
 from emformer_hub.errors import InputError
-
-CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-"""The groups of this process, and the folder of all of them, on Linux."""
-
 
 GPUS = {"cuda": "NVIDIA or AMD (ROCm)", "xpu": "Intel", "mps": "Apple"}
 """Kinds of GPUs by the names that torch gives them, and their makers."""
@@ -120,26 +114,10 @@ def free_memory(device: torch.device) -> int:
     """
     if device.type in ("cuda", "xpu"):
         return torch.get_device_module(device).mem_get_info(device)[0]
-    import psutil
-
-    free = min([psutil.virtual_memory().available, *_left_in_container()])
+    free = machine.free_memory()
     if device.type == "mps":
         return min(free, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return free
-
-
-def _left_in_container() -> Iterator[int]:
-    """Bytes that the control groups of this process (Linux, version 2) allow beyond those in use."""
-    membership, root = CONTROL_GROUPS
-    try:
-        (group, *_) = membership.read_text().partition("0::/")[2].splitlines() or [""]
-    except OSError:
-        return
-    for folder in (root / group, *(root / group).parents):
-        with suppress(OSError, ValueError, IndexError):  # "max" is no limit, and not a number
-            limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-            cached = int((folder / "memory.stat").read_text().split("inactive_file ")[1].split()[0])
-            yield max(0, limit - used + cached)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from emformer_hub import devices
 from emformer_hub.devices import GPUS, choose_device, choose_devices, choose_precision, computes_in_bfloat16
 from emformer_hub.errors import InputError
+from emformer_hub.machine import num_threads
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -77,6 +80,15 @@ def test_apples_gpu_computes_in_float32_in_memory_of_the_machine(monkeypatch: py
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 10**6)
     assert devices.free_memory(apple) == 2 * 10**6
     assert devices.is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+
+
+def test_threads_are_as_many_as_asked_for_or_as_cpus_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5}, raising=False)
+    for wanted, expected in (("2", 2), ("4,1", 4), ("", 3), ("0", 3), ("many", 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+        assert num_threads() == expected
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert num_threads() == 3
 
 
 @pytest.fixture(autouse=True)

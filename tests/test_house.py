@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 
 LAYERS = [
-    {"errors", "files", "geometry", "modes", "records", "uneven", "section_lists", "z_positions"},
+    {"errors", "files", "geometry", "machine", "modes", "records", "uneven", "section_lists", "z_positions"},
     {"volumes", "interpolation", "devices"}
     | {"configuration_emformer", "layers_emformer", "modeling_emformer", "pipeline_emformer", "processing_emformer"}
     | {"pretrained", "projection", "uncertainty"}

@@ -7,6 +7,7 @@ from threading import Lock
 
 import numpy as np
 
+from emformer_hub import machine
 from emformer_hub.inspection import measures
 from emformer_hub.inspection.measures import SCALES, Displacement
 from emformer_hub.volumes import StoredArray
@@ -114,9 +115,5 @@ class Sight:
 
 def _at_once(voxels: int) -> int:
     """Number of sections of so many voxels to compare at a time: one a core, as far as half of the memory is free."""
-    import torch
-
-    from emformer_hub.devices import free_memory
-
-    room = free_memory(torch.device("cpu")) // (2 * A_VOXEL * voxels)
-    return max(1, min(torch.get_num_threads(), room))
+    room = machine.free_memory() // (2 * A_VOXEL * voxels)
+    return max(1, min(machine.num_threads(), room))

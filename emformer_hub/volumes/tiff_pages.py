@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from emformer_hub.machine import num_threads
 from emformer_hub.volumes.decoded import decoded
 
 _JPEG = (6, 7, 33007, 34892)  # compressions of TIFF whose tables stand beside the pages
-_THREADS = min(8, os.cpu_count() or 1)
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ class Pages:
         *lead, rows, columns = places
         numbers = [int(np.ravel_multi_index(place, self.shape[:-2])) for place in product(*lead)]
         planes = np.empty((len(numbers), len(rows), len(columns)), self.dtype)
-        with ThreadPoolExecutor(min(_THREADS, max(1, len(numbers)))) as threads:
+        at_once = min(_MOST_THREADS, num_threads(), max(1, len(numbers)))
+        with ThreadPoolExecutor(at_once) as threads:
             for _ in threads.map(self._fill, planes, numbers, repeat(rows), repeat(columns)):
                 pass  # and raise what was raised
         return planes.reshape([len(at) for at, part in zip(places, index, strict=True) if isinstance(part, slice)])

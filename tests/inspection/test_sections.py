@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +310,16 @@ def test_the_command_writes_json_and_picture(tissue: np.ndarray, tmp_path: Path)
     assert again.exit_code == 2 and "--overwrite" in again.output
     assert out.read_bytes() == before
     assert CliRunner().invoke(main, [*words, "--overwrite"]).exit_code == 0
+
+
+def test_the_command_needs_no_torch(tissue: np.ndarray, tmp_path: Path) -> None:
+    write_volume(tmp_path / "stack.tif", tissue, VoxelSize(24, 8, 8))
+    code = f"""import sys
+from emformer_hub.cli import main
+main(["inspect", {str(tmp_path / "stack.tif")!r}], standalone_mode=False)
+assert "torch" not in sys.modules"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("words", [["nowhere.tif"], ["nowhere.tif", "--picture", "a.jpg"], ["x", "--json", "no/where"]])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from emformer_hub import devices
+from emformer_hub import devices, machine
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
@@ -70,8 +70,8 @@ def test_a_container_has_the_memory_that_it_is_allowed(tmp_path: Path, monkeypat
         (folder / "memory.current").write_text("900000000\n")
         (folder / "memory.stat").write_text("anon 5\ninactive_file 300000000\n")
     (tmp_path / "cgroup").write_text("4:memory:/other\n0::/slurm/job\n")
-    monkeypatch.setattr(devices, "CONTROL_GROUPS", (tmp_path / "cgroup", tmp_path))
-    assert devices.free_memory(CPU) == 400_000_000
+    monkeypatch.setattr(machine, "CONTROL_GROUPS", (tmp_path / "cgroup", tmp_path))
+    assert devices.free_memory(CPU) == machine.free_memory() == 400_000_000
 
 
 def test_every_dtype_counts() -> None:

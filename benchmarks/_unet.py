@@ -114,10 +114,10 @@ def trained_unet(
         raise InputError(f"{recipe_file} trains for {recipe.steps} steps, not for minutes; give --unet-minutes.")
     digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
     path = folder / f"unet-{recipe.minutes:g}min-{digest[:8]}.safetensors"
-    network = UNet()
+    network = UNet().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        steps = _train(network.to(device), recipe, data_root, device)
+        steps = _train(network, recipe, data_root, device)
         weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
         partial = path.with_suffix(".part")
         save_file(weights, partial, {"steps": str(steps), "recipe": recipe.to_yaml()})
@@ -126,18 +126,14 @@ def trained_unet(
     with safe_open(path, "pt") as file:
         steps = int(file.metadata()["steps"])
     about = {"recipe": recipe_file.name, "minutes": recipe.minutes, "steps": steps, "file": path.name}
-    return _on(device, network).eval(), about
-
-
-def _on(device: torch.device, network: UNet) -> UNet:
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return network.eval(), about
 
 
 def _train(network: UNet, recipe: Recipe, data_root: Path, device: torch.device) -> int:
     """Train on single frames of the sampler's clips, as many pixels a step as the EMformer; return the steps taken."""
     assert recipe.minutes is not None
     torch.manual_seed(recipe.seed)
-    _on(device, network).train()
+    network.train()
     batches = ClipBatches(
         load_volumes(recipe, data_root, EMformerProcessor()),
         dataclasses.replace(recipe.sampling, frames=1, mask=0.0, local_mask=0.0),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from workflows import ENVIRONMENT, cut_off
-
-from emformer_hub import read_volume, reconstruct
+from workflows import ENVIRONMENT, check_made, cut_off
 
 SNAKEFILE = Path(__file__).parents[2] / "integrations" / "snakemake" / "Snakefile"
 
@@ -30,9 +26,4 @@ def test_the_engine_makes_a_volume_of_each_stack(stack: Path, tmp_path: Path, in
         run = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout + run.stderr
         assert said in run.stdout + run.stderr
-    record = json.loads(output.with_name(f"{output.name}.json").read_text())
-    assert (record["made_now"] < record["parts"]) == interrupted
-    expected = reconstruct(
-        read_volume(stack).data, factor=4, model="emformer-tiny", tile_zyx=record["tile_zyx"], progress=False
-    )
-    np.testing.assert_array_equal(read_volume(output).data, expected.volume)
+    check_made(output, stack, went_on=interrupted)

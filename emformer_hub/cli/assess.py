@@ -154,11 +154,11 @@ def _write_positions(
     volume: Volume, spacing_nm: float, geometry: SectionModel, inspection: Inspection, path: Path
 ) -> Spacings:
     """Measure how far sections lie apart, and write where they lie."""
+    from emformer_hub.inspection.quality import UNFIT
     from emformer_hub.inspection.spacing import measure_spacings
     from emformer_hub.z_positions import write_z_positions
 
-    telling = {"brightness", "contrast", "distant"}
-    unfit = [section.section for section in inspection.sections if set(section.flags) - telling]
+    unfit = [section.section for section in inspection.sections if UNFIT.intersection(section.flags)]
     with sections_bar("spacing") as progress:
         found = measure_spacings(volume.data, geometry.factor, hidden=volume.hidden, unfit=unfit, progress=progress)
     write_z_positions(path, found.z_positions(spacing_nm, geometry.thickness))

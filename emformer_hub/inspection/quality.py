@@ -15,6 +15,12 @@ LIMITS = {
     "damage": 3.5,
 }
 """Scores at which a section is flagged; chosen on training stacks, see benchmarks/README.md."""
+NO_STANDARD = frozenset({"missing", "duplicate", "blurred", "unlike"})
+"""Flags of sections that others are not compared with. A shifted one is aligned first; and what is damaged, and where,
+is found by this comparison."""
+UNFIT = NO_STANDARD | {"shifted", "damaged"}
+"""Flags of sections that say nothing about the stack or about distances. Of another brightness or contrast they say as
+much as the others, and one that is distant is so from the section before only."""
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import measures
 from emformer_hub.inspection.measures import SCALES
-from emformer_hub.inspection.quality import LIMITS, SectionQuality
+from emformer_hub.inspection.quality import LIMITS, NO_STANDARD, UNFIT, SectionQuality
 from emformer_hub.inspection.report import as_json, as_lines
-from emformer_hub.inspection.sight import UNFIT, Sight
+from emformer_hub.inspection.sight import Sight
 from emformer_hub.inspection.stack import StackQuality, stack_quality
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import evenly_spaced
@@ -101,7 +101,7 @@ class Inspection:
     def flagged(self) -> list[int]:
         """Numbers of the sections that should be replaced as a whole: missing, duplicate, unlike, or blurred beyond use
         (less than a quarter of the power of fine detail remains)."""
-        whole = {"missing", "duplicate", "unlike"}
+        whole = NO_STANDARD - {"blurred"}
         lost = 1 - np.exp(-BEYOND_USE)
         return [
             quality.section
@@ -345,7 +345,7 @@ def _global_scores(looks: list[_Look], whole: bool) -> tuple[list[dict[str, floa
         flags[z] += [flag for name, flag in FLAGS.items() if scores[z].get(name, 0) >= LIMITS[name]]
     alike = np.array([np.nan if look.alike is None else look.alike for look in some])
     for (before, after), gap in zip(pairwise(seen.tolist()), _gaps(pairs, alike), strict=True):
-        if whole and after - before == 1 and not (UNFIT | {"shifted"}).intersection(flags[before] + flags[after]):
+        if whole and after - before == 1 and not UNFIT.intersection(flags[before] + flags[after]):
             scores[after]["gap"] = _score(gap)
             if scores[after]["gap"] >= LIMITS["gap"]:
                 flags[after].append("distant")

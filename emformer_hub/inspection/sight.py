@@ -10,6 +10,7 @@ import numpy as np
 from emformer_hub import machine
 from emformer_hub.inspection import measures
 from emformer_hub.inspection.measures import SCALES, Displacement
+from emformer_hub.inspection.quality import NO_STANDARD
 from emformer_hub.volumes import StoredArray
 
 LONGEST_SIDE = 2048
@@ -18,8 +19,6 @@ KEPT = 5
 A_VOXEL = 160
 """Bytes that comparing a section takes for each of its voxels: 136 to 150 of peaks of resident memory, for each thread
 beyond the first, in sections of 2048 x 2048 voxels; and a little more."""
-UNFIT = {"missing", "duplicate", "blurred", "unlike"}
-"""Flags of sections that no other one is compared with."""
 _ROUND = max(scale.shrink for scale in SCALES)
 
 
@@ -61,7 +60,7 @@ class Sight:
         self._missing = {z for z, flag in enumerate(flags) if "missing" in flag}
         self._distant = {z for z, flag in enumerate(flags) if "distant" in flag}
         self._uneven = {z for z, flag in enumerate(flags) if {"brightness", "contrast"}.intersection(flag)}
-        self.usable = [z for z, flag in enumerate(flags) if not UNFIT.intersection(flag)]
+        self.usable = [z for z, flag in enumerate(flags) if not NO_STANDARD.intersection(flag)]
         for z, (flag, found) in enumerate(zip(flags, against, strict=True)):
             if "shifted" in flag and found is not None:
                 y, x = (part * self.shrink for part in found.shift_yx)

@@ -12,6 +12,7 @@ import numpy as np
 from emformer_hub.geometry import FACTOR_MAX, VoxelSize
 from emformer_hub.inspection import measures
 from emformer_hub.inspection.alignment import LARGE_SHIFT, MAX_SIDE, alignment_note, section_shifts
+from emformer_hub.inspection.quality import UNFIT
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import evenly_spaced, middle
 
@@ -74,7 +75,8 @@ def stack_quality(
     if note is not None and len(shifts):
         remarks.append(note[0].upper() + note[1:])
 
-    good = [z for z, flag in enumerate(flags) if not set(flag) - {"brightness", "contrast"}]
+    unfit = UNFIT | {"distant"}  # it would count as near the one before
+    good = [z for z, flag in enumerate(flags) if not unfit.intersection(flag)]
     pairs = [z for z in good if z + 1 in set(good)]
     looked = [pairs[i] for i in evenly_spaced(len(pairs), LOOKED_AT)]
     lateral, axial, widths, extremes, levels = [], [], [], [], []

@@ -11,6 +11,7 @@ tissue, so that the two sides of it are displaced against each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -111,24 +112,43 @@ class Displacement:
 
 
 def band_passed(standard: np.ndarray, coarser: float = 1) -> np.ndarray:
-    """Spectrum of the middle of a section, at most 512 x 512 voxels, of norm 1.
+    """Spectrum of the middle of a section, at most 512 x 512 voxels, as :func:`spectra` has it."""
+    rows, columns = (min(side, MAX_SIDE) for side in standard.shape)
+    return spectra(standard[middle(standard.shape, (rows, columns - columns % 2))], coarser)
 
-    It is band-passed to the size of membranes, or ``coarser`` times that size.
+
+def spectra(images: np.ndarray, coarser: float = 1) -> np.ndarray:
+    """Spectra of images ``(..., y, x)``, an even number of voxels along x, each of norm 1: ``(..., y, x / 2 + 1)``.
+
+    Each is band-passed to the size of membranes, or ``coarser`` times that size. The half along x that is left out is
+    the conjugate of the other.
     """
-    part = standard[middle(standard.shape, (MAX_SIDE, MAX_SIDE))].clip(-4, 4)
-    taper, band = taper_and_band(*part.shape, coarser)
-    spectrum = np.fft.fft2((part - part.mean()) * taper) * band
-    norm = float(np.linalg.norm(spectrum))
-    return (spectrum / norm if norm > 0 else spectrum).astype(np.complex64)
+    from scipy import fft
+
+    rows, columns = images.shape[-2:]
+    half = columns // 2 + 1
+    taper, band = taper_and_band(rows, columns, coarser)
+    clipped = images.clip(-4, 4)
+    found = fft.rfft2((clipped - clipped.mean(axis=(-2, -1), keepdims=True)) * taper) * band[:, :half]
+    twice = np.full(half, 2, np.float32)  # but for the first and the last, each stands for two of the whole
+    twice[[0, -1]] = 1
+    norms = np.sqrt((np.square(np.abs(found)) * twice).sum(axis=(-2, -1), keepdims=True))
+    return found / np.where(norms > 0, norms, 1)
+
+
+def correlations(own: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Correlation of images with others at every shift, mean over the others, ``(..., y, x)``; all given by
+    :func:`spectra`."""
+    from scipy import fft
+
+    summed = fft.irfft2(np.sum(others, axis=0).conj() * own)
+    return summed * (math.prod(summed.shape[-2:]) / len(others))
 
 
 def displacement(spectrum: np.ndarray, *others: np.ndarray, coarser: float = 1) -> Displacement:
     """Displacement at which a section agrees best with all of the others together; all given by :func:`band_passed`."""
-    summed = np.zeros(spectrum.shape, np.float64)
-    for other in others:
-        summed += np.fft.ifft2(other.conj() * spectrum).real
-    likeness = float(summed.max()) * summed.size / len(others)
-    return Displacement(distinct_peak(summed, 2 * coarser * COARSEST), likeness)
+    found = correlations(spectrum, *others)
+    return Displacement(distinct_peak(found, 2 * coarser * COARSEST), float(found.max()))
 
 
 @dataclass(frozen=True)
@@ -213,8 +233,6 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
     Args:
         standard, before, after: standardised sections ``(y, x)``, laid over each other.
     """
-    from scipy import fft
-
     starts = [
         evenly_spaced(side - SQUARE + 1, min(SQUARES, (side - SQUARE) // SQUARE_STEP + 1))
         for side in standard.shape
@@ -223,26 +241,15 @@ def displaced_parts(standard: np.ndarray, before: np.ndarray, after: np.ndarray)
     if len(starts) < 2:
         return 0.0
     corners = [(y, x) for y in starts[0] for x in starts[1]]
-    spectra = _squares(before, corners) + _squares(after, corners)
-    summed = fft.irfft2(spectra.conj() * _squares(standard, corners), (SQUARE, SQUARE))
-    agree = summed.max(axis=(1, 2)) * SQUARE**2 / 2 >= ALIKE
-    peaks = np.unravel_index(summed[agree].reshape(-1, SQUARE**2).argmax(axis=1), (SQUARE, SQUARE))
+    own, *others = (
+        spectra(np.stack([section[y : y + SQUARE, x : x + SQUARE] for y, x in corners]))
+        for section in (standard, before, after)
+    )
+    found = correlations(own, *others)
+    agree = found.max(axis=(1, 2)) >= ALIKE
+    peaks = np.unravel_index(found[agree].reshape(-1, SQUARE**2).argmax(axis=1), (SQUARE, SQUARE))
     moved = np.fft.fftfreq(SQUARE, 1 / SQUARE)[np.array(peaks).T]
     return _across_a_line(np.array(corners, float)[agree], moved) if agree.sum() >= LEAST_SQUARES else 0.0
-
-
-def _squares(section: np.ndarray, corners: list[tuple[int, int]]) -> np.ndarray:
-    """Spectra of squares as :func:`band_passed` gives them, halves of them, ``(squares, y, x)``."""
-    from scipy import fft
-
-    parts = np.stack([section[y : y + SQUARE, x : x + SQUARE] for y, x in corners]).clip(-4, 4)
-    taper, band = taper_and_band(SQUARE, SQUARE)
-    half = SQUARE // 2 + 1
-    spectra = fft.rfft2((parts - parts.mean(axis=(1, 2), keepdims=True)) * taper) * band[:, :half]
-    twice = np.full(half, 2, np.float32)  # but for the first and the last, each stands for two of the whole
-    twice[[0, -1]] = 1
-    norms = np.sqrt((np.square(np.abs(spectra)) * twice).sum(axis=(1, 2), keepdims=True))
-    return spectra / np.where(norms > 0, norms, 1)
 
 
 def _across_a_line(places: np.ndarray, moved: np.ndarray) -> float:

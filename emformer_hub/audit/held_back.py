@@ -26,7 +26,7 @@ from emformer_hub.modes import Mode
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.reconstruction.blocks import Plan, make_plan
 from emformer_hub.reconstruction.restorer import Restorer
-from emformer_hub.volumes.boxes import evenly_spaced
+from emformer_hub.volumes.boxes import block_means, evenly_spaced
 
 LEFT_OUT = 12
 """Number of sections that are held back, evenly spaced."""
@@ -392,14 +392,6 @@ def calibrated_on_masked(processor: EMformerProcessor, mode: Mode) -> bool:
 def decibel(larger: float, smaller: float) -> float:
     """10 log10 of a ratio; 99 where there is no error at all."""
     return round(min(99.0, 10 * math.log10(max(larger, 1e-12) / max(smaller, 1e-12))), 3)
-
-
-def block_means(values: np.ndarray, sides: Sequence[int]) -> np.ndarray:
-    """Mean of each block with these sides; what fills no block is left out."""
-    counts = [length // side for length, side in zip(values.shape, sides, strict=True)]
-    whole = values[tuple(slice(0, count * side) for count, side in zip(counts, sides, strict=True))]
-    split = whole.reshape([part for pair in zip(counts, sides, strict=True) for part in pair])
-    return split.mean(axis=tuple(range(1, split.ndim, 2)))
 
 
 def _five_digits(value: float) -> float:

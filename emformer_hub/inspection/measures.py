@@ -19,7 +19,7 @@ import numpy as np
 
 from emformer_hub.inspection.alignment import COARSEST, MAX_SIDE, distinct_peak, taper_and_band
 from emformer_hub.inspection.curves import Curves, curves_outside
-from emformer_hub.volumes.boxes import evenly_spaced, middle
+from emformer_hub.volumes.boxes import block_means, evenly_spaced, middle
 
 QUANTILES = (0.25, 0.75)
 NORMAL_IQR = 1.349
@@ -203,7 +203,7 @@ def deviations(standard: np.ndarray, before: np.ndarray, after: np.ndarray, scal
         ``(2, rows, columns)``, float32, at least 0, on the shrunken grid: too dark, too bright. For clouds in robust
         standard deviations; for lines, these times hundred voxels along the best path or curve through each place.
     """
-    own, first, second = (shrink(part.clip(-4, 4), scale.shrink) for part in (standard, before, after))
+    own, first, second = (block_means(part.clip(-4, 4), (scale.shrink,) * 2) for part in (standard, before, after))
     reach = round(scale.reach / scale.shrink)
     if scale.length:
         length, sigma, around = (part / scale.shrink for part in (scale.length, scale.sigma, scale.around))
@@ -301,15 +301,6 @@ def _collected(gain: np.ndarray) -> np.ndarray:
         total[row] = own + np.maximum(np.maximum(above[:-2], above[1:-1]), np.maximum(above[2:], 0))
         above[1:-1] = total[row]
     return total
-
-
-def shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of ``factor`` x ``factor`` voxels; incomplete blocks at the far rims are dropped."""
-    if factor == 1:
-        return image
-    rows, columns = (side // factor for side in image.shape)
-    cut = image[: rows * factor, : columns * factor]
-    return cut.reshape(rows, factor, columns, factor).mean(axis=(1, 3))
 
 
 def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:

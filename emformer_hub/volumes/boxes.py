@@ -64,6 +64,14 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, max(0, min(count, most))).round().astype(int)).tolist()
 
 
+def block_means(values: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Mean of each block with these sides, along any number of axes; what fills no block is left out."""
+    counts = [length // side for length, side in zip(values.shape, sides, strict=True)]
+    whole = values[tuple(slice(0, count * side) for count, side in zip(counts, sides, strict=True))]
+    split = whole.reshape([part for pair in zip(counts, sides, strict=True) for part in pair])
+    return split.mean(axis=tuple(range(1, split.ndim, 2)))
+
+
 @dataclass(frozen=True)
 class boxes(Sequence[Box]):  # called as the function that it is
     """Boxes of these sides that tile a volume, along x, then y, then z; the last ones may be smaller.

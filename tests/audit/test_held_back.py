@@ -14,7 +14,6 @@ from _stubs import stub
 
 from emformer_hub.audit.held_back import (
     APART,
-    block_means,
     certainty,
     coverage,
     in_plane,
@@ -126,13 +125,6 @@ def test_coverage_of_errors_that_are_as_stated() -> None:
     assert coverage(laplace, deviation, [-math.log(1 - p) / math.sqrt(2) for p in (0.5, 0.8, 0.95)]) == pytest.approx(
         SHARES, abs=0.005
     )
-
-
-def test_means_of_blocks_leave_out_what_fills_none() -> None:
-    values = np.arange(2 * 5 * 7, dtype=np.float32).reshape(2, 5, 7)
-    means = block_means(values, (1, 4, 3))
-    assert means.shape == (2, 1, 2)
-    np.testing.assert_allclose(means[1, 0, 1], values[1, :4, 3:6].mean())
 
 
 def test_averages_show_where_errors_are_small_though_noise_hides_it_in_voxels() -> None:

@@ -143,12 +143,12 @@ def margin_value(data: Any, hidden: StoredArray | None = None) -> float | None:
         middles.append(np.ma.getdata(np.asanyarray(section[at, *middle(data.shape[1:], (_CORNER, _CORNER))])))
         for y, x in product(*map(_ends, data.shape[1:])):
             corner = np.ma.getdata(np.asanyarray(section[at, y, x]))
-            ends = [slice(end.stop - MIN_PADDING, end.stop) if end.start else slice(MIN_PADDING) for end in (y, x)]
-            if hidden is not None and hidden[z, *ends].any():
+            outermost = tuple(slice(-MIN_PADDING, None) if end.start else slice(MIN_PADDING) for end in (y, x))
+            if hidden is not None and hidden[z, *outermost].any():  # the same of the section and of its corner
                 continue
-            outermost = corner[tuple(slice(-MIN_PADDING, None) if end.start else slice(MIN_PADDING) for end in (y, x))]
-            if (outermost == outermost.flat[0]).all() and np.isfinite(outermost.flat[0]):
-                corners.append((corner, float(outermost.flat[0])))
+            square = corner[outermost]
+            if (square == square.flat[0]).all() and np.isfinite(square.flat[0]):
+                corners.append((corner, float(square.flat[0])))
     if not corners:
         return None
     (value, count), *_ = Counter(value for _, value in corners).most_common(1)

@@ -26,19 +26,6 @@ Columns = dict[str, Callable[[dict[str, Any]], str]]
 """Heading -> how a row, as it stands in the JSON, fills the column."""
 
 
-class OutputFile(click.Path):
-    """A file to be written, in a folder that is there: a missing one is reported before the work, not after it."""
-
-    def __init__(self) -> None:
-        super().__init__(dir_okay=False, writable=True, path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if not path.absolute().parent.is_dir():
-            self.fail(f"folder {str(path.parent)!r} does not exist; create it first.", param, ctx)
-        return path
-
-
 def describe_run(device: str | torch.device, precision: str | None = None, **more: Any) -> dict[str, Any]:
     """What it takes to get the same figures again: command, commit, torch, device, precision, and ``more``.
 

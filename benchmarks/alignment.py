@@ -15,14 +15,14 @@ import click
 import numpy as np
 from _geometry import parse_crop
 from _methods import EMformer
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _options import JSON, MODEL, truth_option
+from _report import DATA, Columns, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
 from emformer_hub.inspection import measure_displacements, translations_of
 from emformer_hub.measurement import grey_range
-from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.volumes import Volume, read_volume, translated
 
@@ -96,20 +96,15 @@ def compared(
 
 
 @click.command()
-@click.option(
-    "--truth",
-    "truth_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Isotropic volume.  [default: fibsem_fib25_a.tif of the training data]",
-)
+@truth_option("fibsem_fib25_a.tif of the training data")
 @click.option("--crop", metavar="Z,Y,X", default="160,250,250", show_default=True, help="Size of the stack, voxels.")
 @click.option("--factor", type=float, default=8.0, show_default=True)
 @click.option("--thickness", type=float, default=1.0, show_default=True, help="Imaged fraction of a section's slab.")
 @click.option("--most", type=click.IntRange(1), default=8, show_default=True, help="Largest planted shift, voxels.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of random shifts.")
-@click.option("--model", default="emformer-small", show_default=True)
+@MODEL
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(
     truth_file: Path | None,
     crop: str,
@@ -122,7 +117,6 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Print PSNR of a stack that is aligned, misaligned, and aligned as it is read."""
-    resolve_pretrained(model)  # an unknown one is reported before the work, not after it
     path = truth_file or DATA / "train" / "fibsem_fib25_a.tif"
     truth, sides = read_volume(path).data, parse_crop(crop)
     run = describe_run(device, data=[describe_file(path)], crop=crop, ensemble=2, factor=factor, most=most)

@@ -20,7 +20,8 @@ import click
 import torch
 import yaml
 from _arithmetic import count_flop
-from _report import DATA, RECIPE, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+from _options import JSON
+from _report import DATA, RECIPE, Columns, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.devices import choose_device, choose_precision
 from emformer_hub.errors import InputError
@@ -117,7 +118,7 @@ def columns(recipe: Recipe) -> Columns:
 @click.option(
     "--data-root", type=click.Path(path_type=Path), default=DATA / "train", help="What volume paths are relative to."
 )
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(
     recipe_file: Path,
     variants: tuple[str, ...],

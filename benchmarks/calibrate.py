@@ -18,6 +18,7 @@ import click
 import numpy as np
 from _gaps import Sections, as_imaged, degraded, gaps, lateral_middle
 from _methods import Run, runner
+from _options import MODEL
 from _report import DATA, Columns, describe_file, describe_run, print_report, start
 
 from emformer_hub.cli.options import DEVICE
@@ -110,7 +111,7 @@ def left_out(folder: Path, run: Run) -> Iterator[dict[str, Any]]:
 
 
 @click.command()
-@click.option("--model", default="emformer-small", show_default=True)
+@MODEL
 @click.option("--output", type=click.Path(path_type=Path), help="Folder whose processor keeps the maps.")
 @DEVICE
 def main(model: str, output: Path | None, device: str) -> None:

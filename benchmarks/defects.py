@@ -18,7 +18,8 @@ import click
 import numpy as np
 import torch
 from _defects import DEFECTS, HARMLESS, drifting, plant_all
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _options import JSON
+from _report import DATA, Columns, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.errors import InputError
 from emformer_hub.inspection.sections import inspect_stack
@@ -138,7 +139,7 @@ def _file(folder: str, name: str) -> Path:
     "--defect", "deck", multiple=True, type=click.Choice(dict.fromkeys(DECK)), help="Repeatable.  [default: each]"
 )
 @click.option("--repeats", type=click.IntRange(1), default=8, show_default=True, help="Spoilt copies of each stack.")
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(
     folders: tuple[str, ...], stacks: tuple[str, ...], deck: tuple[str, ...], repeats: int, json_path: Path | None
 ) -> None:

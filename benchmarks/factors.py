@@ -17,11 +17,11 @@ import numpy as np
 from _figures import BASELINE
 from _geometry import NamedGeometry, centre_crop, parse_crop
 from _methods import EMformer, Interpolation
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _options import JSON, MODELS, OutputFile, truth_option
+from _report import DATA, Columns, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.measurement import grey_range, psnr
-from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.volumes import read_volume
 
@@ -75,19 +75,14 @@ def draw(path: Path, rows: list[dict[str, Any]], data: str) -> None:
 
 
 @click.command()
-@click.option(
-    "--truth",
-    "truth_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Isotropic volume.  [default: fibsem_fib25_b.tif of the evaluation data]",
-)
+@truth_option("fibsem_fib25_b.tif of the evaluation data")
 @click.option("--crop", metavar="Z,Y,X", default="160,160,160", show_default=True, help="Only the middle, voxels.")
-@click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
+@MODELS
 @click.option(
     "--factor", "factors", type=float, multiple=True, default=FACTORS, help="Repeatable.  [default: 2 to 16 by 0.7]"
 )
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 @click.option("--figure", type=OutputFile(), help="Draw gain against factor (PNG).")
 def main(
     truth_file: Path | None,
@@ -99,8 +94,6 @@ def main(
     figure: Path | None,
 ) -> None:
     """Print the gain over bicubic interpolation, factor by factor."""
-    for name in models:
-        resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     path = truth_file or DATA / "eval" / "fibsem_fib25_b.tif"
     truth = centre_crop(read_volume(path).data, parse_crop(crop))
     methods = [EMformer(name, device, ensemble=2) for name in models]

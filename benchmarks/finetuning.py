@@ -21,7 +21,8 @@ from _anisotropic import IN_PLANE_CROP, STACKS, Stack, in_plane, leave_one_out
 from _figures import BASELINE
 from _geometry import centre_crop
 from _methods import EMformer, Interpolation, Method
-from _report import DATA, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+from _options import JSON
+from _report import DATA, Columns, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.datasets.entry import VolumeEntry
@@ -176,7 +177,7 @@ def spoilt(learners: list[Learner], runs: Path, device: str) -> Iterator[dict[st
 @click.option("--scratch-minutes", type=float, default=30.0, show_default=True, help="Of training from scratch.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Keep the runs there.  [default: nowhere]")
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(
     parts: tuple[str, ...],
     methods: tuple[str, ...],

@@ -29,13 +29,13 @@ from _gaps import (
     stacks,
 )
 from _methods import Run, runner, timed
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_header, print_table, start, write_json
+from _options import JSON, MODELS
+from _report import DATA, Columns, describe_file, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
 from emformer_hub.measurement import consistency_residual, grey_range, psnr
 from emformer_hub.modes import MODES
-from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 
 LENGTHS = (1, 2, 3)
@@ -197,17 +197,15 @@ def consistency(truth: np.ndarray, runs: dict[str, Run]) -> Iterator[dict[str, A
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
+@MODELS
 @click.option(
     "--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Repeatable.  [default: all]"
 )
 @click.option("--side", type=click.IntRange(min=32), default=SIDE, show_default=True, help="Rows and columns used.")
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(models: tuple[str, ...], parts: tuple[str, ...], side: int, device: str, json_path: Path | None) -> None:
     """Print tables of filled sections, of repair and reconstruction in one pass, and of consistency."""
-    for name in models:
-        resolve_pretrained(name)
     folder = DATA / "eval"
     runs = {Path(name).name: runner(name, device) for name in models}
     run = describe_run(

@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 import numpy as np
-from _report import OutputFile, start
+from _options import OutputFile
+from _report import start
 from scipy.optimize import curve_fit
 
 RUNS = Path(__file__).with_suffix(".json")

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from _arithmetic import count_flop
 from _cases import Sizes, parse_sizes, timed
 from _fresh import FACTOR, in_fresh_process, peak_bytes
-from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+from _options import JSON
+from _report import Columns, describe_run, print_header, print_table, start, write_json
 from scipy.ndimage import zoom
 from torch import Tensor, nn
 
@@ -256,7 +257,7 @@ def _whole(stack: np.ndarray, network: nn.Module) -> Job:
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.  [default: torch's]")
 @click.option("--quick", is_flag=True, help="A tiny volume, once: does it run?")
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(shape: str, repeats: int, threads: int | None, quick: bool, json_path: Path | None) -> None:
     """Print tables of the speed, arithmetic and memory of other methods and ours, on a CPU, at factor 8."""
     if threads:

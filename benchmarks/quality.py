@@ -36,18 +36,8 @@ from _figures import (
 )
 from _geometry import NamedGeometry, centre_crop, parse_crop
 from _methods import UNET, EMformer, Interpolation, Method, SlicedUNet, timed
-from _report import (
-    DATA,
-    RECIPE,
-    Columns,
-    OutputFile,
-    describe_file,
-    describe_run,
-    print_header,
-    print_table,
-    start,
-    write_json,
-)
+from _options import JSON, MODELS, OutputFile
+from _report import DATA, RECIPE, Columns, describe_file, describe_run, print_header, print_table, start, write_json
 from _unet import trained_unet
 
 from emformer_hub.cli.options import DEVICE
@@ -55,7 +45,6 @@ from emformer_hub.devices import choose_device
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.measurement import comparison_picture, evaluate, grey_range
 from emformer_hub.modes import MODES, Mode
-from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.reconstruction.restorer import ENSEMBLES
@@ -200,7 +189,7 @@ def read_truth(path: Path, voxel_size: str | None, crop: str | None, axis: str =
     show_default=True,
     help=f"What models stand beside; {BASELINE} always does. Repeatable.",
 )
-@click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
+@MODELS
 @click.option(
     "--ensemble",
     type=click.Choice([str(n) for n in ENSEMBLES]),
@@ -242,7 +231,7 @@ def read_truth(path: Path, voxel_size: str | None, crop: str | None, axis: str =
     help=f"Training time of the 2-D U-Net; done once, kept in {RUNS}/.  [default: the minutes of {RECIPE.name}]",
 )
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 @click.option("--figure", type=OutputFile(), help="Write a comparison picture (PNG) of the first truth and geometry.")
 def main(
     truth_files: tuple[Path, ...],
@@ -262,8 +251,6 @@ def main(
 ) -> None:
     """Print tables of reconstruction quality beside interpolation and a 2-D U-Net."""
     chosen = [NamedGeometry.parse(text) for text in geometries]
-    for name in models:
-        resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     if not (truth_files or stack_names):
         truth_files, stack_names = tuple(DATA / "eval" / name for name in TRUTHS), tuple(STACKS)
     truths = [read_truth(path, voxel_size, crop, axis) for path in truth_files for axis in axes]

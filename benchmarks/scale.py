@@ -20,8 +20,9 @@ import numpy as np
 import torch
 import zarr
 from _fresh import FACTOR, in_fresh_process, make_stack, one_run, peak_bytes
+from _options import JSON
 from _pipeline import Cluster, Stage, bounds, simulate
-from _report import Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+from _report import Columns, describe_run, print_header, print_table, start, write_json
 
 from emformer_hub.configuration_emformer import EMformerConfig
 from emformer_hub.devices import choose_device, choose_precision, dtype_name
@@ -269,7 +270,7 @@ def planning(blocks: int) -> dict[str, Any]:
 @click.option("--size", "sizes", type=click.Choice(list(SIZES)), multiple=True, help="Gigavoxels.  [default: all]")
 @click.option("--blocks", type=int, default=BLOCKS, show_default=True)
 @click.option("--model", default="emformer-small", show_default=True, help="Of the tables of overhead and workers.")
-@click.option("--json", "json_path", type=OutputFile())
+@JSON
 def main(chosen: tuple[str, ...], sizes: tuple[str, ...], blocks: int, model: str, json_path: Path | None) -> None:
     device = choose_device()
     precision = str(choose_precision("auto", device)).removeprefix("torch.")

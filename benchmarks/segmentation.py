@@ -20,7 +20,8 @@ import numpy as np
 from _figures import BASELINE
 from _geometry import NamedGeometry
 from _methods import EMformer, Interpolation, Method
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _options import JSON, MODELS, OutputFile
+from _report import DATA, Columns, describe_file, describe_run, print_report, start, write_json
 from _segmenter import Segmenter, features, score
 from skimage.measure import label
 from skimage.metrics import contingency_table
@@ -29,7 +30,6 @@ from skimage.segmentation import find_boundaries
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.errors import InputError
 from emformer_hub.modes import MODES, Mode
-from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction.restorer import ENSEMBLES
 from emformer_hub.volumes import read_volume
@@ -213,7 +213,7 @@ def read(truth_file: Path, neurons_file: Path, factors: list[int]) -> tuple[np.n
 )
 @click.option("--single-planes", is_flag=True, help="Sections are every FACTOR-th plane, not means over FACTOR planes.")
 @click.option("--retrain", is_flag=True, help="Train the segmenter anew on each method's volume, as a lab would.")
-@click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
+@MODELS
 @click.option(
     "--mode",
     "modes",
@@ -231,7 +231,7 @@ def read(truth_file: Path, neurons_file: Path, factors: list[int]) -> tuple[np.n
     help="Passes to average.",
 )
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 @click.option("--figure", type=OutputFile(), help="Draw a cut through the segments of the first factor (PNG).")
 def main(
     truth_file: Path | None,
@@ -247,8 +247,6 @@ def main(
     figure: Path | None,
 ) -> None:
     """Print how well neurons can be segmented in what was restored."""
-    for name in models:
-        resolve_pretrained(name)  # an unknown one is reported before the work, not after it
     files = [truth_file or DATA / "eval" / TRUTH, neurons_file or DATA / "eval" / NEURONS]
     truth, neurons = read(files[0], files[1], list(factors))
     experiment = Experiment(truth, neurons, retrain)

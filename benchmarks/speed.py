@@ -20,7 +20,8 @@ import torch
 from _arithmetic import count_flop
 from _cases import TRAINING_STEPS, Case, Work, matmul_flop_per_s, parse_config, parse_sizes, timed
 from _fresh import in_fresh_process, peak_bytes
-from _report import RECIPE, Columns, OutputFile, describe_run, print_header, print_table, start, write_json
+from _options import JSON
+from _report import RECIPE, Columns, describe_run, print_header, print_table, start, write_json
 from _share import COLUMNS as SHARE_COLUMNS
 from _share import SHAPES, shares
 
@@ -140,7 +141,7 @@ def measure(cases: list[Case], device: torch.device, repeats: int, matmul_rates:
 @click.option("--tile", "tiles", multiple=True, metavar="SECTIONS,Y,X", help="Beside reconstruct's own, repeatable.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU.  [default: torch's]")
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(
     parts: tuple[str, ...],
     models: tuple[str, ...],

@@ -15,12 +15,12 @@ import click
 import numpy as np
 from _gaps import REAL, as_imaged, degraded, gaps, intervals, read_truth, stacks
 from _methods import Run, runner
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _options import JSON, MODELS
+from _report import DATA, Columns, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.audit.held_back import AVERAGED, certainty
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
-from emformer_hub.pretrained import resolve_pretrained
 
 TRUTHS = ("fibsem_fib25_b", "fibsem_tiny")
 GEOMETRIES = {
@@ -92,14 +92,12 @@ def left_out(folder: Path, side: int, runs: dict[str, Run]) -> Iterator[dict[str
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, default=["emformer-small"], show_default=True, help="Repeatable.")
+@MODELS
 @click.option("--side", type=click.IntRange(min=32), default=SIDE, show_default=True, help="Rows and columns used.")
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(models: tuple[str, ...], side: int, device: str, json_path: Path | None) -> None:
     """Print a table of how many errors lie within the intervals that were stated."""
-    for name in models:
-        resolve_pretrained(name)
     folder = DATA / "eval"
     runs = {Path(name).name: runner(name, device) for name in models}
     run = describe_run(

@@ -16,14 +16,14 @@ import numpy as np
 from _figures import INTERPOLATIONS
 from _geometry import centre_crop, parse_crop
 from _methods import EMformer, Interpolation, Method
-from _report import DATA, Columns, OutputFile, describe_file, describe_run, print_report, start, write_json
+from _options import JSON, MODEL, truth_option
+from _report import DATA, Columns, describe_file, describe_run, print_report, start, write_json
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.geometry import SectionModel
 from emformer_hub.inspection import measure_spacings
 from emformer_hub.inspection.spacing import LEAST_SIDE
 from emformer_hub.measurement import grey_range, psnr
-from emformer_hub.pretrained import resolve_pretrained
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.uneven import UnevenSections, jittered
 from emformer_hub.volumes import read_volume
@@ -93,20 +93,15 @@ def compared(
 
 
 @click.command()
-@click.option(
-    "--truth",
-    "truth_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Isotropic volume.  [default: fibsem_fib25_a.tif of the training data]",
-)
+@truth_option("fibsem_fib25_a.tif of the training data")
 @click.option("--crop", metavar="Z,Y,X", default="160,128,128", show_default=True, help="Only the middle, voxels.")
 @click.option("--factor", type=float, default=8.0, show_default=True, help="Of even sections.")
 @click.option("--thickness", type=float, default=1.0, show_default=True, help="Imaged fraction of a section's slab.")
 @click.option("--jitter", type=click.FloatRange(0, 0.3, min_open=True), default=0.2, show_default=True)
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True, help="Repeatable.")
-@click.option("--model", default="emformer-small", show_default=True)
+@MODEL
 @DEVICE
-@click.option("--json", "json_path", type=OutputFile(), help="Write everything that was measured.")
+@JSON
 def main(
     truth_file: Path | None,
     crop: str,
@@ -119,7 +114,6 @@ def main(
     json_path: Path | None,
 ) -> None:
     """Print PSNR with positions known, and not."""
-    resolve_pretrained(model)  # an unknown one is reported before the work, not after it
     path = truth_file or DATA / "train" / "fibsem_fib25_a.tif"
     truth = read_volume(path).data
     run = describe_run(device, data=[describe_file(path)], crop=crop, ensemble=2, jitter=jitter, factor=factor)

@@ -129,7 +129,7 @@ class Truth:
                 reconstruction=volumes[model_name],
                 truth=truth,
                 uncertainty=reconstruction.uncertainty,
-                voxel_size=size,
+                voxel_size=self.voxel_size,
                 factor=geometry.factor,
                 title=f"{model_name}, {named.name}",
             )

@@ -19,23 +19,23 @@ def check_picture(path: Path) -> None:
         raise InputError(f"folder {str(path.parent)!r} of the picture does not exist; create it first.")
 
 
-def draw_scale_bar(axes: Axes, width_nm: float, length_nm: float | None = None) -> None:
+def draw_scale_bar(axes: Axes, width: float, length: float | None = None, unit: str = "nm") -> None:
     """Draw a white bar with a dark rim into the lower right corner, its length above it.
 
     Args:
         axes: axes of an image.
-        width_nm: width of the image.
-        length_nm: length of the bar; by default a round number near a quarter of the width.
+        width: width of the image.
+        length: length of the bar; by default a round number near a quarter of the width.
+        unit: unit of both.
     """
     from matplotlib.patheffects import withStroke
 
-    if length_nm is None:
-        wanted = width_nm / 4
-        length_nm = max(
-            step * 10.0**power for power in range(-3, 9) for step in (1, 2, 5) if step * 10**power <= wanted
-        )
-    fraction = length_nm / width_nm
-    label = f"{length_nm / 1000:g} \N{MICRO SIGN}m" if length_nm >= 1000 else f"{length_nm:g} nm"
+    if length is None:
+        wanted = width / 4
+        length = max(step * 10.0**power for power in range(-3, 9) for step in (1, 2, 5) if step * 10**power <= wanted)
+    fraction = length / width
+    micrometres = unit == "nm" and length >= 1000
+    label = f"{length / 1000:g} \N{MICRO SIGN}m" if micrometres else f"{length:g} {unit}"
     rim = [withStroke(linewidth=2.5, foreground="black")]
     axes.plot(
         [0.96 - fraction, 0.96],

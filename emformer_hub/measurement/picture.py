@@ -38,7 +38,7 @@ class _Column:
 class _Row:
     label: str
     cut: tuple[slice | int, ...]  # a plane of the cropped volume
-    voxel_nm: float  # from left to right
+    voxel: float  # length from left to right
 
 
 def comparison_picture(
@@ -50,7 +50,7 @@ def comparison_picture(
     before: np.ndarray | None = None,
     truth: np.ndarray | None = None,
     uncertainty: np.ndarray | None = None,
-    voxel_size: VoxelSize,
+    voxel_size: VoxelSize | None,
     factor: float,
     in_plane: bool = False,
     title: str = "",
@@ -73,12 +73,13 @@ def comparison_picture(
         before: output of the model before fine-tuning.
         truth: the isotropic truth, if known.
         uncertainty: uncertainty of the reconstruction, in grey levels.
-        voxel_size: voxel size of the planes, not of the sections, nm.
+        voxel_size: voxel size of the planes, not of the sections, nm; without it, lengths are in voxels.
         factor: sections are ``factor * voxel_size.z`` apart.
         in_plane: the sections were degraded in their plane: all volumes have the axes y, z, x, and "planes" are rows
             along y.
         title: a line above the picture.
-        scale_bar_nm: length of the scale bar; by default a round number near a quarter of the width.
+        scale_bar_nm: length of the scale bar, in voxels without a voxel size; by default a round number near a quarter
+            of the width.
 
     Raises:
         InputError: shapes do not agree, the folder does not exist, the name does not end in ``.png``, or matplotlib is
@@ -90,14 +91,19 @@ def comparison_picture(
     _check_shapes(sections, reconstruction, others, factor)
     box = middle(reconstruction.shape, (CROP,) * 3)
     as_thick = np.minimum((np.arange(box[0].start, box[0].stop) + 0.5) // factor, len(sections) - 1).astype(int)
-    coarse, fine = ("rows", "rows") if in_plane else ("sections", "planes")
+    if voxel_size is None:
+        size, unit, coarse, fine = VoxelSize(1, 1, 1), "voxels", f"every {factor:.4g} voxels", "every voxel"
+    else:
+        size, unit = voxel_size, "nm"
+        coarse, fine = ("rows", "rows") if in_plane else ("sections", "planes")
+        coarse, fine = f"{factor * size.z:.4g} nm {coarse}", f"{size.z:.4g} nm {fine}"
     columns = [
-        _Column(f"Input\n{factor * voxel_size.z:.4g} nm {coarse}", sections[as_thick][:, *box[1:]]),
-        _Column(f"Cubic interpolation\n{voxel_size.z:.4g} nm {fine}", interpolated[box]),
+        _Column(f"Input\n{coarse}", sections[as_thick][:, *box[1:]]),
+        _Column(f"Cubic interpolation\n{fine}", interpolated[box]),
     ]
     if before is not None:
         columns.append(_Column("EMformer\nbefore fine-tuning", before[box]))
-    kind = "after fine-tuning" if before is not None else f"{voxel_size.z:.4g} nm {fine}"
+    kind = "after fine-tuning" if before is not None else fine
     columns.append(_Column(f"EMformer\n{kind}", reconstruction[box]))
     if truth is not None:
         columns.append(_Column("Truth", truth[box]))
@@ -106,7 +112,7 @@ def comparison_picture(
     if uncertainty is not None:
         columns.append(_Column("Stated uncertainty", uncertainty[box], coloured=True))
     with replacing(path) as partial:
-        _draw(partial, columns, _rows(box, voxel_size, in_plane), voxel_size.z, title, scale_bar_nm)
+        _draw(partial, columns, _rows(box, size, in_plane), size.z, title, scale_bar_nm, unit)
 
 
 def _rows(box: tuple[slice, ...], voxel_size: VoxelSize, in_plane: bool) -> list[_Row]:
@@ -123,7 +129,13 @@ def _rows(box: tuple[slice, ...], voxel_size: VoxelSize, in_plane: bool) -> list
 
 
 def _draw(
-    path: Path, columns: list[_Column], rows: list[_Row], plane_nm: float, title: str, scale_bar_nm: float | None
+    path: Path,
+    columns: list[_Column],
+    rows: list[_Row],
+    plane: float,
+    title: str,
+    scale_bar: float | None,
+    unit: str,
 ) -> None:
     """Write the picture: every column in every row, each voxel as the same whole number of pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -132,7 +144,7 @@ def _draw(
     depth = columns[0].volume.shape[0]
     zoom = max(1, PANEL_PX // max(columns[0].volume.shape))
     widths = [zoom * columns[0].volume[row.cut].shape[1] for row in rows]
-    heights = [max(1, round(zoom * depth * plane_nm / row.voxel_nm)) for row in rows]
+    heights = [max(1, round(zoom * depth * plane / row.voxel)) for row in rows]
     top = TOP_PX + (TITLE_PX if title else 0)
     right = RIGHT_PX if columns[-1].coloured else GAP_PX
     size = (
@@ -161,7 +173,7 @@ def _draw(
                 axes.set_title(column.heading, fontsize=9, pad=4)
             if place == 0:
                 axes.set_ylabel(row.label, fontsize=9)
-                draw_scale_bar(axes, width / zoom * row.voxel_nm, scale_bar_nm)
+                draw_scale_bar(axes, width / zoom * row.voxel, scale_bar, unit)
         if row is rows[0] and columns[-1].coloured:
             bar_axes = _add_axes(figure, size, left + max(widths) + GAP_PX, offset, 12, height)
             figure.colorbar(image, cax=bar_axes).set_label("grey levels", fontsize=9)

@@ -74,6 +74,22 @@ def test_in_plane_shows_two_sections_and_says_which(volumes, tmp_path, monkeypat
     np.testing.assert_array_equal(shown[-1], base["reconstruction"][:, 32, :])
 
 
+def test_without_a_voxel_size_lengths_are_voxels(volumes, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    words = []
+    monkeypatch.setattr(Axes, "set_title", lambda axes, label, **_: words.append(label))
+    monkeypatch.setattr(Axes, "text", lambda axes, x, y, label, **_: words.append(label))
+    comparison_picture(tmp_path / "a.png", **{**volumes[0], "voxel_size": None})
+    assert words == [
+        "Input\nevery 6.8 voxels",
+        "10 voxels",
+        "Cubic interpolation\nevery voxel",
+        "EMformer\nevery voxel",
+        "10 voxels",
+    ]
+
+
 def test_a_large_volume_makes_a_small_file_and_leaves_pyplot_alone(tmp_path):
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 256, (176, 200, 180)).astype(np.uint8)  # noise: the hardest to compress

@@ -117,15 +117,13 @@ def refuse(folder: Path, message: str, *arguments: object) -> None:
 def test_degrade_reconstruct_evaluate(folder: Path, truth: np.ndarray, tiny_folder: Path) -> None:
     write_volume("truth.tif", truth, ISOTROPIC)
 
-    def shell(*arguments: object) -> str:
-        run = subprocess.run([*COMMAND, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=600)
-        assert run.returncode == 0, run.stderr
-        return run.stdout
-
-    assert "stack.tif: 12x40x32 uint8, 32,8,8 nm" in shell("degrade", "truth.tif", "stack.tif", "--factor", 4)
-    summary = shell("reconstruct", "stack.tif", "out.ome.tif", "--model", tiny_folder)
-    assert re.search(r"out\.ome\.tif: 48x40x32 uint8, 8,8,8 nm.*factor 4; [\d.]+ s, [\d.]+ Mvoxel/s", summary)
-    table = shell("evaluate", "out.ome.tif", "truth.tif", "--json", "figures.json")
+    degraded = succeed(call("degrade", "truth.tif", "stack.tif", "--factor", 4))
+    assert "stack.tif: 12x40x32 uint8, 32,8,8 nm" in degraded.stdout
+    arguments = ["reconstruct", "stack.tif", "out.ome.tif", "--model", str(tiny_folder)]
+    shell = subprocess.run([*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=600)
+    assert shell.returncode == 0, shell.stderr
+    assert re.search(r"out\.ome\.tif: 48x40x32 uint8, 8,8,8 nm.*factor 4; [\d.]+ s, [\d.]+ Mvoxel/s", shell.stdout)
+    table = succeed(call("evaluate", "out.ome.tif", "truth.tif", "--json", "figures.json")).stdout
 
     figures = json.loads(Path("figures.json").read_text())
     assert set(figures) == {"psnr_db", "ssim", "fsc", "shape_zyx", "voxel_size_nm"}

@@ -10,6 +10,7 @@ import pytest
 
 import emformer_hub
 from emformer_hub.configuration_emformer import EMformerConfig
+from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.processing_emformer import EMformerProcessor
 
 
@@ -47,11 +48,15 @@ def test_a_name_that_is_not_there() -> None:
     ],
     ids=["emformer_hub first", "transformers first", "the whole first", "pictures first"],
 )
-def test_auto_classes_know_the_config_and_the_processor(tmp_path: Path, imports: str) -> None:
-    EMformerConfig().save_pretrained(tmp_path)
+def test_auto_classes_know_the_model_and_its_parts(tmp_path: Path, imports: str) -> None:
+    EMformerModel(EMformerConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(tmp_path)
     EMformerProcessor().save_pretrained(tmp_path)
     code = f"""{imports}
 for auto in AutoConfig, AutoFeatureExtractor, AutoProcessor:
-    print(type(auto.from_pretrained({str(tmp_path)!r})).__name__)"""
+    print(type(auto.from_pretrained({str(tmp_path)!r})).__name__)
+import transformers
+print(type(transformers.AutoModel.from_pretrained({str(tmp_path)!r})).__name__)"""
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=600)
-    assert run.stdout.split() == ["EMformerConfig", "EMformerProcessor", "EMformerProcessor"], run.stderr
+    assert run.stdout.split() == ["EMformerConfig", "EMformerProcessor", "EMformerProcessor", "EMformerModel"], (
+        run.stderr
+    )

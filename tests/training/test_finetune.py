@@ -233,9 +233,8 @@ def test_a_killed_run_resumes_digit_for_digit(
     _, errors = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL, errors
     assert not is_adapter(output)
-    resumed = launch([], arguments(place, output, "--resume"))
-    _, errors = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, errors
+    resumed = run_here(place, output, "--resume")
+    assert resumed.exit_code == 0, resumed.output
     assert losses(output) == losses(finished[0])
     name = "adapter_model.safetensors"
     assert checksum(output / name) == checksum(finished[0] / name)

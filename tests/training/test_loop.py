@@ -84,7 +84,7 @@ def recipe(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def launch(*launcher: str, output: Path, data_root: Path, resume: bool = False) -> subprocess.Popen[str]:
+def launch(*launcher: str, output: Path, data_root: Path) -> subprocess.Popen[str]:
     """The training command in a process of its own, with one thread and without the user's Accelerate settings."""
     arguments = ["--recipe", str(recipe(output.parent)), "--data-root", str(data_root), "--output-dir", str(output)]
     environment = {
@@ -95,7 +95,7 @@ def launch(*launcher: str, output: Path, data_root: Path, resume: bool = False) 
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, *launcher, "finetune", *arguments, *["--resume"] * resume],
+        [sys.executable, *launcher, "finetune", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -423,7 +423,7 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(
     assert (output / "checkpoint" / "state.json").exists()
     assert not (output / "model.safetensors").exists()
 
-    finish(launch(output=output, data_root=data_root, resume=True))
+    train_here(output, data_root, resume=True)
     assert losses(output) == losses(finished)
     for weights in ("model.safetensors", "checkpoint/model.safetensors", "checkpoint/optimizer.safetensors"):
         assert_same_weights(output / weights, finished / weights)

@@ -110,7 +110,8 @@ def load_volumes(
         if check_alignment and entry.aligned and (note := alignment_note(data)):
             logger.warning("%s: %s Or mark it `aligned: false`, so that clips are single sections.", entry.path, note)
         name = Path(entry.path).name
-        volumes.append(TrainingVolume(name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned))
+        how = {"weight": entry.weight, "holdout": entry.holdout, "aligned": entry.aligned, "thickness": entry.thickness}
+        volumes.append(TrainingVolume(name, data, voxel_size, statistics, **how))
     return volumes
 
 
@@ -192,6 +193,7 @@ class Gradients:
 
     def _add(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         shared = {name: value for name, value in batch.items() if name not in CLIPS}
+        many = shared.pop("planes_per_section")
         split = (batch[name].tensor_split(min(self.pieces, len(batch[name]))) for name in CLIPS)
         pieces = [dict(zip(CLIPS, piece, strict=True)) for piece in zip(*split, strict=True)]
         sums: dict[str, Tensor] = {}
@@ -202,8 +204,11 @@ class Gradients:
             waiting = self.accelerator.no_sync(self.network) if number < len(pieces) else nullcontext()
             with waiting:
                 out = self.network(**piece, **shared)
-                value = judged_value(out.reconstruction, independent, {**piece, **shared})
-                loss, parts = reconstruction_loss(value, out.scale, target)
+                if many:
+                    value, scale = (t.unflatten(2, (-1, many)).mean(3) for t in (out.reconstruction, out.scale))
+                else:
+                    value, scale = judged_value(out.reconstruction, independent, {**piece, **shared}), out.scale
+                loss, parts = reconstruction_loss(value, scale, target)
                 self.accelerator.backward(share * loss if share < 1 else loss)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + share * value

@@ -42,6 +42,7 @@ class TrainingVolume:
             them where there are fewer than 96.
         aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips
             are one section each.
+        thickness: imaged fraction of the spacing of its own sections, or 0 for single planes (block faces).
 
     Raises:
         InputError: too few columns are left to train on.
@@ -54,6 +55,7 @@ class TrainingVolume:
     weight: float = 1.0
     holdout: float = 0.125
     aligned: bool = True
+    thickness: float = 1.0
 
     def __post_init__(self) -> None:
         columns = self.data.shape[2]
@@ -118,6 +120,8 @@ class SamplingRanges:
         jitter: fraction of clips in which single sections are shifted by one voxel along the columns.
         mask: fraction of clips in which 1-3 neighbouring sections are missing.
         local_mask: fraction of clips in which an ellipse is missing from 1-3 neighbouring sections.
+        left_out: fraction of clips from anisotropic stacks whose rows are the stack's own sections; 1-3 neighbouring
+            ones are missing, and they alone are judged, by what was measured.
     """
 
     factor: tuple[float, ...] = (1.2, 7.0, 16.0)
@@ -145,6 +149,7 @@ class SamplingRanges:
     jitter: float = 0.05
     mask: float = 0.15
     local_mask: float = 0.05
+    left_out: float = 0.0
 
     def check(self) -> None:
         """Raise ``InputError`` for factors or a thickness that no section model has."""
@@ -165,6 +170,8 @@ class ClipPlan:
         stride: voxels of the volume from one frame to the next, where frames are not rescaled.
         zoom: voxels of the volume along the edge of one of the clip.
         frames, rows, columns: size of the sections.
+        left_out: sections of the stack itself that are missing, and judged; or None, where rows are cut from a
+            lateral axis.
     """
 
     volume: TrainingVolume
@@ -175,6 +182,7 @@ class ClipPlan:
     frames: int
     rows: int
     columns: int
+    left_out: range | None = None
 
     @property
     def cubes(self) -> bool:
@@ -183,7 +191,7 @@ class ClipPlan:
 
     @property
     def frame_spacing(self) -> float:
-        if self.cubes:
+        if self.cubes or self.left_out is not None:
             return 1.0
         return self.stride * (1.0 if self.volume.isotropic else self.volume.anisotropy) / self.zoom
 
@@ -192,6 +200,8 @@ def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np
     """Draw volume, orientation, section geometry and clip size for one batch."""
     weights = np.array([volume.weight for volume in volumes], np.float64)
     volume = volumes[rng.choice(len(volumes), p=weights / weights.sum())]
+    if ranges.left_out and volume.aligned and not volume.isotropic and rng.random() < ranges.left_out:
+        return _left_out_plan(volume, ranges, rng)
     axes = rng.permutation(3) if volume.isotropic else np.array([0, *rng.permutation([1, 2])])
     shape = np.array(volume.data.shape) - np.array([0, 0, volume.holdout_columns])
     frames_extent, rows_extent, columns_extent = (int(extent) for extent in shape[axes])
@@ -236,6 +246,47 @@ def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np
     )
 
 
+def _left_out_plan(volume: TrainingVolume, ranges: SamplingRanges, rng: np.random.Generator) -> ClipPlan:
+    """A plan whose rows are the sections of a stack, of which 1-3 are missing."""
+    axes = [1, 0, 2] if rng.random() < 0.5 else [2, 0, 1]
+    depth, height, width = volume.data.shape
+    zoom = 1.0
+    if ranges.rescale and rng.random() < ranges.rescale:
+        zoom = float(np.exp(rng.uniform(*np.log(ranges.rescale_range))))
+    extents = [depth, int(height / zoom), int((width - volume.holdout_columns) / zoom)]
+    factor = float(np.clip(volume.anisotropy / zoom * np.exp(rng.uniform(-0.3, 0.3)), 1.2, 16))
+    thickness = max(volume.thickness, 1 / factor)
+    rows = min(ranges.rows, depth)
+    length = int(rng.integers(1, min(3, rows - 2) + 1))
+    start = int(rng.integers(0, rows - length + 1))
+    return ClipPlan(
+        volume=volume,
+        geometry=SectionModel(factor, thickness),
+        axes=(axes[0], axes[1], axes[2]),
+        stride=1,
+        zoom=zoom,
+        frames=min(ranges.frames, extents[axes[0]]),
+        rows=rows,
+        columns=min(ranges.columns, extents[axes[2]]),
+        left_out=range(start, start + length),
+    )
+
+
+def draw_left_out(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    assert plan.left_out is not None
+    imaged = _seen_by_another_instrument(_cut(plan, rng), plan, ranges, rng)
+    sections, _ = _damaged(imaged, ranges, rng)
+    mask = np.zeros(sections.shape, bool)
+    mask[:, plan.left_out] = True
+    target = np.ascontiguousarray(imaged[:, plan.left_out], np.float32)
+    return {
+        "sections": np.ascontiguousarray(sections, np.float32),
+        "target": target,
+        "section_mask": mask,
+        "independent": np.ones(target.shape, bool),
+    }
+
+
 def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Cut, degrade and damage one clip.
 
@@ -244,6 +295,8 @@ def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) 
         ``section_mask``, bool, of the shape of ``sections``; ``independent``, bool, of the shape of ``target``: where
         the sections that were measured hold nothing of the target's noise.
     """
+    if plan.left_out is not None:
+        return draw_left_out(plan, ranges, rng)
     target = _seen_by_another_instrument(_cut(plan, rng), plan, ranges, rng)
     matrix = plan.geometry.matrix(plan.rows).astype(np.float32)
     imaged = target
@@ -281,8 +334,9 @@ def _cut(plan: ClipPlan, rng: np.random.Generator) -> np.ndarray:
     """A random place of the volume, randomly mirrored, rescaled, normalised: ``(frames, planes, columns)``."""
     volume = plan.volume
     steps = (plan.stride, 1, 1)
-    sizes = (plan.frames, plan.geometry.num_planes(plan.rows), plan.columns)
-    zooms = (plan.zoom if plan.cubes else 1.0, plan.zoom, plan.zoom)
+    rows = plan.rows if plan.left_out is not None else plan.geometry.num_planes(plan.rows)
+    sizes = (plan.frames, rows, plan.columns)
+    zooms = (plan.zoom if plan.cubes or plan.left_out else 1.0, 1.0 if plan.left_out else plan.zoom, plan.zoom)
     shape = list(volume.data.shape)
     shape[2] -= volume.holdout_columns
     index: list[slice] = [slice(0)] * 3
@@ -318,7 +372,7 @@ def _seen_by_another_instrument(
     clip: np.ndarray, plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator
 ) -> np.ndarray:
     """Another sharpness, curve of grey values, contrast and brightness; of sections and target alike."""
-    axes = (0, 1, 2) if plan.frame_spacing == 1 else (1, 2)
+    axes = (0, 2) if plan.left_out is not None else (0, 1, 2) if plan.frame_spacing == 1 else (1, 2)
     if rng.random() < ranges.blur:
         clip = _smoothed(clip, rng.uniform(0, 0.25), axes)
     elif ranges.sharpen and rng.random() < ranges.sharpen:
@@ -447,8 +501,14 @@ class ClipBatches(torch.utils.data.IterableDataset):
         stacked["factor"] = plan.geometry.factor
         stacked["thickness"] = plan.geometry.thickness
         stacked["frame_spacing"] = plan.frame_spacing
-        planes = plan.geometry.num_planes(plan.rows)
-        stacked["positions"] = plan.geometry.plane_positions(planes)
+        stacked["planes_per_section"] = 0
+        if plan.left_out is None:
+            stacked["positions"] = plan.geometry.plane_positions(plan.geometry.num_planes(plan.rows))
+        else:
+            many = max(1, round(plan.geometry.thickness * plan.geometry.factor))
+            inside = ((np.arange(many) + 0.5) / many - 0.5) * plan.geometry.thickness
+            stacked["positions"] = (np.array(plan.left_out)[:, None] + inside).ravel()
+            stacked["planes_per_section"] = many
         return stacked
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

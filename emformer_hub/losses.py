@@ -43,6 +43,21 @@ def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> T
     return torch.where(independent, clean, torch.lerp(faithful, clean, ANCHOR))
 
 
+def imaged(planes: Tensor, per_section: int) -> Tensor:
+    """Sections as a microscope would image them: means over so many planes each.
+
+    The error of a section that is left out is nearly that of each of its planes, so that this holds for scales, too.
+
+    Args:
+        planes: ``(batch, frames, sections * per_section, columns)``.
+        per_section: planes in each section.
+
+    Returns:
+        ``(batch, frames, sections, columns)``.
+    """
+    return planes.unflatten(2, (-1, per_section)).mean(3)
+
+
 def reconstruction_loss(reconstruction: Tensor, scale: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Charbonnier loss on the value, plus the likelihood of its error on the scale.
 

@@ -12,6 +12,7 @@ from emformer_hub.losses import (
     ANCHOR,
     SCALE_WEIGHT,
     charbonnier,
+    imaged,
     judged_value,
     laplace_nll,
     reconstruction_loss,
@@ -31,6 +32,12 @@ def test_charbonnier_is_squared_below_one_and_absolute_above() -> None:
 
 def test_charbonnier_does_not_see_the_sign() -> None:
     assert charbonnier(errors()) == charbonnier(-errors())
+
+
+def test_a_section_is_the_mean_of_its_planes() -> None:
+    planes = torch.arange(2 * 3 * 8 * 5.0).view(2, 3, 8, 5)
+    torch.testing.assert_close(imaged(planes, 4), torch.stack([planes[:, :, :4].mean(2), planes[:, :, 4:].mean(2)], 2))
+    assert torch.equal(imaged(planes, 1), planes)
 
 
 def test_the_likelihood_is_that_of_a_laplace_distribution() -> None:

@@ -15,7 +15,7 @@ class VolumeEntry:
     Args:
         path: relative to the data root.
         voxel_size: Z,Y,X in nm, if not in the file.
-        weight, holdout, aligned: see :class:`~emformer_hub.training.sampling.TrainingVolume`.
+        weight, holdout, aligned, thickness: see :class:`~emformer_hub.training.sampling.TrainingVolume`.
         nodata, mask: value of voxels that were not measured; a volume, relative to the data root, that is not 0 where
             there is something to learn from.
         sections: A:B, the first section to use and the one after the last; default: all.
@@ -27,6 +27,7 @@ class VolumeEntry:
     weight: float = 1.0
     holdout: float = 0.125
     aligned: bool = True
+    thickness: float = 1.0
     nodata: float | None = None
     mask: str | None = None
     sections: str | None = None

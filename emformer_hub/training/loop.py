@@ -26,7 +26,7 @@ from emformer_hub.devices import choose_device, choose_precision, empty_cache, i
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import alignment_note
-from emformer_hub.losses import judged_value, reconstruction_loss
+from emformer_hub.losses import imaged, judged_value, reconstruction_loss
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -110,7 +110,18 @@ def load_volumes(
         if check_alignment and entry.aligned and (note := alignment_note(data)):
             logger.warning("%s: %s Or mark it `aligned: false`, so that clips are single sections.", entry.path, note)
         name = Path(entry.path).name
-        volumes.append(TrainingVolume(name, data, voxel_size, statistics, entry.weight, entry.holdout, entry.aligned))
+        volumes.append(
+            TrainingVolume(
+                name,
+                data,
+                voxel_size,
+                statistics,
+                weight=entry.weight,
+                holdout=entry.holdout,
+                aligned=entry.aligned,
+                thickness=entry.thickness,
+            )
+        )
     return volumes
 
 
@@ -192,6 +203,7 @@ class Gradients:
 
     def _add(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         shared = {name: value for name, value in batch.items() if name not in CLIPS}
+        planes = shared.pop("planes_per_section", None)
         split = (batch[name].tensor_split(min(self.pieces, len(batch[name]))) for name in CLIPS)
         pieces = [dict(zip(CLIPS, piece, strict=True)) for piece in zip(*split, strict=True)]
         sums: dict[str, Tensor] = {}
@@ -202,8 +214,11 @@ class Gradients:
             waiting = self.accelerator.no_sync(self.network) if number < len(pieces) else nullcontext()
             with waiting:
                 out = self.network(**piece, **shared)
-                value = judged_value(out.reconstruction, independent, {**piece, **shared})
-                loss, parts = reconstruction_loss(value, out.scale, target)
+                if planes is None:
+                    value, scale = judged_value(out.reconstruction, independent, {**piece, **shared}), out.scale
+                else:
+                    value, scale = (imaged(each, planes) for each in (out.reconstruction, out.scale))
+                loss, parts = reconstruction_loss(value, scale, target)
                 self.accelerator.backward(share * loss if share < 1 else loss)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + share * value

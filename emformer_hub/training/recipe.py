@@ -14,7 +14,7 @@ from emformer_hub.datasets.tables import with_tables_read
 from emformer_hub.devices import check_precision
 from emformer_hub.errors import InputError
 from emformer_hub.records import from_plain, to_plain
-from emformer_hub.training.sampling import SamplingRanges
+from emformer_hub.training.ranges import SamplingRanges
 
 METHODS = ("full", "head", "lora", "dora")
 

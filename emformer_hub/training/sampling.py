@@ -17,6 +17,8 @@ import torch
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
+from emformer_hub.training.effects import damaged, seen_by_another_instrument, unit_noise
+from emformer_hub.training.ranges import SamplingRanges
 from emformer_hub.volumes import StoredArray
 
 ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
@@ -42,6 +44,7 @@ class TrainingVolume:
             them where there are fewer than 96.
         aligned: whether neighbouring sections show the same place; if not (2-D images, a badly aligned stack), clips
             are one section each.
+        thickness: imaged fraction of the spacing of its own sections, or 0 for single planes (block faces).
 
     Raises:
         InputError: too few columns are left to train on.
@@ -54,6 +57,7 @@ class TrainingVolume:
     weight: float = 1.0
     holdout: float = 0.125
     aligned: bool = True
+    thickness: float = 1.0
 
     def __post_init__(self) -> None:
         columns = self.data.shape[2]
@@ -92,71 +96,6 @@ class TrainingVolume:
 
 
 @dataclass(frozen=True)
-class SamplingRanges:
-    """Choices of a recipe: the geometry and the damage that training clips go through.
-
-    Args:
-        factor: anisotropy factors are drawn between the first and the last, around the second (log-triangular).
-        factors: if given, they are drawn from these alone.
-        full_thickness, single_plane: fractions of clips with thickness 1 and 1/factor; the rest lies between.
-        thickness: if given, that of every clip, or 1/factor where that is more.
-        frame_stride_one: fraction of clips from isotropic volumes whose frames are one voxel apart.
-        frame_stride_max: the largest frame stride otherwise (log-uniform).
-        frames, rows, columns: size of a clip; rows are sections.
-        rescale: fraction of clips with larger or smaller voxels, by a factor within ``rescale_range`` (log-uniform).
-        blur: fraction of clips from a softer instrument: sections and target are smoothed, with a standard deviation
-            of up to 0.7 voxels; along frames only where they are one voxel apart.
-        sharpen: fraction of the other clips that are sharpened in the same way, as some instruments do.
-        tone: fraction of clips with another curve of grey values: a gamma, or some of a histogram equalisation.
-        contrast: fraction of clips with changed gain and brightness.
-        invert: fraction of clips with inverted contrast.
-        voxel_noise: fraction of clips with noise put on the voxels that sections are cut from, white or smooth along
-            some axes, and not on the target; up to ``noise_max`` standard deviations of the volume.
-        noise: fraction of clips with white noise put on the sections, up to ``noise_max`` standard deviations.
-        jump: fraction of clips in which single sections change in brightness and contrast.
-        charging: fraction of clips in which single sections carry a smooth gradient of brightness.
-        jitter: fraction of clips in which single sections are shifted by one voxel along the columns.
-        mask: fraction of clips in which 1-3 neighbouring sections are missing.
-        local_mask: fraction of clips in which an ellipse is missing from 1-3 neighbouring sections.
-    """
-
-    factor: tuple[float, ...] = (1.2, 7.0, 16.0)
-    factors: tuple[float, ...] = ()
-    full_thickness: float = 0.5
-    single_plane: float = 0.25
-    thickness: float | None = None
-    frame_stride_one: float = 0.6
-    frame_stride_max: int = 12
-    frames: int = 12
-    rows: int = 12
-    columns: int = 64
-    rescale: float = 0.0
-    rescale_range: tuple[float, ...] = (0.6, 1.6)
-    blur: float = 0.05
-    sharpen: float = 0.0
-    tone: float = 0.0
-    contrast: float = 0.5
-    invert: float = 0.05
-    voxel_noise: float = 0.0
-    noise: float = 0.1
-    noise_max: float = 0.3
-    jump: float = 0.1
-    charging: float = 0.05
-    jitter: float = 0.05
-    mask: float = 0.15
-    local_mask: float = 0.05
-
-    def check(self) -> None:
-        """Raise ``InputError`` for factors or a thickness that no section model has."""
-        if len(self.factor) != 3:
-            raise InputError(f"sampling: factor is {self.factor}; expected lowest, most frequent, highest.")
-        if len(self.rescale_range) != 2 or not 0 < self.rescale_range[0] <= self.rescale_range[1]:
-            raise InputError(f"sampling: rescale_range is {self.rescale_range}; expected smallest, largest factor.")
-        for factor in (*self.factor, *self.factors):
-            SectionModel(factor, 1.0 if self.thickness is None else self.thickness)
-
-
-@dataclass(frozen=True)
 class ClipPlan:
     """Properties that the samples of one batch share.
 
@@ -165,6 +104,8 @@ class ClipPlan:
         stride: voxels of the volume from one frame to the next, where frames are not rescaled.
         zoom: voxels of the volume along the edge of one of the clip.
         frames, rows, columns: size of the sections.
+        left_out: where rows are the stack's own sections, those that are missing and judged; else ``None``, and rows
+            are cut from a lateral axis.
     """
 
     volume: TrainingVolume
@@ -175,15 +116,18 @@ class ClipPlan:
     frames: int
     rows: int
     columns: int
+    left_out: range | None = None
 
     @property
-    def cubes(self) -> bool:
-        """Whether frames are one voxel apart, and so rescaled as planes and columns are."""
-        return self.volume.cubes(self.stride)
+    def fine_axes(self) -> tuple[int, ...]:
+        """Axes of a clip along which the instrument is equally fine: rescaled, softened and sharpened together."""
+        if self.left_out:
+            return (0, 2)
+        return (0, 1, 2) if self.volume.cubes(self.stride) else (1, 2)
 
     @property
     def frame_spacing(self) -> float:
-        if self.cubes:
+        if 0 in self.fine_axes:
             return 1.0
         return self.stride * (1.0 if self.volume.isotropic else self.volume.anisotropy) / self.zoom
 
@@ -192,6 +136,8 @@ def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np
     """Draw volume, orientation, section geometry and clip size for one batch."""
     weights = np.array([volume.weight for volume in volumes], np.float64)
     volume = volumes[rng.choice(len(volumes), p=weights / weights.sum())]
+    if ranges.left_out and volume.aligned and not volume.isotropic and rng.random() < ranges.left_out:
+        return _left_out_plan(volume, ranges, rng)
     axes = rng.permutation(3) if volume.isotropic else np.array([0, *rng.permutation([1, 2])])
     shape = np.array(volume.data.shape) - np.array([0, 0, volume.holdout_columns])
     frames_extent, rows_extent, columns_extent = (int(extent) for extent in shape[axes])
@@ -236,24 +182,55 @@ def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np
     )
 
 
+def _left_out_plan(volume: TrainingVolume, ranges: SamplingRanges, rng: np.random.Generator) -> ClipPlan:
+    """A plan whose rows are the stack's own sections, 1-3 of them missing."""
+    frames_axis, columns_axis = rng.permutation([1, 2])
+    zoom = float(np.exp(rng.uniform(*np.log(ranges.rescale_range)))) if rng.random() < ranges.rescale else 1.0
+    depth, height, width = volume.data.shape
+    extents = [depth, int(height / zoom), int((width - volume.holdout_columns) / zoom)]
+    if ranges.factors:
+        factor = float(rng.choice(ranges.factors))
+    else:
+        factor = float(np.clip(volume.anisotropy / zoom * np.exp(rng.uniform(-0.3, 0.3)), 1.2, 16))
+    thickness = volume.thickness if ranges.thickness is None else ranges.thickness
+    rows = min(ranges.rows, depth)
+    length = int(rng.integers(1, min(3, rows - 2) + 1))
+    start = int(rng.integers(0, rows - length + 1))
+    return ClipPlan(
+        volume=volume,
+        geometry=SectionModel(factor, max(thickness, 1 / factor)),
+        axes=(int(frames_axis), 0, int(columns_axis)),
+        stride=1,
+        zoom=zoom,
+        frames=min(ranges.frames, extents[frames_axis]),
+        rows=rows,
+        columns=min(ranges.columns, extents[columns_axis]),
+        left_out=range(start, start + length),
+    )
+
+
 def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Cut, degrade and damage one clip.
 
     Returns:
-        ``sections`` ``(frames, rows, columns)`` and ``target`` ``(frames, planes, columns)``, float32;
+        ``sections`` ``(frames, rows, columns)`` and ``target`` ``(frames, planes, columns)``, float32, or, where the
+        stack's own sections are left out, ``(frames, sections left out, columns)``;
         ``section_mask``, bool, of the shape of ``sections``; ``independent``, bool, of the shape of ``target``: where
         the sections that were measured hold nothing of the target's noise.
     """
-    target = _seen_by_another_instrument(_cut(plan, rng), plan, ranges, rng)
+    cut = seen_by_another_instrument(_cut(plan, rng), ranges, plan.fine_axes, rng)
+    if plan.left_out is not None:
+        return _with_sections_left_out(cut, plan.left_out, ranges, rng)
+    target = cut
     matrix = plan.geometry.matrix(plan.rows).astype(np.float32)
     imaged = target
     added = np.zeros(plan.rows)  # variance of the noise that only the sections have
     if ranges.voxel_noise and rng.random() < ranges.voxel_noise:
         strength = rng.uniform(0, ranges.noise_max)
-        imaged = target + np.float32(strength) * _noise(target.shape, rng)
+        imaged = target + np.float32(strength) * unit_noise(target.shape, rng)
         added += strength**2 * np.square(matrix).sum(axis=1)
     sections = np.einsum("rp,fpc->frc", matrix, imaged, optimize=True)
-    sections, more = _damaged(sections, ranges, rng)
+    sections, more = damaged(sections, ranges, rng)
     shared = noise_level(target) ** 2 * np.square(matrix).sum(axis=1)
     own = (added + more >= DROWNED**2 * shared) | (shared <= HARDLY_NOISY**2)
     mask = _draw_mask(sections.shape, ranges, rng)
@@ -264,6 +241,19 @@ def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) 
         "section_mask": mask,
         "independent": np.einsum("rp,frc->fpc", (matrix > 0).astype(np.float32), telling.astype(np.float32)) == 0,
     }
+
+
+def _with_sections_left_out(
+    imaged: np.ndarray, left_out: range, ranges: SamplingRanges, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """A clip of a stack's own sections, ``(frames, sections, columns)``, of which some are to be predicted."""
+    sections, _ = damaged(imaged, ranges, rng)
+    target = np.ascontiguousarray(imaged[:, left_out], np.float32)
+    mask = np.zeros(imaged.shape, bool)
+    mask[:, left_out] = True
+    independent = np.ones(target.shape, bool)
+    sections = np.ascontiguousarray(sections, np.float32)
+    return {"sections": sections, "target": target, "section_mask": mask, "independent": independent}
 
 
 def noise_level(clip: np.ndarray) -> float:
@@ -281,8 +271,8 @@ def _cut(plan: ClipPlan, rng: np.random.Generator) -> np.ndarray:
     """A random place of the volume, randomly mirrored, rescaled, normalised: ``(frames, planes, columns)``."""
     volume = plan.volume
     steps = (plan.stride, 1, 1)
-    sizes = (plan.frames, plan.geometry.num_planes(plan.rows), plan.columns)
-    zooms = (plan.zoom if plan.cubes else 1.0, plan.zoom, plan.zoom)
+    sizes = (plan.frames, plan.rows if plan.left_out else plan.geometry.num_planes(plan.rows), plan.columns)
+    zooms = tuple(plan.zoom if axis in plan.fine_axes else 1.0 for axis in range(3))
     shape = list(volume.data.shape)
     shape[2] -= volume.holdout_columns
     index: list[slice] = [slice(0)] * 3
@@ -312,84 +302,6 @@ def _rescaling(length: int, size: int, zoom: float) -> np.ndarray:
         centres = ((np.arange(size) + 0.5) * zoom - 0.5).clip(0, length - 1)
         weights = np.clip(1 - np.abs(centres[:, None] - np.arange(length)), 0, None)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _seen_by_another_instrument(
-    clip: np.ndarray, plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator
-) -> np.ndarray:
-    """Another sharpness, curve of grey values, contrast and brightness; of sections and target alike."""
-    axes = (0, 1, 2) if plan.frame_spacing == 1 else (1, 2)
-    if rng.random() < ranges.blur:
-        clip = _smoothed(clip, rng.uniform(0, 0.25), axes)
-    elif ranges.sharpen and rng.random() < ranges.sharpen:
-        clip = _smoothed(clip, rng.uniform(-0.15, 0), axes)
-    if ranges.tone and rng.random() < ranges.tone:
-        clip = _another_tone(clip, rng)
-    if rng.random() < ranges.contrast:
-        clip = clip * np.float32(np.exp(rng.normal(0, 0.2))) + np.float32(rng.normal(0, 0.2))
-    if rng.random() < ranges.invert:
-        clip = -clip
-    return clip
-
-
-def _another_tone(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A monotone curve of normalised grey values: a gamma bends it, an equalisation spreads its middle."""
-    if rng.random() < 0.5:
-        bend = np.float32(rng.uniform(-0.4, 0.4))
-        return np.expm1(bend * clip.clip(-4, 4)) / bend if abs(bend) > 1e-3 else clip
-    share = np.float32(rng.uniform(0, 1))  # tanh(0.8 x) is within 2 % of the distribution function of a Gaussian
-    return (1 - share) * clip + share * np.float32(math.sqrt(3)) * np.tanh(np.float32(0.8) * clip)
-
-
-def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Unit noise, white in half of the cases, else smooth along some of the axes."""
-    noise = rng.standard_normal(shape, np.float32)
-    if rng.random() < 0.5:
-        along = tuple(axis for axis in range(3) if rng.random() < 0.5)
-        noise = _smoothed(noise, rng.uniform(0, 0.25), along)
-        noise /= noise.std()
-    return noise
-
-
-def _smoothed(clip: np.ndarray, share: float, axes: tuple[int, ...]) -> np.ndarray:
-    """Each voxel takes this fraction from either neighbour along these axes (gives, below 0); borders repeat."""
-    for axis in axes:
-        padded = np.pad(clip, [(int(axis == a),) * 2 for a in range(clip.ndim)], mode="edge")
-        before, after = (np.take(padded, range(k, k + clip.shape[axis]), axis) for k in (0, 2))
-        clip = (1 - 2 * share) * clip + share * (before + after)
-    return clip.astype(np.float32)
-
-
-def _damaged(sections: np.ndarray, ranges: SamplingRanges, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """What the microscope adds to ``(frames, rows, columns)``; rows are sections, and each is hit on its own.
-
-    Returns:
-        The sections, and the variance of the noise in each; infinite where something else makes it another image.
-    """
-    frames, rows, columns = sections.shape
-    added = np.zeros(rows)
-    if rng.random() < ranges.noise:
-        strength = rng.uniform(0, ranges.noise_max)
-        sections = sections + np.float32(strength) * rng.standard_normal(sections.shape, np.float32)
-        added += strength**2
-    if rng.random() < ranges.jump:
-        hit = rng.random((rows,)) < 0.2
-        added[hit] = np.inf
-        gain = np.exp(hit * rng.normal(0, 0.15, hit.shape))[:, None]
-        brightness = (hit * rng.normal(0, 0.2, hit.shape))[:, None]
-        sections = (sections * gain + brightness).astype(np.float32)
-    if rng.random() < ranges.charging:
-        along_frames, along_columns = (np.linspace(-1, 1, n, dtype=np.float32) for n in (frames, columns))
-        for row in np.flatnonzero(rng.random(rows) < 0.2):
-            added[row] = np.inf
-            slope, bend = rng.normal(0, 0.3, (2, 2)).astype(np.float32)
-            across_frames = (slope[0] * along_frames + bend[0] * np.square(along_frames))[:, None]
-            sections[:, row] += across_frames + slope[1] * along_columns + bend[1] * np.square(along_columns)
-    if rng.random() < ranges.jitter:
-        for row in np.flatnonzero(rng.random(rows) < 0.2):
-            added[row] = np.inf
-            sections[:, row] = np.roll(sections[:, row], int(rng.choice([-1, 1])), axis=-1)
-    return sections, added
 
 
 def _draw_mask(shape: tuple[int, ...], ranges: SamplingRanges, rng: np.random.Generator) -> np.ndarray:
@@ -447,8 +359,12 @@ class ClipBatches(torch.utils.data.IterableDataset):
         stacked["factor"] = plan.geometry.factor
         stacked["thickness"] = plan.geometry.thickness
         stacked["frame_spacing"] = plan.frame_spacing
-        planes = plan.geometry.num_planes(plan.rows)
-        stacked["positions"] = plan.geometry.plane_positions(planes)
+        if plan.left_out is None:
+            stacked["positions"] = plan.geometry.plane_positions(plan.geometry.num_planes(plan.rows))
+        else:
+            stacked["planes_per_section"] = planes = max(1, round(plan.geometry.thickness * plan.geometry.factor))
+            inside = ((np.arange(planes) + 0.5) / planes - 0.5) * plan.geometry.thickness
+            stacked["positions"] = np.add.outer(plan.left_out, inside).ravel()
         return stacked
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

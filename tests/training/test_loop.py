@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
+from emformer_hub.losses import reconstruction_loss
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -35,8 +36,9 @@ from emformer_hub.training import checkpoint, loop
 from emformer_hub.training import run as training_run
 from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import learning_rate_share, load_volumes, train
+from emformer_hub.training.ranges import SamplingRanges
 from emformer_hub.training.recipe import Recipe
-from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume
+from emformer_hub.training.sampling import ClipBatches, TrainingVolume
 from emformer_hub.training.validation import VALIDATION_GEOMETRIES, error_quantiles, validation_clips
 from emformer_hub.volumes import StoredArray, write_volume
 from emformer_hub.volumes.phantom import neuropil
@@ -230,6 +232,33 @@ def test_training_goes_on_from_given_weights(tmp_path: Path, data_root: Path, fi
     assert_same_weights(output / "model.safetensors", finished / "model.safetensors")
 
 
+def test_sections_that_are_left_out_are_judged_by_what_was_measured(
+    tmp_path: Path, data_root: Path, finished: Path
+) -> None:
+    """Some planes a section, whose mean is the section that the network did not see."""
+    still = {"learning_rate": 0.0, "matrix_learning_rate": 0.0, "steps": 1, "batch_size": 1}
+    chosen = {
+        "base": str(finished),
+        "volumes": [{"path": "neuropil.tif", "voxel_size": "32,8,8"}],
+        "sampling": {"left_out": 1.0, "frames": 4, "rows": 4, "columns": 16},
+    }
+    output = train_here(tmp_path / "run", data_root, model=None, **still, **chosen)
+    (logged,) = (record["loss"] for record in records(output) if "loss" in record)
+
+    run = Recipe.load(output / "recipe.yaml")
+    volumes = load_volumes(run, data_root, EMformerProcessor.from_pretrained(finished))
+    batch = ClipBatches(volumes, run.sampling, seed=run.seed, batch_size=1).batch(0)
+    asked = ("sections", "factor", "positions", "thickness", "frame_spacing", "section_mask")
+    with torch.no_grad():
+        out = EMformerModel.from_pretrained(finished)(**{name: batch[name] for name in asked})
+    shape = (1, 4, batch["target"].shape[2], batch["planes_per_section"], 16)
+    assert shape[3] > 1
+    loss, _ = reconstruction_loss(
+        out.reconstruction.view(shape).mean(3), out.scale.view(shape).mean(3), batch["target"]
+    )
+    assert logged == pytest.approx(loss.item(), rel=1e-5)
+
+
 def test_validation_does_not_disturb_training(tmp_path: Path, data_root: Path) -> None:
     runs = [train_here(tmp_path / f"every{n}", data_root, steps=5, validate_every=n) for n in (2, 1000)]
     assert losses(runs[0]) == losses(runs[1])
@@ -329,7 +358,8 @@ from pathlib import Path
 from emformer_hub.processing_emformer import EMformerProcessor
 from emformer_hub.training.loop import load_volumes
 from emformer_hub.training.recipe import Recipe
-from emformer_hub.training.sampling import ClipBatches, SamplingRanges
+from emformer_hub.training.ranges import SamplingRanges
+from emformer_hub.training.sampling import ClipBatches
 
 def memory(name): return 1024 * int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 

@@ -11,8 +11,8 @@ import yaml
 
 from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.errors import InputError
+from emformer_hub.training.ranges import SamplingRanges
 from emformer_hub.training.recipe import Recipe
-from emformer_hub.training.sampling import SamplingRanges
 
 RECIPES = sorted((Path(__file__).parents[2] / "finetune" / "recipes").glob("*.yaml"))
 SMALLEST = {"model": {"hidden_size": 16}, "volumes": [{"path": "stack.tif"}], "steps": 10}

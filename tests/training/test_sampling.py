@@ -12,7 +12,8 @@ import torch
 
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
-from emformer_hub.training.sampling import ClipBatches, SamplingRanges, TrainingVolume, noise_level
+from emformer_hub.training.ranges import SamplingRanges
+from emformer_hub.training.sampling import ClipBatches, TrainingVolume, noise_level
 
 SMALL = SamplingRanges(frames=4, rows=5, columns=16, rescale=0.5, sharpen=0.3, tone=0.3, voxel_noise=0.5)
 APPEARANCE = ["rescale", "blur", "sharpen", "tone", "contrast", "invert"]
@@ -241,6 +242,41 @@ def test_masks_hide_one_to_three_neighbouring_sections_or_the_same_part_of_each(
             assert (mask[:, hidden] == mask[:, hidden[:1]]).all()
             assert mask[:, hidden].all() == (kind == "mask")
     assert lengths == {1, 2, 3}
+
+
+def test_a_stacks_own_sections_are_left_out_and_are_what_is_to_be_found() -> None:
+    stack = volume(ramp("z"), voxel_size=ANISOTROPIC)
+    lengths = set()
+    for batch in islice(stream([stack], replace(PLAIN, left_out=1.0)), 30):
+        sections, mask = batch["sections"], batch["section_mask"]
+        assert (sections.diff(dim=2).abs() == 1).all()  # neighbours in the stack
+        left_out = mask[0].any(dim=2).any(dim=0)
+        assert (mask == left_out[:, None]).all()
+        np.testing.assert_array_equal(batch["target"], sections[:, :, left_out])
+        assert batch["independent"].all() and batch["frame_spacing"] == 1
+        positions = np.reshape(batch["positions"], (-1, batch["planes_per_section"]))
+        np.testing.assert_allclose(positions.mean(axis=1), np.flatnonzero(left_out), atol=1e-9)
+        assert np.ptp(positions, axis=1).max() < batch["thickness"]
+        lengths.add(int(left_out.sum()))
+    assert lengths == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("stack", "recipe", "thickness"),
+    [(1.0, None, lambda factor: 1), (0.0, None, lambda factor: 1 / factor), (1.0, 0.5, lambda factor: 0.5)],
+    ids=["physical sections", "block faces", "as the recipe says"],
+)
+def test_sections_that_are_left_out_are_as_thick_as_the_stacks(stack: float, recipe: float | None, thickness) -> None:
+    anisotropic = volume(voxel_size=ANISOTROPIC, thickness=stack)
+    for batch in islice(stream([anisotropic], replace(PLAIN, left_out=1.0, thickness=recipe)), 10):
+        assert batch["thickness"] == thickness(batch["factor"])
+        assert 5 / 1.6 < batch["factor"] < 5 * 1.6
+
+
+@pytest.mark.parametrize("other", [{}, {"voxel_size": ANISOTROPIC, "aligned": False}], ids=["isotropic", "not aligned"])
+def test_no_section_is_left_out_of_what_is_no_stack(other: dict[str, Any]) -> None:
+    for batch in islice(stream([volume(**other)], replace(PLAIN, left_out=1.0)), 10):
+        assert "planes_per_section" not in batch and not batch["section_mask"].any()
 
 
 def test_masks_leave_intensities_as_they_are() -> None:

@@ -43,8 +43,8 @@ def judged_value(clean: Tensor, independent: Tensor, batch: dict[str, Any]) -> T
     return torch.where(independent, clean, torch.lerp(faithful, clean, ANCHOR))
 
 
-def imaged(planes: Tensor, per_section: int) -> Tensor:
-    """Sections as a microscope would image them: means over so many planes each.
+def section_means(planes: Tensor, per_section: int) -> Tensor:
+    """Sections as a microscope would image them: the mean of so many planes each.
 
     The error of a section that is left out is nearly that of each of its planes, so that this holds for scales, too.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from emformer_hub.errors import InputError
 from emformer_hub.records import from_plain
 
 
@@ -33,6 +35,17 @@ class VolumeEntry:
     sections: str | None = None
     modality: str | None = None
     licence: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.thickness <= 1:
+            raise InputError(
+                f"{self.path}: thickness is {self.thickness:g}; expected the imaged fraction of the section spacing, "
+                f"up to 1 for sections seen through (ssTEM), or 0 for block faces (FIB-SEM, SBF-SEM)."
+            )
+        if not 0 <= self.holdout < 1:
+            raise InputError(f"{self.path}: holdout is {self.holdout:g}; expected a fraction of the columns, below 1.")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise InputError(f"{self.path}: weight is {self.weight:g}; expected a number from 0 on.")
 
     @classmethod
     def from_content(cls, content: dict[str, Any], where: str) -> VolumeEntry:

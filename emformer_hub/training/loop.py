@@ -26,7 +26,7 @@ from emformer_hub.devices import choose_device, choose_precision, empty_cache, i
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
 from emformer_hub.inspection import alignment_note
-from emformer_hub.losses import imaged, judged_value, reconstruction_loss
+from emformer_hub.losses import judged_value, reconstruction_loss, section_means
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import MODES
 from emformer_hub.processing_emformer import EMformerProcessor
@@ -217,7 +217,7 @@ class Gradients:
                 if planes is None:
                     value, scale = judged_value(out.reconstruction, independent, {**piece, **shared}), out.scale
                 else:
-                    value, scale = (imaged(each, planes) for each in (out.reconstruction, out.scale))
+                    value, scale = (section_means(each, planes) for each in (out.reconstruction, out.scale))
                 loss, parts = reconstruction_loss(value, scale, target)
                 self.accelerator.backward(share * loss if share < 1 else loss)
             for name, value in {"loss": loss.detach(), **parts}.items():

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
+
+MIN_ROWS, MIN_COLUMNS = 4, 16
+"""Of a clip."""
+AMOUNTS = ("thickness", "noise_max")
+"""Choices that are numbers, but no fraction of the clips."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,19 @@ class SamplingRanges:
     left_out: float = 0.0
 
     def check(self) -> None:
-        """Raise ``InputError`` for factors or a thickness that no section model has."""
+        """Raise ``InputError`` for what no clip can be drawn with."""
         if len(self.factor) != 3:
             raise InputError(f"sampling: factor is {self.factor}; expected lowest, most frequent, highest.")
         if len(self.rescale_range) != 2 or not 0 < self.rescale_range[0] <= self.rescale_range[1]:
             raise InputError(f"sampling: rescale_range is {self.rescale_range}; expected smallest, largest factor.")
+        for name, value in vars(self).items():
+            if name not in AMOUNTS and isinstance(value, float) and not 0 <= value <= 1:
+                raise InputError(f"sampling: {name} is {value:g}; expected a fraction of the clips, from 0 to 1.")
+        if not (math.isfinite(self.noise_max) and self.noise_max >= 0):
+            raise InputError(f"sampling: noise_max is {self.noise_max:g}; expected standard deviations, from 0 on.")
+        least = {"frame_stride_max": 1, "frames": 1, "rows": MIN_ROWS, "columns": MIN_COLUMNS}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise InputError(f"sampling: {name} is {getattr(self, name)}; expected {smallest} or more.")
         for factor in (*self.factor, *self.factors):
             SectionModel(factor, 1.0 if self.thickness is None else self.thickness)

@@ -81,6 +81,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.volumes:
             raise InputError("the recipe names no volumes; list at least one under 'volumes'.")
+        if not any(volume.weight for volume in self.volumes):
+            raise InputError("every volume has weight 0; give those to learn from a positive one.")
         if (self.model is None) == (self.base is None):
             raise InputError("the recipe needs exactly one of 'model' (from scratch) and 'base' (to continue from).")
         if self.method not in METHODS:
@@ -103,14 +105,22 @@ class Recipe:
             "memory",
             "adapter_rank",
             "adapter_alpha",
+            "learning_rate",
+            "matrix_learning_rate",
+            "clip_norm",
             "validate_every",
             "checkpoint_every",
         ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; expected a positive number.")
+        for name in ("warmup_steps", "weight_decay", "workers", "seed"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number from 0 on.")
         if not 0 <= self.decay <= 1:
             raise InputError(f"decay is {self.decay}; expected a fraction of the run, from 0 to 1.")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.ema_decay}; expected a number from 0 to below 1.")
         check_precision(self.precision)
         self.sampling.check()
 

@@ -81,7 +81,7 @@ def _compare(
             yield Comparison(volume.name, IN_PLANE, words, "bicubic", first.gain(), second.gain(), interval)
     if volume.aligned and volume.data.shape[0] >= 3:
         spacing = float(np.clip(volume.anisotropy, 1, 16))
-        geometry = SectionModel(spacing, _thickness(recipe, spacing))
+        geometry = SectionModel(spacing, _thickness(recipe, spacing, volume.thickness))
         stack = held_out_stack(volume)
         (gain, errors), (gain_after, errors_after) = (left_out_gain(one, stack, geometry) for one in (before, after))
         interval, baseline = _interval(errors, errors_after), "mean of both neighbours"
@@ -258,8 +258,8 @@ def draw(
     return path
 
 
-def _thickness(recipe: Recipe, factor: float) -> float:
-    return 1.0 if recipe.sampling.thickness is None else max(recipe.sampling.thickness, 1 / factor)
+def _thickness(recipe: Recipe, factor: float, otherwise: float = 1.0) -> float:
+    return max(otherwise if recipe.sampling.thickness is None else recipe.sampling.thickness, 1 / factor)
 
 
 def _words(geometry: SectionModel) -> str:

@@ -18,11 +18,11 @@ from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel, VoxelSize
 from emformer_hub.processing_emformer import IntensityStatistics
 from emformer_hub.training.effects import damaged, seen_by_another_instrument, unit_noise
-from emformer_hub.training.ranges import SamplingRanges
+from emformer_hub.training.ranges import MIN_COLUMNS, MIN_ROWS, SamplingRanges
 from emformer_hub.volumes import StoredArray
 
 ISOTROPIC_WITHIN = 1.1  # a volume with sections at most this times its lateral voxel apart is used in any direction
-MIN_ROWS, MIN_COLUMNS, MIN_SECTIONS = 4, 16, 4
+MIN_SECTIONS = 4
 DROWNED = 2.0
 """A section's noise counts as independent of the target's where the added noise is this many times what it had
 before."""
@@ -131,6 +131,20 @@ class ClipPlan:
             return 1.0
         return self.stride * (1.0 if self.volume.isotropic else self.volume.anisotropy) / self.zoom
 
+    @property
+    def planes_per_section(self) -> int:
+        """Planes that a section which is left out is the mean of."""
+        return max(1, round(self.geometry.thickness * self.geometry.factor))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Centres of the planes that are asked for, in section coordinates, float64 ``(planes,)``."""
+        if self.left_out is None:
+            return self.geometry.plane_positions(self.geometry.num_planes(self.rows))
+        planes = self.planes_per_section
+        inside = ((np.arange(planes) + 0.5) / planes - 0.5) * self.geometry.thickness
+        return np.add.outer(self.left_out, inside).ravel()
+
 
 def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np.random.Generator) -> ClipPlan:
     """Draw volume, orientation, section geometry and clip size for one batch."""
@@ -145,13 +159,10 @@ def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np
     if volume.isotropic and rng.random() >= ranges.frame_stride_one:
         widest = max(1.0, min(ranges.frame_stride_max, frames_extent / ranges.frames))
         stride = round(float(np.exp(rng.uniform(0, np.log(widest)))))
-    zoom = 1.0
-    if ranges.rescale and rng.random() < ranges.rescale:
-        least = min(rows_extent, columns_extent)
-        zoom = min(float(np.exp(rng.uniform(*np.log(ranges.rescale_range)))), max(1.0, least / MIN_COLUMNS))
-        rows_extent, columns_extent = int(rows_extent / zoom), int(columns_extent / zoom)
-        if volume.cubes(stride):
-            frames_extent = int(frames_extent / zoom)
+    zoom = _draw_zoom(min(rows_extent, columns_extent), ranges, rng)
+    rows_extent, columns_extent = int(rows_extent / zoom), int(columns_extent / zoom)
+    if volume.cubes(stride):
+        frames_extent = int(frames_extent / zoom)
 
     largest = rows_extent / (MIN_ROWS + 1)
     if ranges.factors:
@@ -185,28 +196,38 @@ def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np
 def _left_out_plan(volume: TrainingVolume, ranges: SamplingRanges, rng: np.random.Generator) -> ClipPlan:
     """A plan whose rows are the stack's own sections, 1-3 of them missing."""
     frames_axis, columns_axis = rng.permutation([1, 2])
-    zoom = float(np.exp(rng.uniform(*np.log(ranges.rescale_range)))) if rng.random() < ranges.rescale else 1.0
-    depth, height, width = volume.data.shape
-    extents = [depth, int(height / zoom), int((width - volume.holdout_columns) / zoom)]
-    if ranges.factors:
-        factor = float(rng.choice(ranges.factors))
-    else:
-        factor = float(np.clip(volume.anisotropy / zoom * np.exp(rng.uniform(-0.3, 0.3)), 1.2, 16))
+    shape = np.array(volume.data.shape) - np.array([0, 0, volume.holdout_columns])
+    frames_extent, columns_extent = int(shape[frames_axis]), int(shape[columns_axis])
+    zoom = _draw_zoom(min(frames_extent, columns_extent), ranges, rng)
+    spread = 0.0 if ranges.factors else 0.3
+    factor = float(np.clip(volume.anisotropy / zoom * np.exp(rng.uniform(-spread, spread)), 1.2, 16))
     thickness = volume.thickness if ranges.thickness is None else ranges.thickness
-    rows = min(ranges.rows, depth)
-    length = int(rng.integers(1, min(3, rows - 2) + 1))
-    start = int(rng.integers(0, rows - length + 1))
+    rows = min(ranges.rows, int(shape[0]))
     return ClipPlan(
         volume=volume,
         geometry=SectionModel(factor, max(thickness, 1 / factor)),
         axes=(int(frames_axis), 0, int(columns_axis)),
         stride=1,
         zoom=zoom,
-        frames=min(ranges.frames, extents[frames_axis]),
+        frames=min(ranges.frames, int(frames_extent / zoom)),
         rows=rows,
-        columns=min(ranges.columns, extents[columns_axis]),
-        left_out=range(start, start + length),
+        columns=min(ranges.columns, int(columns_extent / zoom)),
+        left_out=_draw_neighbours(rows, rng),
     )
+
+
+def _draw_zoom(narrowest: int, ranges: SamplingRanges, rng: np.random.Generator) -> float:
+    """Voxels of the volume along the edge of one of the clip, of which the narrowest axis must hold ``MIN_COLUMNS``."""
+    if not ranges.rescale or rng.random() >= ranges.rescale:
+        return 1.0
+    return min(float(np.exp(rng.uniform(*np.log(ranges.rescale_range)))), max(1.0, narrowest / MIN_COLUMNS))
+
+
+def _draw_neighbours(rows: int, rng: np.random.Generator) -> range:
+    """1-3 neighbouring rows, such that at least two others are left."""
+    length = int(rng.integers(1, min(3, rows - 2) + 1))
+    start = int(rng.integers(0, rows - length + 1))
+    return range(start, start + length)
 
 
 def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -218,18 +239,17 @@ def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) 
         ``section_mask``, bool, of the shape of ``sections``; ``independent``, bool, of the shape of ``target``: where
         the sections that were measured hold nothing of the target's noise.
     """
-    cut = seen_by_another_instrument(_cut(plan, rng), ranges, plan.fine_axes, rng)
+    target = seen_by_another_instrument(_cut(plan, rng), ranges, plan.fine_axes, rng)
     if plan.left_out is not None:
-        return _with_sections_left_out(cut, plan.left_out, ranges, rng)
-    target = cut
+        return _with_sections_left_out(target, plan.left_out, ranges, rng)
     matrix = plan.geometry.matrix(plan.rows).astype(np.float32)
-    imaged = target
+    tissue = target
     added = np.zeros(plan.rows)  # variance of the noise that only the sections have
     if ranges.voxel_noise and rng.random() < ranges.voxel_noise:
         strength = rng.uniform(0, ranges.noise_max)
-        imaged = target + np.float32(strength) * unit_noise(target.shape, rng)
+        tissue = target + np.float32(strength) * unit_noise(target.shape, rng)
         added += strength**2 * np.square(matrix).sum(axis=1)
-    sections = np.einsum("rp,fpc->frc", matrix, imaged, optimize=True)
+    sections = np.einsum("rp,fpc->frc", matrix, tissue, optimize=True)
     sections, more = damaged(sections, ranges, rng)
     shared = noise_level(target) ** 2 * np.square(matrix).sum(axis=1)
     own = (added + more >= DROWNED**2 * shared) | (shared <= HARDLY_NOISY**2)
@@ -244,12 +264,12 @@ def draw_clip(plan: ClipPlan, ranges: SamplingRanges, rng: np.random.Generator) 
 
 
 def _with_sections_left_out(
-    imaged: np.ndarray, left_out: range, ranges: SamplingRanges, rng: np.random.Generator
+    measured: np.ndarray, left_out: range, ranges: SamplingRanges, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """A clip of a stack's own sections, ``(frames, sections, columns)``, of which some are to be predicted."""
-    sections, _ = damaged(imaged, ranges, rng)
-    target = np.ascontiguousarray(imaged[:, left_out], np.float32)
-    mask = np.zeros(imaged.shape, bool)
+    sections, _ = damaged(measured, ranges, rng)
+    target = np.ascontiguousarray(measured[:, left_out], np.float32)
+    mask = np.zeros(measured.shape, bool)
     mask[:, left_out] = True
     independent = np.ones(target.shape, bool)
     sections = np.ascontiguousarray(sections, np.float32)
@@ -310,15 +330,14 @@ def _draw_mask(shape: tuple[int, ...], ranges: SamplingRanges, rng: np.random.Ge
     mask = np.zeros(shape, bool)
     kind = rng.random()
     if kind < ranges.mask + ranges.local_mask:
-        length = int(rng.integers(1, min(3, rows - 2) + 1))
-        start = int(rng.integers(0, rows - length + 1))
+        neighbours = _draw_neighbours(rows, rng)
         hidden = np.ones((frames, 1, columns), bool)
         if kind >= ranges.mask:
             distance = [
                 (np.arange(n) + 0.5 - rng.uniform(0, n)) / max(1, rng.uniform(n / 8, n / 2)) for n in (frames, columns)
             ]
             hidden = np.hypot(distance[0][:, None], distance[1])[:, None] < 1
-        mask[:, start : start + length] = hidden
+        mask[:, neighbours] = hidden
     return mask
 
 
@@ -359,12 +378,9 @@ class ClipBatches(torch.utils.data.IterableDataset):
         stacked["factor"] = plan.geometry.factor
         stacked["thickness"] = plan.geometry.thickness
         stacked["frame_spacing"] = plan.frame_spacing
-        if plan.left_out is None:
-            stacked["positions"] = plan.geometry.plane_positions(plan.geometry.num_planes(plan.rows))
-        else:
-            stacked["planes_per_section"] = planes = max(1, round(plan.geometry.thickness * plan.geometry.factor))
-            inside = ((np.arange(planes) + 0.5) / planes - 0.5) * plan.geometry.thickness
-            stacked["positions"] = np.add.outer(plan.left_out, inside).ravel()
+        stacked["positions"] = plan.positions
+        if plan.left_out is not None:
+            stacked["planes_per_section"] = plan.planes_per_section
         return stacked
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -83,6 +83,23 @@ def test_nested_keys_arrive(write: Write) -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"checkpoint_every": 0}, "checkpoint_every"),
         ({"validate_every": 0}, "validate_every"),
+        ({"learning_rate": -1e-3}, "learning_rate is -0.001; expected a positive number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; expected a positive number"),
+        ({"seed": -1}, "seed is -1; expected a number from 0 on"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0; expected a number from 0 to below 1"),
+        ({"sampling": {"left_out": 3}}, "left_out is 3; expected a fraction of the clips, from 0 to 1"),
+        ({"sampling": {"blur": -0.1}}, "blur is -0.1; expected a fraction of the clips, from 0 to 1"),
+        ({"sampling": {"noise_max": -1}}, "noise_max is -1; expected standard deviations, from 0 on"),
+        ({"sampling": {"thickness": -1}}, "section thickness is -1; expected"),
+        ({"sampling": {"rows": 2}}, "rows is 2; expected 4 or more"),
+        (
+            {"volumes": [{"path": "a.tif", "thickness": -0.5}]},
+            r"a\.tif: thickness is -0\.5; expected the imaged fraction",
+        ),
+        ({"volumes": [{"path": "a.tif", "thickness": 40}]}, r"a\.tif: thickness is 40; expected the imaged fraction"),
+        ({"volumes": [{"path": "a.tif", "holdout": 1}]}, r"a\.tif: holdout is 1; expected a fraction of the columns"),
+        ({"volumes": [{"path": "a.tif", "weight": -1}]}, r"a\.tif: weight is -1; expected a number from 0 on"),
+        ({"volumes": [{"path": "a.tif", "weight": 0}]}, "every volume has weight 0"),
     ],
 )
 def test_mistakes_are_named(write: Write, changes: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emformer_hub.errors import InputError, reason
+from emformer_hub.machine import free_memory
 
 LEAST_DISK, LEAST_MEMORY = 1e9, 2e9
 """Free bytes below which fetching a model, or reconstructing, may fail."""
@@ -90,9 +91,9 @@ def _device() -> Finding:
 def _memory() -> Finding:
     import psutil
 
-    memory = psutil.virtual_memory()
-    found = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"
-    remedy = None if memory.available > LEAST_MEMORY else "close other programs, or crop the stack"
+    free = free_memory()
+    found = f"{free / 1e9:.1f} GB free of {psutil.virtual_memory().total / 1e9:.1f}"
+    remedy = None if free > LEAST_MEMORY else "close other programs, or crop the stack"
     return Finding("memory", found, remedy)
 
 

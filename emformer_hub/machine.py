@@ -33,11 +33,15 @@ def _left_in_container() -> Iterator[int]:
 
 
 def num_threads() -> int:
-    """Number of threads to compute with: ``OMP_NUM_THREADS``, as torch does, else one for each CPU that this process
-    may run on."""
+    """Number of threads to compute with: ``OMP_NUM_THREADS``, as torch does, else :func:`num_cpus`."""
     with suppress(ValueError):
         if (wanted := int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0])) > 0:  # the others are for nested loops
             return wanted
+    return num_cpus()
+
+
+def num_cpus() -> int:
+    """Number of CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # on Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -39,6 +38,7 @@ from emformer_hub.cli.options import (
     roi,
 )
 from emformer_hub.errors import InputError
+from emformer_hub.machine import num_cpus
 
 if TYPE_CHECKING:
     from emformer_hub.geometry import SectionModel, VoxelSize
@@ -192,7 +192,7 @@ def reconstruct_command(
         "precision": precision,
         "tile_zyx": tile_zyx,
         "memory": memory,
-        "workers": 1 if scheduler == "local" else workers or os.cpu_count() or 1,
+        "workers": 1 if scheduler == "local" else workers or num_cpus(),
         "ensemble": ensemble,
         "uncertainty": uncertainty,
         "confidence": confidence_mask,

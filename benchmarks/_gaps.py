@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from _anisotropic import STACKS
 
+from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
+from emformer_hub.inspection import measure_displacements, translations_of
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction import Reconstruction
-from emformer_hub.volumes import read_volume
+from emformer_hub.volumes import Volume, read_volume, translated
 from emformer_hub.volumes.boxes import middle
 
 EVERY = 10
@@ -46,12 +48,19 @@ def degraded(truth: np.ndarray, geometry: SectionModel) -> np.ndarray:
     return to_dtype(geometry.degrade(truth), truth.dtype)
 
 
-def stacks(folder: Path, side: int, names: tuple[str, ...] = REAL) -> Iterator[Sections]:
-    """Real stacks, the middle of them."""
+def stacks(folder: Path, side: int, names: tuple[str, ...] = REAL, *, aligned: bool = False) -> Iterator[Sections]:
+    """Real stacks, the middle of them; ``aligned``: after each, also as ``--align translation`` moves it."""
     for name in names:
         stack = STACKS[name]
         (data,) = stack.read(folder)
         yield Sections(name, lateral_middle(data, side), stack.geometry)
+        moves = np.rint(translations_of(measure_displacements(data))).astype(int).tolist() if aligned else []
+        if np.any(moves):
+            read = translated(Volume(data, None, ""), moves, name)
+            assert read.hidden is not None
+            if lateral_middle(read.hidden[:], side).any():
+                raise InputError(f"{name} moves by more than its margin around {side} voxels; give a smaller --side.")
+            yield Sections(f"{name}, aligned", lateral_middle(read.data[:], side), stack.geometry)
 
 
 def gaps(depth: int, length: int) -> Iterator[np.ndarray]:

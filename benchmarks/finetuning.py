@@ -117,7 +117,8 @@ def instruments(learners: list[Learner], runs: Path, device: str) -> Iterator[di
         path = DATA / "eval" / stack.file
         (data,), ((first, _),) = stack.read(DATA / "eval"), stack.runs
         half = len(data) // 2
-        entry = VolumeEntry(str(path), f"{stack.geometry.factor:g},1,1", sections=f"{first}:{first + half}")
+        size, thickness = f"{stack.geometry.factor:g},1,1", stack.geometry.thickness
+        entry = VolumeEntry(str(path), size, thickness=thickness, sections=f"{first}:{first + half}")
 
         def rows(stack: Stack = stack, data: np.ndarray = data[half:], entry: VolumeEntry = entry) -> Iterator[Any]:
             for learner in learners:

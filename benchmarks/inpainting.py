@@ -218,7 +218,7 @@ def main(models: tuple[str, ...], parts: tuple[str, ...], side: int, device: str
     tables: dict[str, tuple[Columns, Callable[[], Iterator[dict[str, Any]]]]] = {
         "filled": (
             FILLED,
-            lambda: (row for stack in (simulated, *stacks(folder, side)) for row in filled(stack, runs)),
+            lambda: (row for stack in (simulated, *stacks(folder, side, aligned=True)) for row in filled(stack, runs)),
         ),
         "damage": (DAMAGE, lambda: damage(simulated, runs)),
         "joint": (JOINT, lambda: joint(truth, runs)),

@@ -23,6 +23,7 @@ from _geometry import centre_crop
 from _methods import EMformer, Interpolation, Method
 from _options import JSON
 from _report import DATA, Columns, describe_run, print_header, print_table, start, write_json
+from safetensors.torch import load_file
 
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.datasets.entry import VolumeEntry
@@ -81,12 +82,12 @@ class Learner:
         recipe = Recipe.load(self.recipe, volumes=[dataclasses.asdict(volume)], sampling={"factors": list(factors)})
         recipe = dataclasses.replace(recipe, minutes=self.minutes, steps=None, validate_every=10**9)
         train(recipe, folder)
-        model = EMformerModel.from_pretrained(folder)
-        kept = folder / ("adapter_model.safetensors" if is_adapter(folder) else "model.safetensors")
         if is_adapter(folder):
-            trained = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" in name)
+            kept = folder / "adapter_model.safetensors"
+            trained = sum(map(torch.Tensor.numel, load_file(kept).values()))
         else:
-            trained = sum(map(torch.Tensor.numel, trained_weights(model).values()))
+            kept = folder / "model.safetensors"
+            trained = sum(map(torch.Tensor.numel, trained_weights(EMformerModel.from_pretrained(folder)).values()))
         described = {"method": self.name, "minutes": self.minutes, "trained": trained, "bytes": kept.stat().st_size}
         return {**described, "model": str(folder)}
 

@@ -38,7 +38,10 @@ from emformer_hub.training.trainee import trained_weights
 from emformer_hub.volumes import read_volume, write_volume
 
 BASE = "emformer-small"
-INSTRUMENTS = (Stack("fibsem_tiny.tif", SectionModel(1), None), STACKS["sbem_cdeep3m"], STACKS["sstem_cremi"])
+INSTRUMENTS = {
+    stack.name: stack
+    for stack in (Stack("fibsem_tiny.tif", SectionModel(1), None), STACKS["sbem_cdeep3m"], STACKS["sstem_cremi"])
+}
 FACTORS = (4.0, 8.0)
 """Of the in-plane test. Learners draw these, and the factor of the sections, which are left out one by one."""
 FEW_SECTIONS = (4, 8, 16, 32)
@@ -112,9 +115,9 @@ def beside_zero_shot(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]
         yield row
 
 
-def instruments(learners: list[Learner], runs: Path, device: str) -> Iterator[dict[str, Any]]:
+def instruments(stacks: tuple[str, ...], learners: list[Learner], runs: Path, device: str) -> Iterator[dict[str, Any]]:
     """One half of an unseen stack's sections to learn from, the other half to test on."""
-    for stack in INSTRUMENTS:
+    for stack in map(INSTRUMENTS.__getitem__, stacks):
         path = DATA / "eval" / stack.file
         (data,), ((first, _),) = stack.read(DATA / "eval"), stack.runs
         half = len(data) // 2
@@ -175,6 +178,14 @@ def spoilt(learners: list[Learner], runs: Path, device: str) -> Iterator[dict[st
 @click.command()
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS, show_default=True)
 @click.option("--method", "methods", multiple=True, type=click.Choice(["lora", "full"]), default=["lora", "full"])
+@click.option(
+    "--stack",
+    "stacks",
+    multiple=True,
+    type=click.Choice(list(INSTRUMENTS)),
+    default=list(INSTRUMENTS),
+    help="Repeatable.",
+)
 @click.option("--minutes", type=float, default=5.0, show_default=True, help="Of fine-tuning, each.")
 @click.option("--scratch-minutes", type=float, default=30.0, show_default=True, help="Of training from scratch.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Keep the runs there.  [default: nowhere]")
@@ -183,6 +194,7 @@ def spoilt(learners: list[Learner], runs: Path, device: str) -> Iterator[dict[st
 def main(
     parts: tuple[str, ...],
     methods: tuple[str, ...],
+    stacks: tuple[str, ...],
     minutes: float,
     scratch_minutes: float,
     runs: Path | None,
@@ -199,7 +211,7 @@ def main(
         folder = runs or Path(temporary)
         rows = []
         if "instruments" in parts:
-            rows += print_table(INSTRUMENT_COLUMNS, instruments([zero_shot, *tuned], folder, device))
+            rows += print_table(INSTRUMENT_COLUMNS, instruments(stacks, [zero_shot, *tuned], folder, device))
         if "sections" in parts:
             rows += print_table(SECTIONS_COLUMNS, few_sections(lora, folder, device))
         if "spoilt" in parts:

@@ -12,10 +12,10 @@ from emformer_hub.losses import (
     ANCHOR,
     SCALE_WEIGHT,
     charbonnier,
-    imaged,
     judged_value,
     laplace_nll,
     reconstruction_loss,
+    section_means,
 )
 
 
@@ -36,8 +36,10 @@ def test_charbonnier_does_not_see_the_sign() -> None:
 
 def test_a_section_is_the_mean_of_its_planes() -> None:
     planes = torch.arange(2 * 3 * 8 * 5.0).view(2, 3, 8, 5)
-    torch.testing.assert_close(imaged(planes, 4), torch.stack([planes[:, :, :4].mean(2), planes[:, :, 4:].mean(2)], 2))
-    assert torch.equal(imaged(planes, 1), planes)
+    torch.testing.assert_close(
+        section_means(planes, 4), torch.stack([planes[:, :, :4].mean(2), planes[:, :, 4:].mean(2)], 2)
+    )
+    assert torch.equal(section_means(planes, 1), planes)
 
 
 def test_the_likelihood_is_that_of_a_laplace_distribution() -> None:

@@ -28,7 +28,15 @@ from emformer_hub.training import loop
 from emformer_hub.training.__main__ import command
 from emformer_hub.training.loop import train
 from emformer_hub.training.recipe import Recipe
-from emformer_hub.training.report import IN_PLANE, LEFT_OUT, Comparison, check_licence, licence_of, verdict
+from emformer_hub.training.report import (
+    IN_PLANE,
+    LEFT_OUT,
+    Comparison,
+    check_licence,
+    compare_models,
+    licence_of,
+    verdict,
+)
 from emformer_hub.volumes.phantom import neuropil
 
 ROOT = Path(__file__).parents[2]
@@ -166,6 +174,17 @@ def test_a_factor_of_one_is_judged_by_the_section_left_out(place: Path, tmp_path
     assert [row["task"] for row in report["rows"]] == ["section left out"]
     assert "where a section was left out" in report["verdict"] and "nan" not in report["verdict"]
     assert not (tmp_path / "run" / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("volume", "recipe", "said"), [(1.0, None, "x10 t=1"), (0.0, None, "x10 t=0.1"), (1.0, 0.5, "x10 t=0.5")]
+)
+def test_a_section_is_left_out_as_thick_as_it_is(place: Path, volume: float, recipe: float | None, said: str) -> None:
+    volumes = [{"path": "stack.tif", "voxel_size": "40,4,4", "thickness": volume}]
+    chosen = Recipe.load("lora", base=str(place / "base"), volumes=volumes, sampling={"thickness": recipe})
+    base = EMformerModel.from_pretrained(place / "base")
+    rows = compare_models(base, base, loop.load_volumes(chosen, place, EMformerProcessor()), chosen)
+    assert [row.geometry for row in rows if row.task == LEFT_OUT] == [said]
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,18 @@ def test_sections_that_are_left_out_are_as_thick_as_the_stacks(stack: float, rec
         assert 5 / 1.6 < batch["factor"] < 5 * 1.6
 
 
+def test_a_stacks_own_sections_are_as_far_apart_as_they_are_whatever_factors_are_learned() -> None:
+    for batch in islice(stream([volume(voxel_size=ANISOTROPIC)], replace(PLAIN, left_out=1.0, factors=(2.0, 8.0))), 10):
+        assert batch["factor"] == 5
+
+
+def test_sections_of_narrow_stacks_are_not_made_narrower_than_a_clip() -> None:
+    narrow = volume(ramp("z")[:, :24, :40], voxel_size=ANISOTROPIC)
+    ranges = replace(PLAIN, left_out=1.0, rescale=1.0, rescale_range=(3.0, 3.0))
+    for batch in islice(stream([narrow], ranges), 10):
+        assert batch["sections"].shape[3] == ranges.columns and batch["sections"].shape[1] == ranges.frames
+
+
 @pytest.mark.parametrize("other", [{}, {"voxel_size": ANISOTROPIC, "aligned": False}], ids=["isotropic", "not aligned"])
 def test_no_section_is_left_out_of_what_is_no_stack(other: dict[str, Any]) -> None:
     for batch in islice(stream([volume(**other)], replace(PLAIN, left_out=1.0)), 10):

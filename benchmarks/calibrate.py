@@ -31,7 +31,7 @@ from emformer_hub.volumes import read_volume
 
 TRUTH = "fibsem_fib25_a"
 HELD_OUT = 64
-"""Columns at the end of the truth that training never sees; as many beside them are context."""
+"""Columns at the end of a volume that training never sees; as many beside them are context."""
 PLANES, ROWS = 256, 128
 THICK = {"x4 t=1": SectionModel(4), "x6.7 t=1": SectionModel(6.7), "x8 t=1": SectionModel(8)}
 THIN = {
@@ -96,16 +96,17 @@ def of_sections(stack: Sections, masks: list[np.ndarray], run: Run) -> dict[str,
     errors, stated = [], []
     for mask in masks:
         done = run(stack.data, stack.geometry, mask=mask)
-        errors.append(as_imaged(done.volume, stack.geometry, mask) - stack.data[mask])
-        stated.append(as_imaged(done.uncertainty, stack.geometry, mask))
+        errors.append((as_imaged(done.volume, stack.geometry, mask) - stack.data[mask])[:, :, -HELD_OUT:])
+        stated.append(as_imaged(done.uncertainty, stack.geometry, mask)[:, :, -HELD_OUT:])
     found = multiples(np.concatenate(errors), np.concatenate(stated))
     return {"data": stack.name, "compared": "sections left out", "multiples": found}
 
 
 def left_out(folder: Path, run: Run) -> Iterator[dict[str, Any]]:
-    """Real stacks, in which sections were masked."""
+    """The last columns of real stacks, in which sections were masked."""
     for name, geometry in STACKS.items():
-        stack = Sections(name, lateral_middle(read_volume(folder / f"{name}.tif").data, SIDE), geometry)
+        data = lateral_middle(read_volume(folder / f"{name}.tif").data[:, :, -2 * HELD_OUT :], SIDE)
+        stack = Sections(name, np.ascontiguousarray(data), geometry)
         kind = "masked_full_thickness" if geometry.thickness == 1 else "masked_single_plane"
         yield {"map": kind, **of_sections(stack, list(gaps(len(stack.data), 1)), run)}
 

@@ -91,7 +91,9 @@ def draw(path: Path, curves: list[Curve]) -> None:
         axes.fill_between(curve.voxels[-1] * times, low, high, color=colour, alpha=0.2, lw=0)
         axes.plot(curve.voxels[-1] * times, low, ":", color=colour, lw=1)
     axes.set_xscale("log")
-    axes.set(xlabel="training voxels", ylabel="gain over interpolation, dB", title="Finished runs, and forecasts (shaded)")
+    axes.set(
+        xlabel="training voxels", ylabel="gain over interpolation, dB", title="Finished runs, and forecasts (shaded)"
+    )
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
 

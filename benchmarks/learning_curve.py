@@ -33,8 +33,9 @@ class Curve:
 
     @property
     def last_doubling(self) -> float:
-        """dB a doubling of voxels bought between the last two runs."""
-        return float((self.gains[-1] - self.gains[-2]) / math.log2(self.voxels[-1] / self.voxels[-2]))
+        """dB that a doubling of voxels bought between the last run and the last one of at most half as many voxels."""
+        half = max(int(np.searchsorted(self.voxels, self.voxels[-1] / 2, side="right")) - 1, 0)
+        return float((self.gains[-1] - self.gains[half]) / math.log2(self.voxels[-1] / self.voxels[half]))
 
     def saturating(self) -> tuple[float, float, float] | None:
         """``gain = limit - loss * (voxels / the most) ** -power`` through at least four runs, else ``None``."""
@@ -73,6 +74,7 @@ def read_curves(path: Path) -> tuple[list[dict[str, Any]], list[Curve]]:
 
 def draw(path: Path, curves: list[Curve]) -> None:
     """Gain over training voxels, and both forecasts up to 16 times as many."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -81,7 +83,7 @@ def draw(path: Path, curves: list[Curve]) -> None:
     axes = figure.add_subplot()
     times = np.geomspace(1, AHEAD[-1], 30)
     for place, curve in enumerate(curves):
-        colour = f"C{place}"
+        colour = colormaps["tab20"](place)
         axes.plot(curve.voxels, curve.gains, "o-", color=colour, ms=4, label=curve.task)
         forecasts = [curve.forecast(factor) for factor in times]
         low = [straight if law is None else law for law, straight in forecasts]
@@ -89,7 +91,9 @@ def draw(path: Path, curves: list[Curve]) -> None:
         axes.fill_between(curve.voxels[-1] * times, low, high, color=colour, alpha=0.2, lw=0)
         axes.plot(curve.voxels[-1] * times, low, ":", color=colour, lw=1)
     axes.set_xscale("log")
-    axes.set(xlabel="training voxels", ylabel="gain over bicubic, dB", title="Finished runs, and forecasts (shaded)")
+    axes.set(
+        xlabel="training voxels", ylabel="gain over interpolation, dB", title="Finished runs, and forecasts (shaded)"
+    )
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path)
 

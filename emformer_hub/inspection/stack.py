@@ -22,6 +22,9 @@ LOOKED_AT = 24
 """Evenly spaced sections on which noise and spacing are measured."""
 MANY = 0.5
 SATURATED = 0.1
+JITTER = 2.0
+"""Median shift of neighbours, voxels, from which it is said that they can be aligned; tissue by itself moves by about
+one."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ def stack_quality(
     note = alignment_note(stack)
     if note is not None and len(shifts):
         remarks.append(note[0].upper() + note[1:])
+    elif alignment.get("median_shift", 0.0) >= JITTER:
+        remarks.append(
+            f"Neighbouring sections are shifted by {alignment['median_shift']:.1f} voxels (median): "
+            f"`--align translation` lays them better over each other, which helps to predict missing ones, too."
+        )
 
     unfit = UNFIT | {"distant"}  # it would count as near the one before
     good = [z for z, flag in enumerate(flags) if not unfit.intersection(flag)]

@@ -193,6 +193,13 @@ def test_the_factor_is_told_from_the_sections(clean: Inspection) -> None:
     assert "thickness cannot be determined" in " ".join(clean.stack.remarks)
 
 
+def test_sections_that_jitter_by_a_few_voxels_can_be_aligned(tissue: np.ndarray, clean: Inspection) -> None:
+    moves = np.random.default_rng(0).integers(-3, 4, (len(tissue), 2)).tolist()
+    jittering = np.stack([np.roll(section, move, (0, 1)) for section, move in zip(tissue, moves, strict=True)])
+    assert "`--align translation` lays them better" in remarks(jittering)
+    assert "--align" not in " ".join(clean.stack.remarks)
+
+
 def test_the_voxel_size_settles_the_factor(tissue: np.ndarray) -> None:
     stack = inspect_stack(tissue, voxel_size=VoxelSize(160, 8, 8)).stack
     assert (stack.factor, stack.factor_source) == (20, "voxel size")

@@ -180,7 +180,7 @@ def test_a_stack_that_jumps_is_not_called_good(stack: np.ndarray) -> None:
     jumping = np.stack([np.roll(section, 30 * (z % 2), axis=1) for z, section in enumerate(stack[:, :64, :64])])
     found = audit_stack(jumping, SECTIONS, SIZE, model="emformer-tiny", device="cpu")
     verdicts = {one.item: one.verdict for one in found.verdicts}
-    assert verdicts["halves of the data"] == verdicts["sections left out"] == "do not use"
+    assert verdicts["halves of the data"] == verdicts["intervals"] == "do not use"
 
 
 def test_a_reconstruction_may_bring_its_report(stack: np.ndarray, tmp_path: Path) -> None:

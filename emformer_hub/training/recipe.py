@@ -105,8 +105,6 @@ class Recipe:
             "memory",
             "adapter_rank",
             "adapter_alpha",
-            "learning_rate",
-            "matrix_learning_rate",
             "clip_norm",
             "validate_every",
             "checkpoint_every",
@@ -114,7 +112,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; expected a positive number.")
-        for name in ("warmup_steps", "weight_decay", "workers", "seed"):
+        for name in ("learning_rate", "matrix_learning_rate", "warmup_steps", "weight_decay", "workers", "seed"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a number from 0 on.")
         if not 0 <= self.decay <= 1:

@@ -16,6 +16,7 @@ from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.reconstruction import Reconstruction
 from emformer_hub.volumes import Volume, read_volume, translated
 from emformer_hub.volumes.boxes import middle
+from emformer_hub.volumes.translated import check_translations
 
 EVERY = 10
 """Sections from the beginning of one gap to that of the next."""
@@ -54,13 +55,18 @@ def stacks(folder: Path, side: int, names: tuple[str, ...] = REAL, *, aligned: b
         stack = STACKS[name]
         (data,) = stack.read(folder)
         yield Sections(name, lateral_middle(data, side), stack.geometry)
-        moves = np.rint(translations_of(measure_displacements(data))).astype(int).tolist() if aligned else []
+        moves = measured_moves(data, name) if aligned else ()
         if np.any(moves):
             read = translated(Volume(data, None, ""), moves, name)
             assert read.hidden is not None
             if lateral_middle(read.hidden[:], side).any():
                 raise InputError(f"{name} moves by more than its margin around {side} voxels; give a smaller --side.")
             yield Sections(f"{name}, aligned", lateral_middle(read.data[:], side), stack.geometry)
+
+
+def measured_moves(stack: np.ndarray, name: str) -> tuple[tuple[int, int], ...]:
+    """By how much ``--align translation`` moves each section along y and x, whole voxels."""
+    return check_translations(translations_of(measure_displacements(stack)), stack.shape, name)
 
 
 def gaps(depth: int, length: int) -> Iterator[np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import numpy as np
+from _gaps import measured_moves
 from _geometry import parse_crop
 from _methods import EMformer
 from _options import JSON, MODEL, truth_option
@@ -21,7 +22,6 @@ from _report import DATA, Columns, describe_file, describe_run, print_report, st
 from emformer_hub.cli.options import DEVICE
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import SectionModel
-from emformer_hub.inspection import measure_displacements, translations_of
 from emformer_hub.measurement import grey_range
 from emformer_hub.processing_emformer import to_dtype
 from emformer_hub.volumes import Volume, read_volume, translated
@@ -74,7 +74,7 @@ def compared(
             stack = cut(whole, planted)
             moves = np.zeros_like(planted)
             if aligned == "by measured translations":
-                moves = np.rint(translations_of(measure_displacements(stack))).astype(int)
+                moves = np.array(measured_moves(stack, "stack"))
             left = planted + moves
             read = translated(Volume(stack, None, ""), moves.tolist(), "stack")
             masked = np.ma.masked_array(read.data[:], read.hidden[:] if read.hidden is not None else False)

@@ -246,7 +246,8 @@ def _quality(found: dict[str, Any]) -> Verdict:
         FLAGGED.verdict(len(flagged) / depth),
         f"{len(flagged)} of {depth} flagged" + "".join(f"; {z} {', '.join(what)}" for z, what in flagged.items()),
         f"good if none is, take care to {_percent(FLAGGED.care)}",
-        "No section is missing, copied, blurred, damaged, shifted, far off, or of another brightness or contrast."
+        "No section is missing or a copy, or stands out from the others as blurred, damaged, shifted, far off, or of "
+        "another brightness or contrast."
         if not flagged
         else "Some sections differ from their neighbours: look at them with `emformer-hub inspect`, and replace "
         "those that are unfit with --repair.",

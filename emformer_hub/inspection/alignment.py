@@ -57,14 +57,17 @@ def section_shifts(volume: np.ndarray | StoredArray) -> np.ndarray:
     return shifts
 
 
-def alignment_note(volume: np.ndarray | StoredArray, *, moved: bool = False) -> str | None:
-    """A sentence about a stack ``(z, y, x)`` whose sections are not aligned; ``None`` if they are.
+def alignment_note(shifts: np.ndarray, *, moved: bool = False) -> str | None:
+    """A sentence about a stack whose sections are not aligned; ``None`` if they are.
 
     It says what to do: align the stack, or doubt the translations if its sections were ``moved`` already. A stack
-    counts as badly aligned if at least a tenth of the pairs of :func:`section_shifts` are shifted by more than 12
-    voxels, or if no shift can be measured for most of them.
+    counts as badly aligned if at least a tenth of the pairs are shifted by more than 12 voxels, or if no shift can be
+    measured for most of them.
+
+    Args:
+        shifts: those of the stack, voxels, ``(pairs, 2)`` (:func:`section_shifts`).
+        moved: whether its sections were translated already.
     """
-    shifts = section_shifts(volume)
     measured = measured_lengths(shifts)
     if 2 * len(measured) < len(shifts):
         return (

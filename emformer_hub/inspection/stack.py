@@ -11,7 +11,7 @@ import numpy as np
 
 from emformer_hub.geometry import FACTOR_MAX, VoxelSize
 from emformer_hub.inspection import measures
-from emformer_hub.inspection.alignment import LARGE_SHIFT, MAX_SIDE, alignment_note, section_shifts
+from emformer_hub.inspection.alignment import LARGE_SHIFT, MAX_SIDE, alignment_note, measured_lengths, section_shifts
 from emformer_hub.inspection.quality import UNFIT
 from emformer_hub.volumes import StoredArray
 from emformer_hub.volumes.boxes import evenly_spaced, middle
@@ -66,7 +66,7 @@ def stack_quality(
     """
     remarks = _remarks(flags)
     shifts = section_shifts(stack)
-    lengths = np.hypot(*shifts[np.isfinite(shifts).all(axis=1)].T)
+    lengths = measured_lengths(shifts)
     alignment: dict[str, float] = {"not_measured": len(shifts) - len(lengths)}
     if len(lengths):
         alignment |= {
@@ -74,8 +74,8 @@ def stack_quality(
             "largest_shift": float(lengths.max()),
             "large_share": round(float((lengths > LARGE_SHIFT).mean()), 4),
         }
-    note = alignment_note(stack)
-    if note is not None and len(shifts):
+    note = alignment_note(shifts)
+    if note is not None:
         remarks.append(note[0].upper() + note[1:])
     elif alignment.get("median_shift", 0.0) >= JITTER:
         remarks.append(

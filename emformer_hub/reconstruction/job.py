@@ -21,7 +21,7 @@ from emformer_hub.devices import choose_device, choose_precision, dtype_name
 from emformer_hub.errors import InputError
 from emformer_hub.files import Place, check_file, check_overwrite, record_path, write_text
 from emformer_hub.geometry import SectionModel
-from emformer_hub.inspection.alignment import LEAST_FIELD, alignment_note
+from emformer_hub.inspection.alignment import LEAST_FIELD, alignment_note, section_shifts
 from emformer_hub.modes import Mode, check_mode
 from emformer_hub.processing_emformer import EMformerProcessor, IntensityStatistics
 from emformer_hub.reconstruction.gaps import Gaps
@@ -337,7 +337,8 @@ def _say_if_misaligned(stack: OpenStack) -> None:
     data, hidden = stack.volume.data, stack.volume.hidden
     if min(data.shape[1:]) < LEAST_FIELD:
         return  # unrelated sections and misaligned ones are not told apart
-    note = alignment_note(data if hidden is None else filled(data, hidden), moved="translations" in stack.reading)
+    shifts = section_shifts(data if hidden is None else filled(data, hidden))
+    note = alignment_note(shifts, moved="translations" in stack.reading)
     if note is not None:
         log.warning("%s: %s", stack.path, note)
 

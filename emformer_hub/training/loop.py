@@ -25,7 +25,7 @@ from emformer_hub.datasets.entry import VolumeEntry
 from emformer_hub.devices import choose_device, choose_precision, empty_cache, is_out_of_memory, peak_memory
 from emformer_hub.errors import InputError
 from emformer_hub.geometry import VoxelSize
-from emformer_hub.inspection import alignment_note
+from emformer_hub.inspection import alignment_note, section_shifts
 from emformer_hub.losses import judged_value, reconstruction_loss, section_means
 from emformer_hub.modeling_emformer import EMformerModel
 from emformer_hub.modes import MODES
@@ -107,7 +107,7 @@ def load_volumes(
             part = ",".join(f"{side.start}:{side.stop}" for side in box)
             logger.warning("%s: it was measured throughout in %s (z, y, x); training uses this part.", entry.path, part)
         data = volume.data[box] if entry.sections else cropped(volume.data, box)
-        if check_alignment and entry.aligned and (note := alignment_note(data)):
+        if check_alignment and entry.aligned and (note := alignment_note(section_shifts(data))):
             logger.warning("%s: %s Or mark it `aligned: false`, so that clips are single sections.", entry.path, note)
         name = Path(entry.path).name
         volumes.append(

@@ -72,6 +72,10 @@ class SamplingRanges:
     local_mask: float = 0.05
     left_out: float = 0.0
 
+    def thickness_at(self, factor: float, otherwise: float = 1.0) -> float:
+        """Imaged fraction of a section's slab: the recipe's, or else ``otherwise``; one plane at the least."""
+        return max(otherwise if self.thickness is None else self.thickness, 1 / factor)
+
     def check(self) -> None:
         """Raise ``InputError`` for what no clip can be drawn with."""
         if len(self.factor) != 3:

@@ -73,7 +73,7 @@ def _compare(
     for factor in recipe.sampling.factors or FACTORS:
         if factor == 1:  # nothing is lost, so there is nothing to gain; the section left out is what counts
             continue
-        geometry = SectionModel(factor, _thickness(recipe, factor))
+        geometry = SectionModel(factor, recipe.sampling.thickness_at(factor))
         first, second = (restore(model, volume, geometry, model.device) for model in (before, after))
         if first is not None and second is not None:
             words = _words(geometry)
@@ -81,7 +81,7 @@ def _compare(
             yield Comparison(volume.name, IN_PLANE, words, "bicubic", first.gain(), second.gain(), interval)
     if volume.aligned and volume.data.shape[0] >= 3:
         spacing = float(np.clip(volume.anisotropy, 1, 16))
-        geometry = SectionModel(spacing, _thickness(recipe, spacing, volume.thickness))
+        geometry = SectionModel(spacing, recipe.sampling.thickness_at(spacing, volume.thickness))
         stack = held_out_stack(volume)
         (gain, errors), (gain_after, errors_after) = (left_out_gain(one, stack, geometry) for one in (before, after))
         interval, baseline = _interval(errors, errors_after), "mean of both neighbours"
@@ -234,7 +234,7 @@ def draw(
     factor = max(recipe.sampling.factors or FACTORS)
     if factor == 1:
         return None
-    geometry = SectionModel(factor, _thickness(recipe, factor))
+    geometry = SectionModel(factor, recipe.sampling.thickness_at(factor))
     restored = [restore(model, volume, geometry, model.device) for model in (before, after)]
     if restored[0] is None or restored[1] is None:
         return None
@@ -256,10 +256,6 @@ def draw(
         title=f"{volume.name}, held-out columns, degraded along y, {_words(geometry)}",
     )
     return path
-
-
-def _thickness(recipe: Recipe, factor: float, otherwise: float = 1.0) -> float:
-    return max(otherwise if recipe.sampling.thickness is None else recipe.sampling.thickness, 1 / factor)
 
 
 def _words(geometry: SectionModel) -> str:

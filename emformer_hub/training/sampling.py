@@ -172,7 +172,7 @@ def draw_plan(volumes: Sequence[TrainingVolume], ranges: SamplingRanges, rng: np
         factor = float(np.exp(rng.triangular(low, min(max(low, mode), high), high) if high > low else high))
     kind = rng.random()
     if ranges.thickness is not None:
-        thickness = max(ranges.thickness, 1 / factor)
+        thickness = ranges.thickness_at(factor)
     elif kind < ranges.full_thickness:
         thickness = 1.0
     elif kind < ranges.full_thickness + ranges.single_plane:
@@ -201,11 +201,10 @@ def _left_out_plan(volume: TrainingVolume, ranges: SamplingRanges, rng: np.rando
     zoom = _draw_zoom(min(frames_extent, columns_extent), ranges, rng)
     spread = 0.0 if ranges.factors else 0.3
     factor = float(np.clip(volume.anisotropy / zoom * np.exp(rng.uniform(-spread, spread)), 1.2, 16))
-    thickness = volume.thickness if ranges.thickness is None else ranges.thickness
     rows = min(ranges.rows, int(shape[0]))
     return ClipPlan(
         volume=volume,
-        geometry=SectionModel(factor, max(thickness, 1 / factor)),
+        geometry=SectionModel(factor, ranges.thickness_at(factor, volume.thickness)),
         axes=(int(frames_axis), 0, int(columns_axis)),
         stride=1,
         zoom=zoom,

@@ -81,9 +81,9 @@ def test_nothing_is_told_of_blank_or_unlike_sections(tissue: np.ndarray) -> None
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 16, 300), (3, 8, 8), (4, 1, 1)])
 def test_small_volumes_do_no_harm(shape: tuple[int, int, int]) -> None:
-    noise = np.random.default_rng(0).normal(size=shape)
-    assert section_shifts(noise).shape == (shape[0] - 1, 2)
-    alignment_note(noise)
+    shifts = section_shifts(np.random.default_rng(0).normal(size=shape))
+    assert shifts.shape == (shape[0] - 1, 2)
+    alignment_note(shifts)
 
 
 def test_a_large_volume_is_looked_at_in_the_middle_and_here_and_there() -> None:
@@ -107,7 +107,6 @@ def test_a_volume_on_disk_is_measured_as_in_memory(tissue: np.ndarray, tmp_path:
     write_volume(tmp_path / "a.zarr", stack, VoxelSize(16, 8, 8))
     stored = open_volume(tmp_path / "a.zarr").data
     np.testing.assert_array_equal(section_shifts(stored), section_shifts(stack))
-    assert alignment_note(stored) == alignment_note(stack)
 
 
 # --- what is said of them ----------------------------------------------------------------------------------------
@@ -115,11 +114,11 @@ def test_a_volume_on_disk_is_measured_as_in_memory(tissue: np.ndarray, tmp_path:
 
 @pytest.mark.parametrize("spacing", [1, 2, 4], ids="{} planes apart".format)
 def test_nothing_is_said_of_aligned_tissue(spacing: int) -> None:
-    assert alignment_note(neuropil((40, 160, 160), seed=2)[::spacing]) is None
+    assert alignment_note(section_shifts(neuropil((40, 160, 160), seed=2)[::spacing])) is None
 
 
 def test_a_badly_aligned_stack_is_described(tissue: np.ndarray) -> None:
-    note = alignment_note(displaced(tissue, planted(len(tissue) - 1)))
+    note = alignment_note(section_shifts(displaced(tissue, planted(len(tissue) - 1))))
     assert note is not None
     assert note.startswith(
         "13 of 19 neighbouring sections are shifted against each other by more than 12 voxels, at most"
@@ -128,20 +127,20 @@ def test_a_badly_aligned_stack_is_described(tissue: np.ndarray) -> None:
 
 
 def test_small_shifts_and_a_single_jump_are_tolerated(tissue: np.ndarray) -> None:
-    assert alignment_note(displaced(tissue, planted(len(tissue) - 1, step=5))) is None
+    assert alignment_note(section_shifts(displaced(tissue, planted(len(tissue) - 1, step=5)))) is None
     single = np.zeros((len(tissue) - 1, 2), int)
     single[7] = 20, -20
-    assert alignment_note(displaced(tissue, single)) is None
+    assert alignment_note(section_shifts(displaced(tissue, single))) is None
 
 
 def test_blank_sections_do_not_make_a_stack_unaligned(tissue: np.ndarray) -> None:
     stack = tissue.copy()
     stack[[0, 5, 11]] = 0
-    assert alignment_note(stack) is None
+    assert alignment_note(section_shifts(stack)) is None
 
 
 def test_images_of_different_places_are_described() -> None:
     places = np.stack([neuropil((16, 128, 128), seed=seed)[8] for seed in range(6)])
-    note = alignment_note(places)
+    note = alignment_note(section_shifts(places))
     assert note is not None and "of 5 neighbouring sections have too little in common" in note
     assert "align it first" in note

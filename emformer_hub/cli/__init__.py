@@ -82,6 +82,6 @@ def main(offline: bool) -> None:
     if offline:
         # huggingface_hub reads this when it is imported, which no command has done yet
         os.environ["HF_HUB_OFFLINE"] = "1"
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(SaidOnce())
+    handler = logging.StreamHandler()
+    handler.addFilter(SaidOnce())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])

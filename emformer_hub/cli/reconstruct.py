@@ -356,9 +356,10 @@ def _print_summary(output: Path | Remote, record: Path | Remote, planes: str, se
     from emformer_hub.volumes import open_volume
 
     volume, facts = open_volume(str(output)).data, json.loads(record.read_text())
+    passes = f"{facts['ensemble']} pass{'es' * (facts['ensemble'] > 1)}"
     click.echo(
         f"{output}: {shape_text(volume)} {volume.dtype}, {planes}; "
-        f"{seconds:.1f} s, {volume.size / seconds / 1e6:.2f} Mvoxel/s ({facts['ensemble']} passes, {model})"
+        f"{seconds:.1f} s, {volume.size / seconds / 1e6:.2f} Mvoxel/s ({passes}, {model})"
     )
     for section, reason, fraction in facts["repair"]:
         place = "" if fraction == 1 else f" in {fraction:.1%} of it"

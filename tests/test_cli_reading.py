@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,15 @@ def test_each_note_is_said_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "emformer_hub.cli", "reconstruct", *words]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert said.count("MinIsWhite") == 1
+
+
+def test_a_16_bit_stack_is_summed_up_in_plain_numbers(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.tile(STACK, (1, 2, 2)).astype(np.uint16) * 250)
+    made = run("reconstruct", tmp_path / "a.tif", tmp_path / "a.zarr", *SIZE, *FAST)
+    assert made.exit_code == 0 and re.search(r"differ from the measured ones by [\d,]{3,} grey levels RMS", made.output)
+    assert "(1 pass, " in made.output
+    looked = run("inspect", tmp_path / "a.tif", *SIZE)
+    assert re.search(r"noise +[\d,]{3,} grey levels", looked.output)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -41,6 +41,7 @@ from emformer_hub.app.work import (
 from emformer_hub.errors import InputError
 from emformer_hub.pretrained import registry
 from emformer_hub.reconstruction.repair import Repair, parse_sections
+from emformer_hub.volumes.grey import grey_text
 
 NOTHING_YET = "A TIFF, OME-TIFF or HDF5 file, or one image for each section."
 KEPT_S = 3600
@@ -110,9 +111,10 @@ def shown(
         return None, None, None, ""
     place = min(int(position), views.length(plane) - 1)
     axis = "zyx"[ACROSS[plane]]
-    legend = f"{plane} plane at {axis} = {place}. " + (
-        "Orange: uncertainty, from {:.3g} to {:.3g} grey levels.".format(*views.uncertainty_range) if overlay else ""
-    )
+    legend = f"{plane} plane at {axis} = {place}. "
+    if overlay:
+        least, most = (grey_text(end, 3) for end in views.uncertainty_range)
+        legend += f"Orange: uncertainty, from {least} to {most} grey levels."
     panels = (
         views.input(plane, place),
         views.interpolation(plane, place),

@@ -35,6 +35,7 @@ from emformer_hub.reconstruction.settings import ModelOnce, OpenStack
 from emformer_hub.training.on_stack import finetune_on
 from emformer_hub.volumes import Volume, check_volume, read_volume, write_volume
 from emformer_hub.volumes.boxes import Box, check_region, evenly_spaced, middle, parse_region, shape_of
+from emformer_hub.volumes.grey import grey_text
 from emformer_hub.volumes.phantom import sample_stack
 from emformer_hub.volumes.unmeasured import measured_box
 
@@ -323,7 +324,7 @@ def _figures(shape: tuple[int, ...], size: VoxelSize, seconds: float, gain: floa
         )
     return (
         f"{said}\n\n{_times(shape)} voxels of {size}, in {seconds:.0f} s. The interval that holds the truth with a "
-        f"probability of 95 % is ±{within:.3g} grey levels wide at half of the voxels."
+        f"probability of 95 % is ±{grey_text(within, 3)} grey levels wide at half of the voxels."
     )
 
 

@@ -18,6 +18,7 @@ from emformer_hub.audit.held_back import MAP_BLOCK
 from emformer_hub.errors import InputError
 from emformer_hub.files import check_file, replacing
 from emformer_hub.measurement.drawing import draw_scale_bar
+from emformer_hub.volumes.grey import grey_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +56,7 @@ def write_report(audit: Audit, page: Path) -> None:
 def html(audit: Audit) -> str:
     """Render the page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["grey_text"] = grey_text
     pictures = {
         "planes": _picture(lambda figure: _planes(figure, audit), (12, 9.5)),
         "left_out": _picture(lambda figure: _left_out(figure, audit), (10, 3.4)),

@@ -12,6 +12,7 @@ import numpy as np
 from emformer_hub.audit.held_back import AVERAGED
 from emformer_hub.inspection.alignment import LARGE_SHIFT, MANY
 from emformer_hub.volumes.boxes import evenly_spaced
+from emformer_hub.volumes.grey import grey_text
 
 GOOD, CARE, BAD = VERDICTS = ("good", "take care", "do not use")
 
@@ -198,7 +199,7 @@ def _agreement(found: dict[str, Any]) -> Verdict:
     return Verdict(
         "agreement with the sections",
         verdict,
-        f"{found['rms']:.2f} grey levels RMS, {relative:.1%} of a standard deviation",
+        f"{grey_text(found['rms'])} grey levels RMS, {relative:.1%} of a standard deviation",
         f"good to {_percent(RESIDUAL.good)}, take care to {_percent(RESIDUAL.care)}",
         "Sections cut from the result are nearly those that were measured."
         if verdict == GOOD
@@ -212,7 +213,7 @@ def _seams(found: dict[str, Any]) -> Verdict:
     return Verdict(
         "seams",
         verdict,
-        f"{found['rms']:.3f} grey levels RMS between small tiles and large; steps across their sides are "
+        f"{grey_text(found['rms'])} grey levels RMS between small tiles and large; steps across their sides are "
         f"{found['step']:.3f} times as high as without a side",
         f"good to {_percent(SEAM_RMS.good)} of a standard deviation and {SEAM_STEP.good:g} times, take care to "
         f"{_percent(SEAM_RMS.care)} and {SEAM_STEP.care:g} times",

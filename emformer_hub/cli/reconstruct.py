@@ -354,6 +354,7 @@ def _run(
 def _print_summary(output: Path | Remote, record: Path | Remote, planes: str, seconds: float, model: str) -> None:
     """Print what was made, what was repaired, and how far it is from the measured sections."""
     from emformer_hub.volumes import open_volume
+    from emformer_hub.volumes.grey import grey_text
 
     volume, facts = open_volume(str(output)).data, json.loads(record.read_text())
     passes = f"{facts['ensemble']} pass{'es' * (facts['ensemble'] > 1)}"
@@ -373,7 +374,9 @@ def _print_summary(output: Path | Remote, record: Path | Remote, planes: str, se
             done = "were predicted from their neighbours" if what == "filled" else "stay as they are"
             click.echo(f"{share:.2%} of the voxels, which were not measured, {done}")
     if residual := facts["residual"]:
-        click.echo(f"sections cut from it differ from the measured ones by {residual['rms']:.2g} grey levels RMS")
+        click.echo(
+            f"sections cut from it differ from the measured ones by {grey_text(residual['rms'])} grey levels RMS"
+        )
 
 
 def _print_forecast(stack: OpenStack, output: Path | Remote, settings: FileSettings, devices: int) -> None:

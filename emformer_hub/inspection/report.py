@@ -8,6 +8,7 @@ from typing import Any
 from emformer_hub.inspection.quality import SectionQuality
 from emformer_hub.inspection.spacing import Spacings
 from emformer_hub.inspection.stack import StackQuality
+from emformer_hub.volumes.grey import grey_text
 
 SHOWN = ("brightness", "contrast", "blur", "duplicate", "shift", "unlike", "gap", "damage")
 
@@ -71,9 +72,8 @@ def as_lines(
             f"{shifts['largest_shift']:.0f} at most"
         )
     if stack.noise is not None:
-        lines.append(
-            f"noise      {stack.noise['grey_levels']:.3g} grey levels, {stack.noise['share']:.0%} of the variance"
-        )
+        level, share = grey_text(stack.noise["grey_levels"], 3), stack.noise["share"]
+        lines.append(f"noise      {level} grey levels, {share:.0%} of the variance")
     if stack.factor is None:
         lines.append("factor     cannot be determined")
     else:

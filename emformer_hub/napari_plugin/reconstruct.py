@@ -21,6 +21,7 @@ from emformer_hub.napari_plugin.readers import layer_of, layers_of, plain_name
 from emformer_hub.napari_plugin.session import session
 from emformer_hub.napari_plugin.work import Tell, align_progress
 from emformer_hub.volumes import Volume
+from emformer_hub.volumes.grey import grey_text
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -131,7 +132,7 @@ class ReconstructPanel(Panel):
         seconds = result.record["seconds_now"]
         said = f"Made {result.record['output']} in {seconds:.0f} s."
         if residual := result.record["residual"]:
-            said += f" Sections cut from it differ from those measured by {residual['rms']:.2g} grey levels RMS."
+            said += f" Sections cut from it differ from those measured by {grey_text(residual['rms'])} grey levels RMS."
         return "\n".join([said, *(in_words(note, FIELDS) for note in result.notes)])
 
     def stopped(self) -> str:

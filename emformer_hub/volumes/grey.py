@@ -1,4 +1,5 @@
-"""Grey values of image files: what their numbers show, where these are turned, looked up, or repeated as colours."""
+"""Grey values of image files: what their numbers show, where these are turned, looked up, or repeated as colours; and
+how they are written in messages."""
 
 from __future__ import annotations
 
@@ -106,3 +107,11 @@ def one_of_equal(colours: np.ndarray, name: str) -> np.ndarray:
         f"{name} is RGB or RGBA of shape {colours.shape}; expected grey values, or equal channels. Convert it, for "
         f"example in Fiji with Image > Type > 8-bit, or choose one channel with --channel N."
     )
+
+
+def grey_text(value: float, digits: int = 2) -> str:
+    """``0.0083``, ``12``, ``1,300``: a number of grey levels for messages, rounded to so many significant digits.
+
+    It has an exponent below 0.0001 and from a million on only.
+    """
+    return f"{float(f'{value:.{digits}g}'):,g}"

@@ -30,8 +30,6 @@ from emformer_hub.uncertainty import PROBABILITIES, ErrorQuantiles
 from emformer_hub.volumes import read_volume
 
 TRUTH = "fibsem_fib25_a"
-SMALL_TRUTH = "fibsem_gala"
-"""Cut along y: along z, it is too short."""
 HELD_OUT = 64
 """Columns at the end of a volume that training never sees; as many beside them are context."""
 PLANES, ROWS = 256, 128
@@ -59,6 +57,10 @@ COLUMNS: Columns = {
         f"{row['multiples'][PROBABILITIES.index(share)]:.3f}" for share in (0.5, 0.8, 0.95)
     ),
 }
+
+
+UNSEEN = "fibsem_gala"
+"""Another isotropic volume, of an instrument that emformer-small was not trained on."""
 
 
 def multiples(error: np.ndarray, stated: np.ndarray) -> list[float]:
@@ -118,11 +120,11 @@ def main(model: str, output: Path | None, device: str) -> None:
     folder = DATA / "train"
     header = describe_run(
         device,
-        data=[describe_file(folder / f"{name}.tif") for name in (TRUTH, SMALL_TRUTH, *STACKS)],
+        data=[describe_file(folder / f"{name}.tif") for name in (TRUTH, UNSEEN, *STACKS)],
     )
     truths = {
         TRUTH: read_volume(folder / f"{TRUTH}.tif").data[:PLANES, :ROWS, -2 * HELD_OUT :],
-        SMALL_TRUTH: np.ascontiguousarray(read_volume(folder / f"{SMALL_TRUTH}.tif").data.transpose(1, 0, 2)),
+        UNSEEN: np.ascontiguousarray(read_volume(folder / f"{UNSEEN}.tif").data.transpose(1, 0, 2)),
     }
     rows = print_report(header, COLUMNS, measured(folder, truths, model, device))
     if output:

@@ -48,7 +48,7 @@ EXAMPLES = (
     ),
     Example("fib25-x8-faces", "eval/fibsem_fib25_b.tif", SectionModel(8, 1 / 8), with_truth=False),
     Example("fib25-x4", "eval/fibsem_fib25_b.tif", SectionModel(4), with_truth=False),
-    Example("gala-x8", "eval/fibsem_gala.tif", SectionModel(8), axes=(1, 0, 2)),
+    Example("gala-x8", "train/fibsem_gala.tif", SectionModel(8), axes=(1, 0, 2)),
 )
 
 

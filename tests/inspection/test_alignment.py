@@ -107,6 +107,7 @@ def test_a_volume_on_disk_is_measured_as_in_memory(tissue: np.ndarray, tmp_path:
     write_volume(tmp_path / "a.zarr", stack, VoxelSize(16, 8, 8))
     stored = open_volume(tmp_path / "a.zarr").data
     np.testing.assert_array_equal(section_shifts(stored), section_shifts(stack))
+    assert alignment_note(section_shifts(stored)) == alignment_note(section_shifts(stack))
 
 
 # --- what is said of them ----------------------------------------------------------------------------------------
